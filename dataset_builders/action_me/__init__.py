@@ -1,0 +1,4 @@
+from .action_me import ActionMe
+
+
+__all__ = ["ActionMe"]

@@ -1,0 +1,4 @@
+from .object_me import ObjectMe
+
+
+__all__ = ["ObjectMe"]

@@ -1,0 +1,288 @@
+"""BLEU, ROUGE-L and CIDEr of rationales, as the COCO caption evaluation defines them, without Java."""
+
+import math
+import re
+from collections import Counter
+
+import datasets
+import evaluate
+
+_DESCRIPTION = """
+Scores rationales (short texts) against several human references each: BLEU-1 to BLEU-4, ROUGE-L and CIDEr as the COCO
+caption evaluation (pycocoevalcap) defines them, including its Penn Treebank tokenisation, in plain Python: no Java, no
+downloads. Optionally also how often a rationale names the right phrase of a given list, such as the right place.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (`list` of `str`): one rationale per item; an empty one scores 0.
+    references (`list` of `list` of `str`): one or more references per item.
+    phrases (`dict` of `str` to `list` of `str`, *optional*): name to phrases. Over the items whose references contain
+        a phrase of the list, the share whose prediction's first phrase is one that its references contain. Whole words
+        only, without regard to case and punctuation; where phrases overlap the longer wins ("upper centre" before
+        "centre").
+    per_item (`bool`, defaults to `False`): also return the scores of each item.
+Returns:
+    `bleu_1`, `bleu_2`, `bleu_3`, `bleu_4`, `rouge_l` (in [0, 1]) and `cider` (in [0, 10]): higher is better. BLEU is
+    that of the corpus, the others are means over the items. `None` where there are no items.
+    `n`: the number of items.
+    `<name>_accuracy` (in [0, 1], higher is better; `None` where no item counts) and `<name>_n` (the number of items
+    that count) for each name in `phrases`.
+    `per_item`: with `per_item=True`, a dict of lists; `<name>_accuracy` is 1, 0, or `None` where the item does not
+    count.
+Examples:
+    >>> import evaluate
+    >>> rationale = evaluate.load("metrics/rationale")
+    >>> predictions = ["An owl in the upper left.", "A dog runs."]
+    >>> references = [["An owl in the upper left", "There is an owl."], ["A cat sleeps in the centre."]]
+    >>> results = rationale.compute(predictions=predictions, references=references, per_item=True)
+    >>> {name: round(results[name], 4) for name in ["bleu_1", "bleu_4", "rouge_l", "cider"]}
+    {'bleu_1': 0.5573, 'bleu_4': 0.585, 'rouge_l': 0.6048, 'cider': 3.2847}
+    >>> [round(score, 4) for score in results["per_item"]["rouge_l"]]
+    [1.0, 0.2096]
+
+    The place that a rationale names:
+
+    >>> places = {"place": ["left", "centre", "upper left", "upper centre"]}
+    >>> results = rationale.compute(predictions=predictions, references=references, phrases=places)
+    >>> results["place_accuracy"], results["place_n"]
+    (0.5, 2)
+"""
+
+_CITATION = """
+@article{chen2015microsoft,
+    title={Microsoft {COCO} Captions: Data Collection and Evaluation Server},
+    author={Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta, Saurabh
+        and Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
+    journal={arXiv:1504.00325},
+    year={2015}
+}
+@inproceedings{papineni2002bleu,
+    title={{BLEU}: a Method for Automatic Evaluation of Machine Translation},
+    author={Papineni, Kishore and Roukos, Salim and Ward, Todd and Zhu, Wei-Jing},
+    booktitle={ACL},
+    year={2002}
+}
+@inproceedings{lin2004rouge,
+    title={{ROUGE}: A Package for Automatic Evaluation of Summaries},
+    author={Lin, Chin-Yew},
+    booktitle={Text Summarization Branches Out},
+    year={2004}
+}
+@inproceedings{vedantam2015cider,
+    title={{CIDEr}: Consensus-based Image Description Evaluation},
+    author={Vedantam, Ramakrishna and Zitnick, C. Lawrence and Parikh, Devi},
+    booktitle={CVPR},
+    year={2015}
+}
+"""
+
+MAX_NGRAM = 4
+ROUGE_BETA = 1.2
+CIDER_SIGMA = 6.0
+SCORES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
+
+TOKEN = re.compile(
+    r"""
+    \b(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc)\.            # abbreviations keep their point
+    | \b(?:[a-z]\.){2,}                                  # e.g. i.e. u.s.
+    | \d+(?:[.,:]\d+)+                                   # 1,000 3.5 5:30
+    | \w+?(?=n't\b) | n't\b                              # do n't
+    | '(?:s|m|d|re|ve|ll)\b                              # owl 's
+    | \bcan(?=not\b) | \b(?:gon|wan)(?=na\b) | \bgot(?=ta\b) | \b(?:gim|lem)(?=me\b)
+    | \w+(?:-\w+)*(?:/\w+(?:-\w+)*)+                     # black/white
+    | (?:\b[dol]')?\w+(?:[-&]\w+)*                       # red-brown o'clock r&b
+    | \.{3,} | -+ | [!?]+
+    | \S
+    """,
+    re.VERBOSE,
+)
+PLAIN_CHARACTERS = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "…": "...", "–": "--", "—": "--"})
+PTB_ESCAPES = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+# The reference removes these tokens. It also lists "-LRB-" and its like, but after lowercasing they no longer match,
+# so brackets stay in the text as "-lrb-" and "-rrb-".
+REMOVED = {'"', "'", "`", "``", "''", ".", "...", "?", "!", ",", ":", ";", "-", "--", "---", "----"}
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class Rationale(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.List(datasets.Value("string"))}
+            ),
+            reference_urls=["https://github.com/salaniz/pycocoevalcap"],
+        )
+
+    def _compute(self, predictions, references, phrases=None, per_item=False):
+        check_texts(predictions, references)
+        finders = {name: phrase_finder(name, texts) for name, texts in (phrases or {}).items()}
+        hypotheses = [tokenize(text) for text in predictions]
+        targets = [[tokenize(text) for text in texts] for texts in references]
+
+        statistics = [bleu_statistics(hypothesis, refs) for hypothesis, refs in zip(hypotheses, targets, strict=True)]
+        items = {f"bleu_{n}": [] for n in range(1, MAX_NGRAM + 1)}
+        for item in statistics:
+            for name, score in zip(items, bleu(item), strict=True):
+                items[name].append(score)
+        items["rouge_l"] = [rouge_l(hypothesis, refs) for hypothesis, refs in zip(hypotheses, targets, strict=True)]
+        items["cider"] = cider(hypotheses, targets)
+
+        results = dict.fromkeys(SCORES)
+        if predictions:
+            totals = [sum(column) for column in zip(*statistics, strict=True)]
+            results.update(zip(SCORES, bleu(totals), strict=False))
+            results.update({name: mean(items[name]) for name in ("rouge_l", "cider")})
+        results["n"] = len(predictions)
+        for name, finder in finders.items():
+            hits = [phrase_hit(finder, text, texts) for text, texts in zip(predictions, references, strict=True)]
+            counted = [hit for hit in hits if hit is not None]
+            items[f"{name}_accuracy"] = hits
+            results[f"{name}_accuracy"] = mean(counted) if counted else None
+            results[f"{name}_n"] = len(counted)
+        if per_item:
+            results["per_item"] = items
+        return results
+
+
+def check_texts(predictions, references):
+    for index, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):
+        if prediction is None:
+            raise ValueError(f"`predictions[{index}]` must be a string, got None; an empty rationale is ''.")
+        if not texts or None in texts:
+            raise ValueError(f"`references[{index}]` must be a list of one or more strings, got {texts}.")
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def tokenize(text):
+    """Lowercase Penn Treebank tokens without punctuation."""
+    tokens = TOKEN.findall(text.translate(PLAIN_CHARACTERS).lower())
+    tokens = [PTB_ESCAPES.get(token, token) for token in tokens if token not in REMOVED]
+    return [token.replace("/", r"\/").replace("*", r"\*") for token in tokens]
+
+
+def ngram_counts(tokens, n):
+    return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
+
+
+def bleu_statistics(hypothesis, references):
+    """Length, closest reference length, then for each n the number of matches and of n-grams. Items can be summed."""
+    closest = min((len(reference) for reference in references), key=lambda n: (abs(n - len(hypothesis)), n))
+    statistics = [len(hypothesis), closest]
+    for n in range(1, MAX_NGRAM + 1):
+        allowed = Counter()
+        for reference in references:
+            allowed |= ngram_counts(reference, n)
+        matches = ngram_counts(hypothesis, n) & allowed
+        statistics += [sum(matches.values()), max(0, len(hypothesis) - n + 1)]
+    return statistics
+
+
+def bleu(statistics):
+    """BLEU-1 to BLEU-4. The small constants are the reference's: they keep every step finite."""
+    length, closest, *counts = statistics
+    ratio = (length + 1e-15) / (closest + 1e-9)
+    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    scores = []
+    product = 1.0
+    for n in range(1, MAX_NGRAM + 1):
+        matches, total = counts[2 * n - 2 : 2 * n]
+        product *= (matches + 1e-15) / (total + 1e-9)
+        scores.append(product ** (1 / n) * brevity)
+    return scores
+
+
+def rouge_l(hypothesis, references):
+    """F-measure of the best precision and the best recall that any reference gives."""
+    if not hypothesis:
+        return 0.0
+    common = [longest_common_subsequence(hypothesis, reference) for reference in references]
+    precision = max(common) / len(hypothesis)
+    recall = max(c / len(reference) if reference else 0 for c, reference in zip(common, references, strict=True))
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
+
+
+def longest_common_subsequence(first, second):
+    lengths = [0] * (len(second) + 1)
+    for token in first:
+        diagonal = 0
+        for index, other in enumerate(second, start=1):
+            above = lengths[index]
+            lengths[index] = diagonal + 1 if token == other else max(above, lengths[index - 1])
+            diagonal = above
+    return lengths[-1]
+
+
+def cider(hypotheses, references):
+    """CIDEr of each item; the document frequencies are those of all references given."""
+    frequencies = Counter()
+    for texts in references:
+        frequencies.update({ngram for tokens in texts for ngram in all_ngrams(tokens)})
+    log_items = math.log(len(references)) if references else 0.0
+    scores = []
+    for hypothesis, texts in zip(hypotheses, references, strict=True):
+        vector = tf_idf(hypothesis, frequencies, log_items)
+        similarities = [cider_similarity(vector, tf_idf(tokens, frequencies, log_items)) for tokens in texts]
+        scores.append(10 * mean(similarities))
+    return scores
+
+
+def all_ngrams(tokens):
+    """Counts of the n-grams of all orders, 1 to 4."""
+    counts = Counter()
+    for n in range(1, MAX_NGRAM + 1):
+        counts.update(ngram_counts(tokens, n))
+    return counts
+
+
+def tf_idf(tokens, frequencies, log_items):
+    """One dict of n-gram weights for each order, their norms, and the number of bigrams, which is CIDEr's length."""
+    weights = [{} for _ in range(MAX_NGRAM)]
+    for ngram, count in all_ngrams(tokens).items():
+        weights[len(ngram) - 1][ngram] = count * (log_items - math.log(max(1, frequencies[ngram])))
+    norms = [math.sqrt(sum(weight**2 for weight in order.values())) for order in weights]
+    return weights, norms, max(0, len(tokens) - 1)
+
+
+def cider_similarity(hypothesis, reference):
+    """Mean over the orders of the cosine with clipped weights, times a Gaussian penalty on unequal lengths."""
+    weights, norms, length = hypothesis
+    other_weights, other_norms, other_length = reference
+    cosines = []
+    for order in range(MAX_NGRAM):
+        others = other_weights[order]
+        pairs = [(weight, others[ngram]) for ngram, weight in weights[order].items() if ngram in others]
+        product = sum(min(weight, other) * other for weight, other in pairs)
+        scale = norms[order] * other_norms[order]
+        cosines.append(product / scale if scale else 0.0)
+    return mean(cosines) * math.exp(-((length - other_length) ** 2) / (2 * CIDER_SIGMA**2))
+
+
+def phrase_finder(name, phrases):
+    """A pattern that finds the phrases in a text of single-spaced words, the longest first."""
+    texts = [words(phrase) for phrase in phrases]
+    if not texts or not all(texts):
+        raise ValueError(f"`phrases[{name!r}]` must be a list of one or more phrases with words, got {phrases}.")
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")
+
+
+def words(text):
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def phrase_hit(finder, prediction, references):
+    """1 or 0, or `None` where no reference has a phrase."""
+    wanted = {phrase for text in references for phrase in finder.findall(words(text))}
+    if not wanted:
+        return None
+    found = finder.search(words(prediction))
+    return int(found is not None and found.group() in wanted)

@@ -1,0 +1,505 @@
+"""MEGL (Multimodal Explanation-Guided Learning, Zhang et al., arXiv:2411.13053): label, saliency map and rationale."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import ModelOutput
+
+from .configuration_megl import MeglConfig, infer_feature_size
+from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
+from .saliency_megl import compute_saliency, open_tap, probe_tap
+
+
+if TYPE_CHECKING:
+    # Saved checkpoints carry every file that a modeling file imports: this one belongs to the checkpoint too.
+    from .processing_megl import MeglProcessor  # noqa: F401
+
+
+@dataclass
+class MeglOutput(ModelOutput):
+    """
+    Output of [`MeglForImageClassification`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned with `labels`):
+            Weighted sum of the losses below that could be computed.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+            Class scores before softmax.
+        saliency (`torch.FloatTensor` of shape `(batch_size, map_height, map_width)`):
+            The map of the explained class, in [0, 1].
+        rationale_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
+            Returned with `input_ids`; `rationale_logits[:, t]` are the scores of the token at `input_ids[:, t]`.
+        evidence_tokens (`torch.FloatTensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`):
+            What the language model sees of the picture.
+        loss_classification, loss_visual, loss_text (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Unweighted losses, each where its targets are given.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    saliency: torch.FloatTensor | None = None
+    rationale_logits: torch.FloatTensor | None = None
+    evidence_tokens: torch.FloatTensor | None = None
+    loss_classification: torch.FloatTensor | None = None
+    loss_visual: torch.FloatTensor | None = None
+    loss_text: torch.FloatTensor | None = None
+
+
+class MeglPooledClassifier(nn.Module):
+    """A linear head on the pooled features of a vision model that has no image classification class."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.backbone = AutoModel.from_config(config)
+        self.classifier = nn.Linear(infer_feature_size(config), config.num_labels)
+
+    def forward(self, pixel_values):
+        outputs = self.backbone(pixel_values)
+        pooled = getattr(outputs, "pooler_output", None)
+        if pooled is None:
+            hidden = outputs.last_hidden_state
+            pooled = hidden.mean(dim=(2, 3)) if hidden.ndim == 4 else hidden.mean(dim=1)
+        return ImageClassifierOutput(logits=self.classifier(pooled.flatten(1)))
+
+
+class MeglGrounding(nn.Module):
+    """
+    Saliency-Driven Textual Grounding (SDTG): what the language model sees of the picture is what the map weights.
+
+    The evidence is the saliency-weighted mean of the projected features and their positions, expanded to a few tokens.
+    It is a bottleneck on purpose: tokens that are merely multiplied by the map still tell the language model the whole
+    picture, and its rationale then ignores the map.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_evidence_tokens = config.num_evidence_tokens
+        self.norm = nn.LayerNorm(config.feature_size)
+        self.feature_projection = nn.Linear(config.feature_size, config.evidence_size)
+        self.position_projection = nn.Linear(4 * _NUM_FREQUENCIES, config.evidence_size)
+        self.expansion = nn.Linear(
+            config.evidence_size, config.num_evidence_tokens * config.text_config.get_text_config().hidden_size
+        )
+
+    def forward(self, features, saliency):
+        """
+        Args:
+            features (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Features at the tap.
+            saliency (`torch.Tensor` of shape `(batch_size, height, width)`): Maps in [0, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`. Where the map is zero there
+            is no evidence: the tokens are those of the zero vector.
+        """
+        patches = self.norm(features.flatten(2).transpose(1, 2))  # (B, h * w, C)
+        positions = _position_features(*saliency.shape[1:], patches.device, patches.dtype)  # (h * w, 4 * frequencies)
+        evidence = self.feature_projection(patches) + self.position_projection(positions)
+        mass = saliency.sum(dim=(1, 2))
+        weights = saliency.flatten(1) / torch.where(mass > 0, mass, torch.ones_like(mass))[:, None]
+        evidence = torch.einsum("bn,bnd->bd", weights.to(evidence.dtype), evidence)
+        return self.expansion(evidence).unflatten(1, (self.num_evidence_tokens, -1))
+
+
+_NUM_FREQUENCIES = 4
+
+
+def _position_features(height, width, device, dtype):
+    """Sines and cosines of the cells' centres, at frequencies that any grid shares: `(height * width, 16)`."""
+    rows = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+    columns = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+    centres = torch.cartesian_prod(rows, columns)  # (h * w, 2)
+    frequencies = torch.pi * 2 ** torch.arange(_NUM_FREQUENCIES, device=device, dtype=dtype) / 2
+    angles = (centres[:, :, None] * frequencies).flatten(1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class MeglPreTrainedModel(PreTrainedModel):
+    config_class = MeglConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    _supports_sdpa = True
+    # The Trainer would take `**kwargs` for a loss that is already divided over accumulation steps.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Weights of MEGL's own modules; the vision and the language model initialise theirs."""
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, trust_remote_code=None, **kwargs):
+        """As `PreTrainedModel.from_pretrained`; `trust_remote_code` also covers a vision model's own code."""
+        if config is None and pretrained_model_name_or_path is not None:
+            config, kwargs = cls.config_class.from_pretrained(
+                pretrained_model_name_or_path,
+                trust_remote_code=trust_remote_code,
+                return_unused_kwargs=True,
+                **kwargs,
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, save_original_format=False, **kwargs):
+        """
+        As `PreTrainedModel.save_pretrained`, with two differences.
+
+        Weights keep the names they have in the model: the Trainer loads checkpoints by these names, and would silently
+        leave a ViT as it is if they were saved under their older ones (`save_original_format=True`). And the code of a
+        vision model that Transformers does not know is saved along.
+        """
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        vision_config = self.config.vision_config
+        if getattr(self.vision_model, "_auto_class", None) is None or not kwargs.get("is_main_process", True):
+            return
+        custom_object_save(vision_config, save_directory, config=vision_config)
+        custom_object_save(self.vision_model, save_directory, config=vision_config)
+        self.config.save_pretrained(save_directory)
+
+
+class MeglForImageClassification(MeglPreTrainedModel):
+    """
+    An image classifier that shows and says what its decision rests on.
+
+    ```python
+    >>> import torch
+    >>> from modeling_megl import MeglConfig, MeglForImageClassification
+
+    >>> config = MeglConfig.from_preset("megl-resnet-tiny", labels=["cat", "dog"], vocab_size=64)
+    >>> model = MeglForImageClassification(config).eval()
+    >>> output = model(torch.rand(2, 3, 128, 128))
+    >>> output.logits.shape, output.saliency.shape, output.evidence_tokens.shape
+    (torch.Size([2, 2]), torch.Size([2, 8, 8]), torch.Size([2, 4, 96]))
+
+    ```"""
+
+    def __init__(self, config):
+        super().__init__(config)
+        if type(config.vision_config) in AutoModelForImageClassification._model_mapping:
+            self.vision_model = AutoModelForImageClassification.from_config(config.vision_config)
+        else:
+            self.vision_model = MeglPooledClassifier(config.vision_config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.grounding = MeglGrounding(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.language_model.get_output_embeddings()
+
+    @property
+    def _active_vision_model(self):
+        # PEFT trains a copy of each module in `modules_to_save`: the tap belongs on the copy that runs.
+        vision_model = self.vision_model
+        if hasattr(vision_model, "modules_to_save"):
+            return vision_model.modules_to_save[vision_model.active_adapters[0]]
+        return vision_model
+
+    def _open_tap(self, pixel_values, create_graph):
+        name = self.config.saliency_layer or getattr(self.config.vision_config, "saliency_layer", None)
+        return open_tap(self._active_vision_model, name, tuple(pixel_values.shape[-2:]), create_graph)
+
+    def forward(
+        self,
+        pixel_values,
+        labels=None,
+        visual_explanations=None,
+        has_visual_explanation=None,
+        input_ids=None,
+        attention_mask=None,
+        rationale_labels=None,
+        target=None,
+        output_saliency=True,
+        visual_loss="gradia",
+        loss_weights=None,
+        num_items_in_batch=None,
+        return_dict=None,
+    ):
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+                Normalised images.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Class ids.
+            visual_explanations (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*):
+                Human masks in [0, 1], 1 is inside. Rows without one hold anything.
+            has_visual_explanation (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
+                Which rows have one. `None`: all.
+            input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Prompt and rationale.
+            rationale_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                `input_ids` where they belong to the rationale and -100 elsewhere.
+            target (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                The class that the map explains. `None`: `labels` in training mode, else the predicted class.
+            output_saliency (`bool`, *optional*, defaults to `True`):
+                Whether to compute the map, and with it evidence and rationale logits. Without, this is the plain
+                classifier at its plain cost.
+            visual_loss (`str`, *optional*, defaults to `"gradia"`):
+                A key of `losses_megl.VISUAL_LOSSES`.
+            loss_weights (`dict[str, float]`, *optional*):
+                Weights in `loss` of `"visual"` and `"text"`; 1 where not given.
+            num_items_in_batch (`dict[str, float]`, *optional*):
+                What the losses are divided by: `"images"`, `"visual_explanations"` and `"rationale_tokens"` of the
+                whole batch where this is a part of it. `None`: this batch's own.
+
+        The map can be differentiated, a second derivative of the tail, wherever the caller's gradients are on. Under
+        `torch.no_grad()` or `torch.inference_mode()` it is computed all the same and leaves no graph behind.
+        """
+        differentiable = torch.is_grad_enabled()
+        saliency = evidence_tokens = rationale_logits = None
+        with self._open_tap(pixel_values, differentiable) if output_saliency else nullcontext() as tap:
+            logits = self.vision_model(pixel_values).logits
+            if output_saliency:
+                if target is None:
+                    target = labels if self.training and labels is not None else logits.argmax(dim=-1)
+                saliency = compute_saliency(tap, logits, target, self.config.saliency_method, differentiable)
+                features = tap.to_grid(tap.output)
+        if output_saliency:
+            if not differentiable:
+                logits, saliency, features = logits.detach(), saliency.detach(), features.detach()
+            evidence_tokens = self._ground(features, saliency)
+            if input_ids is not None:
+                rationale_logits = self._score_rationales(evidence_tokens, input_ids, attention_mask)
+        num_items = num_items_in_batch or {}
+        losses = {
+            "classification": _classification_loss(logits, labels, num_items),
+            "visual": _visual_loss(saliency, visual_explanations, has_visual_explanation, visual_loss, num_items),
+            "text": _text_loss(rationale_logits, rationale_labels, num_items),
+        }
+        output = MeglOutput(
+            loss=_weighted_sum(losses, loss_weights or {}),
+            logits=logits,
+            saliency=saliency,
+            rationale_logits=rationale_logits,
+            evidence_tokens=evidence_tokens,
+            **{f"loss_{name}": loss for name, loss in losses.items()},
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _ground(self, features, saliency):
+        """The evidence, with the rationale's gradient let through where `config.rationale_gradient` says."""
+        if self.config.rationale_gradient != "map_and_features":
+            features = features.detach()
+        if self.config.rationale_gradient == "none":
+            saliency = saliency.detach()
+        return self.grounding(features.to(self.grounding.norm.weight.dtype), saliency)
+
+    def _embed(self, evidence_tokens, input_ids, attention_mask):
+        """Evidence, then text: `inputs_embeds` and `attention_mask` of the language model."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        embeddings = self.get_input_embeddings()(input_ids)
+        inputs_embeds = torch.cat([evidence_tokens.to(embeddings.dtype), embeddings], dim=1)
+        seen = attention_mask.new_ones(evidence_tokens.shape[:2])
+        return inputs_embeds, torch.cat([seen, attention_mask], dim=1)
+
+    def _score_rationales(self, evidence_tokens, input_ids, attention_mask):
+        inputs_embeds, attention_mask = self._embed(evidence_tokens, input_ids, attention_mask)
+        logits = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False).logits
+        # Position i predicts token i + 1, and the text begins after the evidence.
+        return logits[:, evidence_tokens.shape[1] - 1 : -1]
+
+    @torch.no_grad()
+    def generate_rationales(
+        self, input_ids, attention_mask=None, pixel_values=None, evidence_tokens=None, **generate_kwargs
+    ):
+        """
+        Write a rationale for each image, with the language model's `generate` and its key-value cache.
+
+        Args:
+            input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`):
+                Prompts, padded on the left ([`MeglProcessor.prompts`] makes them).
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+                Normalised images; or
+            evidence_tokens (`torch.FloatTensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`):
+                what a forward pass has made of them.
+            generate_kwargs: As in `GenerationMixin.generate`; by default greedy, at most 40 new tokens.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size, new_tokens)`: the rationales' tokens, without the prompts.
+        """
+        if (pixel_values is None) == (evidence_tokens is None):
+            raise ValueError("Pass either `pixel_values` or the `evidence_tokens` of a forward pass.")
+        if evidence_tokens is None:
+            evidence_tokens = self(pixel_values).evidence_tokens
+        inputs_embeds, attention_mask = self._embed(evidence_tokens, input_ids, attention_mask)
+        text_config = self.config.text_config
+        eos_token_id = text_config.eos_token_id
+        pad_token_id = text_config.pad_token_id
+        if pad_token_id is None:
+            pad_token_id = eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
+        defaults = {
+            "max_new_tokens": 40,
+            "do_sample": False,
+            "use_cache": True,
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
+        }
+        return self.language_model.generate(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, **{**defaults, **generate_kwargs}
+        )
+
+    @torch.no_grad()
+    def explain(self, images, processor, batch_size=8, **generate_kwargs):
+        """
+        The whole answer for each image.
+
+        Args:
+            images (`PIL.Image.Image` or `list[PIL.Image.Image]`): Pictures of any size and mode.
+            processor ([`MeglProcessor`]): The checkpoint's processor.
+            batch_size (`int`, *optional*, defaults to 8): Images at a time.
+            generate_kwargs: See [`~MeglForImageClassification.generate_rationales`].
+
+        Returns:
+            `list[dict]`: for each image `"label"` (`str`), `"score"` (its probability), `"saliency"` (`np.ndarray` of
+            the picture's height and width, float32 in [0, 1]) and `"rationale"` (`str`).
+        """
+        if self.training:
+            raise ValueError("`explain` needs the model in evaluation mode: call `model.eval()` first.")
+        images = processor.load_images(images)
+        explanations = []
+        for start in range(0, len(images), batch_size):
+            explanations += self._explain_batch(images[start : start + batch_size], processor, generate_kwargs)
+        return explanations
+
+    def _explain_batch(self, images, processor, generate_kwargs):
+        pixel_values = processor(images=images, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
+        output = self(pixel_values)
+        scores, labels = output.logits.float().softmax(dim=-1).max(dim=-1)
+        names = [self.config.id2label[label] for label in labels.tolist()]
+        prompts = processor.prompts(names).to(self.device)
+        rationales = self.generate_rationales(**prompts, evidence_tokens=output.evidence_tokens, **generate_kwargs)
+        return [
+            {"label": name, "score": score, "saliency": saliency, "rationale": rationale}
+            for name, score, saliency, rationale in zip(
+                names,
+                scores.tolist(),
+                [_resize_map(map_, (image.height, image.width)) for map_, image in zip(output.saliency, images)],
+                processor.batch_decode_rationales(rationales),
+                strict=True,
+            )
+        ]
+
+    @classmethod
+    def from_vision_text_pretrained(cls, vision, text, labels, trust_remote_code=False, **config_kwargs):
+        """
+        Compose a model of a pretrained vision model and a pretrained language model; the grounding between them, and
+        the head where the classes are others, begin at random.
+
+        Args:
+            vision (`str`): Hub id or local folder of an image classifier or vision encoder.
+            text (`str`): Hub id or local folder of a causal language model, or a GGUF file in a local folder.
+            labels (`list[str]`): Names of the classes, in the order of their ids.
+            trust_remote_code (`bool`, *optional*, defaults to `False`): Whether `vision` may run its own code.
+            config_kwargs: Fields of [`MeglConfig`], such as `saliency_layer`.
+        """
+        id2label = dict(enumerate(labels))
+        vision_model = _load_vision_model(vision, id2label, trust_remote_code)
+        folder, gguf_kwargs = split_gguf(text)
+        language_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf_kwargs)
+        vision_config, text_config = vision_model.config, language_model.config
+        # The weights have been read: what is saved from here on is an ordinary checkpoint.
+        if hasattr(text_config, "quantization_config"):
+            del text_config.quantization_config
+        saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
+        feature_size = probe_tap(vision_model, saliency_layer, getattr(vision_config, "image_size", 224))
+        config = MeglConfig(
+            **{"feature_size": feature_size, **config_kwargs},
+            vision_config=vision_config,
+            text_config=text_config,
+            id2label=id2label,
+            label2id={name: label for label, name in id2label.items()},
+        )
+        model = cls(config)
+        model.vision_model, model.language_model = vision_model, language_model
+        return model.eval()
+
+
+def _load_vision_model(vision, id2label, trust_remote_code):
+    config = AutoConfig.from_pretrained(vision, trust_remote_code=trust_remote_code)
+    if type(config) in AutoModelForImageClassification._model_mapping or "auto_map" in config.to_dict():
+        return AutoModelForImageClassification.from_pretrained(
+            vision,
+            id2label=id2label,
+            label2id={name: label for label, name in id2label.items()},
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+        )
+    config.id2label = id2label
+    vision_model = MeglPooledClassifier(config)
+    vision_model.backbone = AutoModel.from_pretrained(vision, config=config, dtype=torch.float32)
+    return vision_model
+
+
+def split_gguf(text):
+    """`(folder, {"gguf_file": name})` of the path of a GGUF file, and `(text, {})` of anything else."""
+    path = Path(text)
+    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (text, {})
+
+
+def _classification_loss(logits, labels, num_items):
+    if labels is None:
+        return None
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / num_items.get("images", len(labels))
+
+
+def _visual_loss(saliency, masks, annotated, name, num_items):
+    """Mean over the annotated images; 0 where none is."""
+    if saliency is None or masks is None:
+        return None
+    if annotated is None:
+        annotated = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
+    masks = resize_masks(masks.to(saliency.dtype), saliency.shape[1:])
+    losses = torch.where(annotated, VISUAL_LOSSES[name](saliency, masks), 0.0)
+    return losses.sum() / max(num_items.get("visual_explanations", annotated.sum()), 1)
+
+
+def _text_loss(logits, labels, num_items):
+    """Mean over the rationales' tokens."""
+    if logits is None or labels is None:
+        return None
+    return rationale_loss(logits, labels).sum() / max(num_items.get("rationale_tokens", (labels != -100).sum()), 1)
+
+
+def _weighted_sum(losses, weights):
+    """The training loss, where there are labels, of the losses that could be computed."""
+    if losses["classification"] is None:
+        return None
+    return sum(weights.get(name, 1.0) * loss for name, loss in losses.items() if loss is not None)
+
+
+def _resize_map(saliency, size):
+    """One map `(h, w)` at the picture's `size`, as `np.ndarray`."""
+    resized = F.interpolate(saliency[None, None].float(), size=size, mode="bilinear", align_corners=False)
+    return resized[0, 0].cpu().numpy()
+
+
+MeglForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+__all__ = ["MeglForImageClassification", "MeglOutput", "MeglPreTrainedModel"]

@@ -1,0 +1,480 @@
+import doctest
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(os.environ.get("MEGL_SHARED", ROOT.parent / "shared")) / "golden"
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the golden files are absent: set MEGL_SHARED to the folder that holds golden/"
+)
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return lambda name: evaluate.load(f"metrics/{name}")
+
+
+def read_golden(name):
+    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
+
+
+def random_maps(count, height=8, width=8):
+    rng = np.random.default_rng(0)
+    return rng.random((count, height, width)), (rng.random((count, height, width)) > 0.6).astype(float)
+
+
+# saliency
+
+
+@pytest.fixture
+def saliency(load):
+    return load("saliency")
+
+
+def test_saliency_hand_computed(saliency):
+    maps = [[[0.8, 0.6, 0.0], [0.2, 0.4, 0.0]]]
+    masks = [[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]
+    results = saliency.compute(predictions=maps, references=masks)
+    # divided by 0.8: 1, 0.75, 0, 0.25, 0.5, 0; chosen: the first two; inside: the second and the fourth
+    expected = {"iou": 1 / 3, "precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "energy": 0.8 / 2.0}
+    expected |= {"pointing_game": 0, "mae": (1 + 0.25 + 0 + 0.75 + 0.5 + 0) / 6, "n": 1, "n_undefined": 0}
+    assert results == pytest.approx(expected, abs=1e-6)
+
+
+def test_saliency_threshold(saliency):
+    maps = [[[1.0, 0.6, 0.2]]]
+    masks = [[[1.0, 1.0, 0.0]]]
+    for threshold, iou in [(0.1, 2 / 3), (0.5, 1.0), (0.8, 0.5)]:
+        assert saliency.compute(predictions=maps, references=masks, threshold=threshold)["iou"] == pytest.approx(iou)
+
+
+def test_saliency_perfect_and_disjoint(saliency):
+    _, masks = random_maps(3)
+    higher_is_better = ["iou", "precision", "recall", "f1", "energy", "pointing_game"]
+    perfect = saliency.compute(predictions=masks, references=masks)
+    disjoint = saliency.compute(predictions=1 - masks, references=masks)
+    assert all(perfect[name] == 1 for name in higher_is_better) and perfect["mae"] == 0
+    assert all(disjoint[name] == 0 for name in higher_is_better) and disjoint["mae"] == 1
+
+
+def test_saliency_invariances(saliency):
+    maps, masks = random_maps(6)
+    results = saliency.compute(predictions=maps, references=masks)
+    order = [3, 1, 5, 0, 4, 2]
+    assert saliency.compute(predictions=maps[order], references=masks[order]) == pytest.approx(results)
+    assert saliency.compute(predictions=maps * 0.25, references=masks) == pytest.approx(results)
+    enlarged = [array.repeat(3, axis=1).repeat(2, axis=2) for array in (maps, masks)]
+    assert saliency.compute(predictions=enlarged[0], references=enlarged[1]) == pytest.approx(results, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(13, 20), (3, 4), (7, 9), (28, 2)])
+def test_saliency_resizes_as_torch_does(saliency, shape):
+    maps, _ = random_maps(4, 7, 5)
+    _, masks = random_maps(4, *shape)
+    resized = torch.nn.functional.interpolate(
+        torch.tensor(maps)[:, None], size=shape, mode="bilinear", align_corners=False
+    )[:, 0]
+    results = saliency.compute(predictions=maps, references=masks)
+    assert saliency.compute(predictions=resized.numpy(), references=masks) == pytest.approx(results, abs=1e-6)
+
+
+def test_saliency_mixed_sizes_equal_one_at_a_time(saliency):
+    pairs = [random_maps(1, 4, 4), random_maps(1, 6, 3), random_maps(1, 4, 4)]
+    masks = [random_maps(1, 9, 9)[1][0], random_maps(1, 6, 3)[1][0], random_maps(1, 5, 8)[1][0]]
+    maps = [pair[0][0] for pair in pairs]
+    together = saliency.compute(predictions=maps, references=masks, per_item=True)["per_item"]
+    for index, (one_map, mask) in enumerate(zip(maps, masks, strict=True)):
+        alone = saliency.compute(predictions=[one_map.tolist()], references=[mask.tolist()])
+        assert {name: values[index] for name, values in together.items()} == pytest.approx(
+            {name: alone[name] for name in together}
+        )
+
+
+def test_saliency_undefined_items(saliency):
+    half = [[1.0, 0.0, 0.0, 0.0]]
+    zero = [[0.0, 0.0, 0.0, 0.0]]
+    results = saliency.compute(
+        predictions=[half, zero, half, zero], references=[half, half, zero, zero], per_item=True
+    )
+    assert (results["n"], results["n_undefined"]) == (2, 3)
+    assert results["per_item"]["iou"] == [1.0, 0.0, None, None]
+    assert results["per_item"]["pointing_game"] == [1.0, 0.0, None, None]
+    assert results["per_item"]["mae"] == [0.0, 0.25, None, None]
+    assert results["energy"] == 0.5
+
+    nothing = saliency.compute(predictions=[half], references=[zero])
+    assert nothing["iou"] is None and (nothing["n"], nothing["n_undefined"]) == (0, 1)
+
+
+def test_saliency_pointing_game_tolerance_and_ties(saliency):
+    maps = [[[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
+    masks = [[[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
+    for tolerance, hit in [(0, 0), (1.9, 0), (2, 1)]:
+        assert saliency.compute(predictions=maps, references=masks, tolerance=tolerance)["pointing_game"] == hit
+    constant = [[[1.0, 1.0]], [[1.0, 1.0]]]
+    ties = saliency.compute(predictions=constant, references=[[[1.0, 0.0]], [[0.0, 1.0]]], per_item=True)
+    assert ties["per_item"]["pointing_game"] == [1.0, 0.0]
+
+
+def test_saliency_signed_masks_leave_unlabelled_pixels_out(saliency):
+    maps = [[[1.0, 0.8, 0.6, 0.0]]]
+    results = saliency.compute(predictions=maps, references=[[[0.0, 1.0, -1.0, -1.0]]], signed=True)
+    assert results["precision"] == 0.5 and results["recall"] == 1 and results["iou"] == 0.5
+    assert results["energy"] == pytest.approx(0.8 / 1.4) and results["mae"] == pytest.approx((0.2 + 0.6) / 3)
+    assert results["pointing_game"] == 1
+
+
+def test_saliency_add_batch(saliency):
+    maps, masks = random_maps(5)
+    results = saliency.compute(predictions=maps, references=masks)
+    saliency.add_batch(predictions=maps[:2], references=masks[:2])
+    saliency.add_batch(predictions=maps[2:], references=masks[2:])
+    assert saliency.compute() == pytest.approx(results)
+
+
+def test_saliency_leaves_its_input_unchanged(saliency):
+    maps, masks = random_maps(2)
+    before = maps.copy(), masks.copy()
+    saliency.compute(predictions=maps, references=masks)
+    assert np.array_equal(maps, before[0]) and np.array_equal(masks, before[1])
+
+
+GOOD = [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "maps, masks, arguments, message",
+    [
+        ([GOOD, [[1.0], [0.5, 0.5]]], [GOOD, GOOD], {}, r"`predictions\[1\]` must have rows of one length.*1, 2"),
+        ([GOOD, []], [GOOD, GOOD], {}, r"`predictions\[1\]` must be a map of shape .*got an empty one"),
+        ([GOOD, [[float("nan")]]], [GOOD, GOOD], {}, r"`predictions\[1\]` must have finite values"),
+        ([[[-0.5]]], [GOOD], {}, r"`predictions\[0\]` must have values in \[0, 1\], got values from -0.5"),
+        ([GOOD], [[[255.0]]], {}, r"`references\[0\]` must have values in \[0, 1\], got values from 255"),
+        ([GOOD], [[[-1.0, 1.0]]], {}, r"`references\[0\]` must have values in \[0, 1\]"),
+        ([GOOD], [[[-2.0, 1.0]]], {"signed": True}, r"`references\[0\]` must have values in \[-1, 1\]"),
+        ([GOOD], [GOOD], {"threshold": 1}, r"`threshold` must be in \[0, 1\), got 1"),
+        ([GOOD], [GOOD], {"tolerance": -1}, "`tolerance` must be 0 or more pixels, got -1"),
+        ([GOOD, GOOD], [GOOD], {}, r"Mismatch in the number of predictions \(2\) and references \(1\)"),
+        (np.ones((2, 1, 3, 3)), np.ones((2, 3, 3)), {}, "don't match the expected format"),
+    ],
+)
+def test_saliency_bad_inputs(saliency, maps, masks, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        saliency.compute(predictions=maps, references=masks, **arguments)
+
+
+@needs_golden
+@pytest.mark.golden
+def test_saliency_golden(saliency):
+    golden = read_golden("guidance.json")
+    maps, masks, signed_masks = golden["maps"], golden["mask"], golden["res"]["signed_labels"]
+    signed = saliency.compute(predictions=maps, references=signed_masks, signed=True, per_item=True)["per_item"]
+    ours = np.array([signed["precision"], signed["recall"], signed["f1"]]).T
+    expected = golden["res_metrics_at_0.5"]
+    np.testing.assert_allclose(ours, expected["precision_recall_f1_on_signed_labels"], rtol=1e-4)
+    plain = saliency.compute(predictions=maps, references=masks, per_item=True)["per_item"]
+    np.testing.assert_allclose(plain["iou"], expected["iou_on_mask"], rtol=1e-4)
+
+    expected = golden["model_guidance_metrics"]
+    np.testing.assert_allclose(plain["energy"], expected["energy_pointing_game"], rtol=1e-4)
+    np.testing.assert_allclose(plain["mae"], golden["model_guidance_losses_per_map"]["L1"], rtol=1e-4)
+    maps = np.array(maps)
+    lowest, highest = (bound(axis=(1, 2), keepdims=True) for bound in (maps.min, maps.max))
+    stretched = saliency.compute(
+        predictions=(maps - lowest) / (highest - lowest), references=masks, per_item=True
+    )["per_item"]
+    np.testing.assert_allclose(stretched["iou"], expected["iou_of_minmax_scaled_map_at_0.5"], rtol=1e-4)
+
+
+# rationale
+
+
+@pytest.fixture
+def rationale(load):
+    return load("rationale")
+
+
+def test_rationale_hand_computed(rationale):
+    results = rationale.compute(predictions=["a b c d"], references=[["a b c e"]])
+    assert results["bleu_1"] == pytest.approx(3 / 4)
+    assert results["bleu_2"] == pytest.approx(math.sqrt(3 / 4 * 2 / 3))
+    assert results["bleu_3"] == pytest.approx((3 / 4 * 2 / 3 * 1 / 2) ** (1 / 3))
+    assert results["bleu_4"] == pytest.approx(0, abs=1e-3)
+    assert results["rouge_l"] == pytest.approx(3 / 4)
+    assert results["cider"] == 0  # every document frequency is that of the whole corpus
+    short = rationale.compute(predictions=["a b"], references=[["a b c d", "x y z x y z"]])
+    assert short["bleu_1"] == pytest.approx(math.exp(1 - 4 / 2))
+    assert short["rouge_l"] == pytest.approx((1 + 1.44) * 0.5 / (0.5 + 1.44))
+
+
+def test_rationale_cider_hand_computed(rationale):
+    results = rationale.compute(predictions=["a", "c"], references=[["a b"], ["c"]], per_item=True)
+    # item 0, words: log(2)^2 / (log(2) * log(2) sqrt(2)); one bigram less; the other three orders are empty
+    expected = 10 / 4 / math.sqrt(2) * math.exp(-1 / 72)
+    assert results["per_item"]["cider"] == pytest.approx([expected, 10 / 4])
+
+
+def test_rationale_perfect_disjoint_and_order(rationale):
+    texts = ["the owl sits at the upper left", "a red apple lies there in the centre"]
+    perfect = rationale.compute(predictions=texts, references=[[text] for text in texts])
+    assert [perfect[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx([1] * 4)
+    assert perfect["rouge_l"] == pytest.approx(1) and perfect["cider"] == pytest.approx(10)
+    disjoint = rationale.compute(predictions=["x y z w", ""], references=[[text] for text in texts])
+    assert [disjoint[name] for name in ("bleu_1", "bleu_4", "rouge_l", "cider")] == pytest.approx([0] * 4, abs=1e-6)
+
+    predictions = ["the owl at the left", "a green apple in the centre"]
+    forward = rationale.compute(predictions=predictions, references=[[text] for text in texts])
+    backward = rationale.compute(predictions=predictions[::-1], references=[[text] for text in texts[::-1]])
+    assert forward == pytest.approx(backward)
+
+
+def test_rationale_empty_texts_score_zero(rationale):
+    results = rationale.compute(predictions=["", "..."], references=[["..."], ["a"]])
+    assert [results[name] for name in ("bleu_1", "bleu_4", "rouge_l", "cider")] == [0] * 4
+    assert rationale.compute(predictions=[], references=[])["n"] == 0
+
+
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("The owl, at (upper) left.", "the owl at -lrb- upper -rrb- left"),
+        ("It's “red-brown”; they don't can't.", "it 's red-brown they do n't ca n't"),
+        ("Mr. Fox cannot see 1,000 dogs' 3.5 bones...", "mr. fox can not see 1,000 dogs 3.5 bones"),
+        ("a black/white o'clock -- wow!", r"a black\/white o'clock wow"),
+        ("two\nlines", "two lines"),
+    ],
+)
+def test_rationale_tokens(rationale, text, tokens):
+    assert " ".join(module_of(rationale).tokenize(text)) == tokens
+
+
+PLACES = {"place": ["upper centre", "centre", "upper left"]}
+
+
+@pytest.mark.parametrize(
+    "prediction, references, hit",
+    [
+        ("at the upper centre", ["in the centre"], 0),
+        ("at the centre", ["in the Centre."], 1),
+        ("at the upper-left!", ["at the upper left", "centre"], 1),
+        ("at the upper left, not the centre", ["in the centre"], 0),
+        ("epicentre", ["in the centre"], 0),
+        ("", ["in the centre"], 0),
+        ("at the centre", ["epicentre"], None),
+    ],
+)
+def test_rationale_phrases(rationale, prediction, references, hit):
+    results = rationale.compute(
+        predictions=[prediction], references=[references], phrases=PLACES, per_item=True
+    )
+    assert (results["place_accuracy"], results["place_n"]) == (hit, int(hit is not None))
+    assert results["per_item"]["place_accuracy"] == [hit]
+
+
+@pytest.mark.parametrize(
+    "predictions, references, arguments, message",
+    [
+        (["a", "b"], [["a"], []], {}, r"`references\[1\]` must be a list of one or more strings, got \[\]"),
+        (["a", None], [["a"], ["b"]], {}, r"`predictions\[1\]` must be a string, got None"),
+        (["a"], ["a"], {}, "Got a string but expected a list"),
+        (["a", "b"], [["a"]], {}, r"Mismatch in the number of predictions \(2\) and references \(1\)"),
+        (["a"], [["a"]], {"phrases": {"place": []}}, r"`phrases\['place'\]` must be a list of one or more phrases"),
+        (["a"], [["a"]], {"phrases": {"place": ["!"]}}, r"`phrases\['place'\]` must be .*, got \['!'\]"),
+    ],
+)
+def test_rationale_bad_inputs(rationale, predictions, references, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rationale.compute(predictions=predictions, references=references, **arguments)
+
+
+@needs_golden
+@pytest.mark.golden
+def test_rationale_golden(rationale):
+    golden = read_golden("captions.json")
+    results = rationale.compute(
+        predictions=golden["predictions"], references=golden["references"], per_item=True
+    )
+    bleu = golden["scores"]["bleu"]
+    expected = {f"bleu_{n + 1}": {"corpus": bleu["corpus"][n], "each": bleu["each"][n]} for n in range(4)}
+    expected |= {name: golden["scores"][name] for name in ("rouge_l", "cider")}
+    assert results["n"] == len(golden["predictions"])
+    for name, scores in expected.items():
+        np.testing.assert_allclose(results[name], scores["corpus"], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(results["per_item"][name], scores["each"], rtol=1e-4, atol=1e-8, err_msg=name)
+
+
+@needs_golden
+@pytest.mark.golden
+def test_rationale_tokens_golden(rationale):
+    golden = read_golden("captions.json")
+    tokenize = module_of(rationale).tokenize
+    assert [" ".join(tokenize(text)) for text in golden["predictions"]] == golden["ptb_predictions"]
+    for texts, expected in zip(golden["references"], golden["ptb_references"], strict=True):
+        assert [" ".join(tokenize(text)) for text in texts] == expected
+
+
+# clip_score
+
+
+@pytest.fixture(scope="module")
+def clip_workplace(tmp_path_factory):
+    """A folder with the metrics and, under the name of the published CLIP, a tiny random one."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "metrics").symlink_to(ROOT / "metrics")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    symbols = [*letters, *(letter + "</w>" for letter in letters), "ph", "de</w>"]
+    vocabulary = {token: index for index, token in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[("p", "h"), ("d", "e</w>")], model_max_length=40)
+    tiny = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    end = vocabulary["<|endoftext|>"]
+    start = vocabulary["<|startoftext|>"]
+    special = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    config = CLIPConfig(
+        text_config={**tiny, **special, "vocab_size": len(vocabulary), "max_position_embeddings": 40},
+        vision_config={**tiny, "image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    torch.manual_seed(3)
+    model = CLIPModel(config)
+    for parameter in model.parameters():  # the usual small initial values make all embeddings of a kind alike
+        torch.nn.init.normal_(parameter, std=0.5)
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(folder / "openai" / "clip-vit-base-patch32")
+    return folder
+
+
+@pytest.fixture
+def clip_score(clip_workplace, monkeypatch):
+    monkeypatch.chdir(clip_workplace)
+    return evaluate.load("metrics/clip_score")
+
+
+CLIP = "openai/clip-vit-base-patch32"
+TEXTS = ["a red owl", "there is an apple in the centre", "", "a very long rationale about a dog and more than that"]
+REFERENCES = [["an owl", "a red owl"], ["an apple"], ["a thing"], ["dogs", "a long text", "what"]]
+
+
+def clip_images():
+    return [Image.new("RGB", (48, 40), colour) for colour in ("red", "lime", "black", "white")]
+
+
+def direct_embeddings(images, texts):
+    """One at a time, through the whole model, so without batches and padding."""
+    model = CLIPModel.from_pretrained(CLIP).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP)
+    processor = CLIPImageProcessor.from_pretrained(CLIP)
+    image_embeds, text_embeds = [], []
+    with torch.no_grad():
+        for text in texts:
+            inputs = tokenizer("A photo depicts " + text, truncation=True, max_length=40, return_tensors="pt")
+            pixels = processor(images=images[0], return_tensors="pt")["pixel_values"]
+            text_embeds.append(model(**inputs, pixel_values=pixels).text_embeds[0].numpy())
+        for image in images:
+            inputs = tokenizer("a", return_tensors="pt")
+            pixels = processor(images=image, return_tensors="pt")["pixel_values"]
+            image_embeds.append(model(**inputs, pixel_values=pixels).image_embeds[0].numpy())
+    return np.array(image_embeds), np.array(text_embeds)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_clip_score_equals_direct_computation(clip_score, batch_size):
+    images = clip_images()
+    results = clip_score.compute(
+        predictions=TEXTS,
+        images=images,
+        references=REFERENCES,
+        model_name_or_path=CLIP,
+        local_files_only=True,
+        batch_size=batch_size,
+        per_item=True,
+    )
+    image_embeds, text_embeds = direct_embeddings(images, TEXTS)
+    expected = [2.5 * max(0.0, float(i @ t)) for i, t in zip(image_embeds, text_embeds, strict=True)]
+    assert min(expected) == 0 < max(expected)  # clipped and unclipped items are both there
+    assert results["per_item"]["clip_score"] == pytest.approx(expected, abs=1e-5)
+    assert results["clip_score"] == pytest.approx(np.mean(expected), abs=1e-5)
+
+    expected_ref = []
+    for score, text, texts in zip(expected, text_embeds, REFERENCES, strict=True):
+        best = max(0.0, float((direct_embeddings(images[:1], texts)[1] @ text).max()))
+        expected_ref.append(2 * score * best / (score + best) if score + best else 0.0)
+    assert results["per_item"]["ref_clip_score"] == pytest.approx(expected_ref, abs=1e-5)
+    assert results["ref_clip_score"] == pytest.approx(np.mean(expected_ref), abs=1e-5)
+    assert (results["n"], results["n_truncated"]) == (4, 1)
+
+
+def test_clip_score_without_references(clip_score):
+    arrays = [np.asarray(image) for image in clip_images()]
+    whole = clip_score.compute(predictions=TEXTS, images=arrays, model_name_or_path=CLIP)
+    assert sorted(whole) == ["clip_score", "n", "n_truncated"]
+    clip_score.add_batch(predictions=TEXTS[:3], images=arrays[:3])
+    clip_score.add(prediction=TEXTS[3], images=arrays[3])
+    assert clip_score.compute(model_name_or_path=CLIP) == pytest.approx(whole)
+    order = [2, 0, 3, 1]
+    permuted = clip_score.compute(
+        predictions=[TEXTS[i] for i in order], images=[arrays[i] for i in order], model_name_or_path=CLIP
+    )
+    assert permuted == pytest.approx(whole)
+
+
+def test_clip_score_shows_progress_unless_told_not_to(clip_score, capsys):
+    inputs = {"predictions": TEXTS, "images": clip_images(), "model_name_or_path": CLIP}
+    clip_score.compute(**inputs)
+    assert "CLIP images" in capsys.readouterr().err
+    evaluate.disable_progress_bar()
+    try:
+        clip_score.compute(**inputs)
+    finally:
+        evaluate.enable_progress_bar()
+    assert "CLIP images" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_name_or_path": None}, "`model_name_or_path` must name a CLIP model"),
+        ({"references": [["a"], [], ["b"], ["c"]]}, r"`references\[1\]` must be a list of one or more strings"),
+        ({"predictions": ["a", None, "b", "c"]}, r"`predictions\[1\]` must be a string, got None"),
+        ({"images": [*clip_images()[:3], None]}, r"`images\[3\]` must be an image, got None"),
+        ({"predictions": TEXTS[:2]}, "Mismatch in the number of predictions"),
+    ],
+)
+def test_clip_score_bad_inputs(clip_score, changes, message):
+    inputs = {"predictions": TEXTS, "images": clip_images(), "model_name_or_path": CLIP}
+    with pytest.raises(ValueError, match=message):
+        clip_score.compute(**(inputs | changes))
+
+
+# all modules
+
+
+def module_of(metric):
+    return sys.modules[type(metric).__module__]
+
+
+@pytest.mark.parametrize("name", ["saliency", "rationale", "clip_score"])
+def test_documented_examples(clip_workplace, monkeypatch, name):
+    monkeypatch.chdir(clip_workplace)
+    outcome = doctest.testmod(module_of(evaluate.load(f"metrics/{name}")))
+    assert outcome.attempted > 1 and outcome.failed == 0
+
+
+@pytest.mark.parametrize("name", ["saliency", "rationale", "clip_score"])
+def test_folder_is_complete(name):
+    folder = ROOT / "metrics" / name
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    headings = ["Description", "How to Use", "Inputs", "Output Values", "Examples", "Limitations", "Citation"]
+    assert all(heading in card for heading in headings)
+    assert (folder / "requirements.txt").is_file() and (folder / "app.py").is_file()
