@@ -9,6 +9,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module, res
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
+# Small language models that are trained from scratch; `vocab_size` comes from the tokenizer.
 _LLAMA_SMALL = {
     "model_type": "llama",
     "hidden_size": 512,
@@ -27,6 +28,8 @@ _LLAMA_TINY = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": True,
 }
+
+TEXT_PRESETS = {"llama-small": _LLAMA_SMALL, "llama-tiny": _LLAMA_TINY}
 
 # The paper trains ViT-B/16 and ResNet-18; the tiny presets have the same structure, for tests and the sample data.
 PRESETS = {
@@ -211,4 +214,4 @@ def infer_feature_size(vision_config):
 
 MeglConfig.register_for_auto_class()
 
-__all__ = ["PRESETS", "MeglConfig"]
+__all__ = ["PRESETS", "TEXT_PRESETS", "MeglConfig"]

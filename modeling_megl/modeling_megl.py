@@ -2,8 +2,6 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +20,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_megl import MeglConfig, infer_feature_size
 from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
+from .processing_megl import split_gguf
 from .saliency_megl import compute_saliency, open_tap, probe_tap
-
-
-if TYPE_CHECKING:
-    # Saved checkpoints carry every file that a modeling file imports: this one belongs to the checkpoint too.
-    from .processing_megl import MeglProcessor  # noqa: F401
 
 
 @dataclass
@@ -413,19 +407,16 @@ class MeglForImageClassification(MeglPreTrainedModel):
 
         Args:
             vision (`str`): Hub id or local folder of an image classifier or vision encoder.
-            text (`str`): Hub id or local folder of a causal language model, or a GGUF file in a local folder.
+            text (`str`, `dict` or `PreTrainedConfig`): Hub id or local folder of a causal language model, or a GGUF file
+                in a local folder; or the configuration of one to be trained from scratch.
             labels (`list[str]`): Names of the classes, in the order of their ids.
             trust_remote_code (`bool`, *optional*, defaults to `False`): Whether `vision` may run its own code.
             config_kwargs: Fields of [`MeglConfig`], such as `saliency_layer`.
         """
         id2label = dict(enumerate(labels))
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
-        folder, gguf_kwargs = split_gguf(text)
-        language_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf_kwargs)
+        language_model = _load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
-        # The weights have been read: what is saved from here on is an ordinary checkpoint.
-        if hasattr(text_config, "quantization_config"):
-            del text_config.quantization_config
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
         feature_size = probe_tap(vision_model, saliency_layer, getattr(vision_config, "image_size", 224))
         config = MeglConfig(
@@ -457,10 +448,16 @@ def _load_vision_model(vision, id2label, trust_remote_code):
     return vision_model
 
 
-def split_gguf(text):
-    """`(folder, {"gguf_file": name})` of the path of a GGUF file, and `(text, {})` of anything else."""
-    path = Path(text)
-    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (text, {})
+def _load_language_model(text):
+    if not isinstance(text, str):
+        config = AutoConfig.for_model(**text) if isinstance(text, dict) else text
+        return AutoModelForCausalLM.from_config(config)
+    folder, gguf_kwargs = split_gguf(text)
+    language_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf_kwargs)
+    # The weights are read by now: what is saved from here on is an ordinary checkpoint.
+    if hasattr(language_model.config, "quantization_config"):
+        del language_model.config.quantization_config
+    return language_model
 
 
 def _classification_loss(logits, labels, num_items):

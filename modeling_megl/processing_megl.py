@@ -1,11 +1,16 @@
 """MeglProcessor: pictures, visual explanations and rationales to model inputs, and rationales back to text."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from .configuration_megl import PRESETS
 
 
 class MeglProcessor(ProcessorMixin):
@@ -34,6 +39,13 @@ class MeglProcessor(ProcessorMixin):
         self.rationale_prompt = rationale_prompt
         self.max_rationale_length = max_rationale_length
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, trust_remote_code=False, **kwargs):
+        """As `ProcessorMixin.from_pretrained`. The parts need no code of the checkpoint, so none is asked for."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, trust_remote_code=trust_remote_code, **kwargs
+        )
 
     def __call__(
         self, images=None, visual_explanations=None, label_names=None, rationales=None, return_tensors="pt", **kwargs
@@ -148,29 +160,61 @@ class MeglProcessor(ProcessorMixin):
         rows = rows.masked_fill(rows == -100, self._pad_token_id())
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
+    def text_config_kwargs(self):
+        """What a language model that is trained from scratch takes from the tokenizer."""
+        return {
+            "vocab_size": len(self.tokenizer),
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
+
     @classmethod
     def from_vision_text_pretrained(cls, vision, text, trust_remote_code=False, **kwargs):
         """
         The processor of [`~MeglForImageClassification.from_vision_text_pretrained`]: the vision model's size and
         normalisation, without its crop, and the language model's tokenizer.
         """
-        source = AutoImageProcessor.from_pretrained(vision, trust_remote_code=trust_remote_code)
-        path, gguf = (text.rsplit("/", 1) if text.endswith(".gguf") else (text, None))
-        tokenizer = AutoTokenizer.from_pretrained(path, **({"gguf_file": gguf} if gguf else {}))
-        return cls(make_image_processor(_square_size(source), source.image_mean, source.image_std), tokenizer, **kwargs)
+        folder, gguf_kwargs = split_gguf(text)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **gguf_kwargs)
+        return cls(load_image_processor(vision, trust_remote_code), tokenizer, **kwargs)
+
+    @classmethod
+    def from_vision_pretrained(cls, vision, labels, rationales, trust_remote_code=False, **kwargs):
+        """The same, with a tokenizer made for these classes and rationales."""
+        tokenizer = train_rationale_tokenizer([*rationales, *labels])
+        return cls(load_image_processor(vision, trust_remote_code), tokenizer, **kwargs)
+
+    @classmethod
+    def from_preset(cls, name, labels, rationales, **kwargs):
+        """The processor of [`MeglConfig.from_preset`], with a tokenizer made for these classes and rationales."""
+        size = PRESETS[name]["vision_config"].get("image_size", 224)
+        image_processor = make_image_processor((size, size), IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
+        return cls(image_processor, train_rationale_tokenizer([*rationales, *labels]), **kwargs)
 
 
-def _square_size(image_processor):
-    size = getattr(image_processor, "crop_size", None) or image_processor.size
-    if "height" in size:
-        return size["height"], size["width"]
-    return size["shortest_edge"], size["shortest_edge"]
+def split_gguf(text):
+    """`(folder, {"gguf_file": name})` of the path of a GGUF file, and `(text, {})` of anything else."""
+    path = Path(text)
+    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (text, {})
 
 
-def make_image_processor(size, mean, std):
+def load_image_processor(vision, trust_remote_code=False):
+    """The size and normalisation of a vision model's image processor, without its crop."""
+    source = AutoImageProcessor.from_pretrained(vision, trust_remote_code=trust_remote_code)
+    size = getattr(source, "crop_size", None) or source.size
+    height, width = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
+    return make_image_processor((height, width), source.image_mean, source.image_std, source.resample)
+
+
+def make_image_processor(size, mean, std, resample=Image.Resampling.BILINEAR):
     """An image processor that resizes the whole picture to `size`, height and width in pixels."""
     return ViTImageProcessorPil(
-        size={"height": size[0], "width": size[1]}, image_mean=list(mean), image_std=list(std), do_convert_rgb=True
+        size={"height": size[0], "width": size[1]},
+        image_mean=list(mean),
+        image_std=list(std),
+        resample=resample,
+        do_convert_rgb=True,
     )
 
 

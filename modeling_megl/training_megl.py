@@ -186,6 +186,8 @@ class MeglTrainer(Trainer):
             check_labels(model.config.id2label, dataset)
         if args.lora_rank is not None:
             model = add_lora(model, args.lora_rank)
+        # On CPUs and GPUs alike convolutions run fastest on this layout; other layers do not mind.
+        model.vision_model.to(memory_format=torch.channels_last)
         super().__init__(model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs)
         self.statistic = VisualExplanationStatistic().to(self.args.device)
         self._sums = {"train": defaultdict(float), "eval": defaultdict(float)}
@@ -215,6 +217,7 @@ class MeglTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one optimizer step, and how many items each loss is divided by in all of them together."""
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._sums["train"]["steps"] += 1
         # images, annotated images, rationale tokens, and two sums of two moments of the masks
         sums = torch.zeros(7, dtype=torch.float64, device=device)
         for batch in batch_samples:
@@ -290,9 +293,10 @@ class MeglTrainer(Trainer):
             sums[name] += loss.detach().double() * weight
             sums[f"{name}_count"] += weight
 
-    def _pop_means(self, mode, steps=None):
-        """Means of the recorded terms over `steps`, or over the items they were recorded with."""
+    def _pop_means(self, mode):
+        """Means of the recorded terms: over steps in training, over the items they were recorded with in evaluation."""
         sums = self._sums[mode]
+        steps = sums["steps"]
         self._sums[mode] = defaultdict(float)
         means = {}
         for name in _DENOMINATORS:
@@ -305,8 +309,7 @@ class MeglTrainer(Trainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            steps = self.state.global_step - self._globalstep_last_logged
-            logs = {**logs, **self._pop_means("train", steps or 1)}
+            logs = {**logs, **self._pop_means("train")}
         super().log(logs, start_time)
 
     # ---- Evaluation ----

@@ -1,0 +1,79 @@
+"""Makes an untrained MEGL model for the classes of a data set, from a preset or from pretrained parts.
+
+```
+python scripts/init_megl.py --preset megl-resnet-tiny --dataset object_me --output megl-tiny
+python scripts/init_megl.py --vision microsoft/resnet-18 --text HuggingFaceTB/SmolLM2-135M \
+    --dataset object_me --output megl-resnet18-smollm2
+```
+
+`--text` takes a Hub id, a local folder, a GGUF file in a local folder, or the name of a small Llama to be trained from
+scratch on the data set's rationales: `llama-small` or `llama-tiny`.
+"""
+
+import argparse
+import sys
+
+import torch
+from datasets import load_dataset
+from output_folder import new_folder
+
+from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="known sizes, with random weights")
+    parser.add_argument("--vision", help="Hub id or folder of a pretrained vision model")
+    parser.add_argument("--text", default="llama-small", help="language model to put behind --vision")
+    parser.add_argument("--dataset", required=True, help="data set whose classes and rationales the model is made for")
+    parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
+    parser.add_argument("--saliency_layer", help="module of the vision model to compute maps on, if not the default")
+    parser.add_argument("--seed", type=int, default=0, help="draws the random weights")
+    parser.add_argument("--trust_remote_code", action="store_true", help="let --vision run its own code")
+    arguments = parser.parse_args()
+    if bool(arguments.preset) == bool(arguments.vision):
+        parser.error("pass either --preset or --vision")
+    return arguments
+
+
+def make_model(arguments, labels, rationales):
+    """The model and its processor."""
+    if arguments.preset:
+        processor = MeglProcessor.from_preset(arguments.preset, labels, rationales)
+        config = MeglConfig.from_preset(arguments.preset, labels, **processor.text_config_kwargs())
+        return MeglForImageClassification(config), processor
+    parts = {"vision": arguments.vision, "trust_remote_code": arguments.trust_remote_code}
+    if arguments.text in TEXT_PRESETS:
+        processor = MeglProcessor.from_vision_pretrained(**parts, labels=labels, rationales=rationales)
+        text = {**TEXT_PRESETS[arguments.text], **processor.text_config_kwargs()}
+    else:
+        processor = MeglProcessor.from_vision_text_pretrained(**parts, text=arguments.text)
+        text = arguments.text
+    settings = {"saliency_layer": arguments.saliency_layer} if arguments.saliency_layer else {}
+    model = MeglForImageClassification.from_vision_text_pretrained(**parts, text=text, labels=labels, **settings)
+    return model, processor
+
+
+def main():
+    arguments = parse_arguments()
+    torch.manual_seed(arguments.seed)
+    try:
+        train = load_dataset(arguments.dataset, split="train")
+        with new_folder(arguments.output) as folder:
+            labels = train.features["label"].names
+            rationales = [text for texts in train["textual_explanations"] for text in texts]
+            model, processor = make_model(arguments, labels, rationales)
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+    except (ValueError, OSError) as error:
+        sys.exit(f"init_megl: {error}")
+    sizes = {
+        name: sum(parameter.numel() for parameter in getattr(model, name).parameters()) / 1e6
+        for name in ("vision_model", "grounding", "language_model")
+    }
+    print(f"{arguments.output}: {len(labels)} classes, millions of parameters:")
+    print(", ".join(f"{name} {size:.1f}" for name, size in sizes.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""An output folder that is either whole or absent: what all scripts write into."""
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_new(output):
+    """The path of a folder to write, refused with a `FileExistsError` where it exists and holds anything."""
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is not an empty folder: choose another `--output`, or remove it.")
+    return output
+
+
+@contextmanager
+def new_folder(output):
+    """A temporary folder beside `output` that takes its place when the block ends, and is removed if it fails."""
+    output = check_new(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)
+        if output.exists():
+            output.rmdir()
+        staging.rename(output)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise

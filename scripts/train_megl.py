@@ -1,0 +1,70 @@
+"""Fine-tunes a MEGL model with all its losses, or with the weights at 0 plainly, and saves a complete model repository.
+
+```
+python scripts/train_megl.py --model_name_or_path megl-tiny --dataset_name object_me --output_dir megl-trained \
+    --num_train_epochs 10 --per_device_train_batch_size 32 --learning_rate 1e-3
+python scripts/train_megl.py --model_name_or_path megl-tiny --dataset_name object_me --output_dir plain \
+    --visual_loss_weight 0 --text_loss_weight 0 --distribution_loss_weight 0
+```
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from transformers import HfArgumentParser, set_seed
+
+from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
+
+
+@dataclass
+class ScriptArguments:
+    """What to train on what."""
+
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of a MEGL model (`init_megl.py` makes one)."})
+    dataset_name: str = field(metadata={"help": "Hub id or folder of a data set (`prepare_dataset.py` makes one)."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on; never the test split."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Let the vision model run its own code."})
+
+
+def accuracy(prediction):
+    return {"accuracy": float((prediction.predictions[0].argmax(-1) == prediction.label_ids[0]).mean())}
+
+
+def main():
+    script_args, training_args = HfArgumentParser((ScriptArguments, MeglTrainingArguments)).parse_args_into_dataclasses()
+    output = Path(training_args.output_dir)
+    if output.is_dir() and any(output.iterdir()) and not training_args.resume_from_checkpoint:
+        sys.exit(
+            f"train_megl: {output} exists and is not empty: choose another `--output_dir`, or go on with the run in it "
+            "by `--resume_from_checkpoint True`."
+        )
+    set_seed(training_args.seed)
+    try:
+        processor = MeglProcessor.from_pretrained(script_args.model_name_or_path)
+        model = MeglForImageClassification.from_pretrained(
+            script_args.model_name_or_path, trust_remote_code=script_args.trust_remote_code, dtype=torch.float32
+        )
+        datasets = load_dataset(script_args.dataset_name)
+        trainer = MeglTrainer(
+            model=model,
+            args=training_args,
+            processing_class=processor,
+            train_dataset=datasets[script_args.train_split],
+            eval_dataset=datasets.get(script_args.eval_split),
+            compute_metrics=accuracy,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"train_megl: {error}")
+    resume = training_args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume == "True" else resume)
+    trainer.save_model()
+    trainer.save_state()
+
+
+if __name__ == "__main__":
+    main()
