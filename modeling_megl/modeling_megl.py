@@ -135,7 +135,11 @@ class MeglPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         """Weights of MEGL's own modules; the vision and the language model initialise theirs."""
-        if isinstance(module, nn.Linear):
+        if isinstance(module, MeglGrounding):
+            # Features and positions have equal parts in the evidence: the few position features would else be drowned.
+            for layer in (module.feature_projection, module.position_projection, module.expansion):
+                init.normal_(layer.weight, mean=0.0, std=layer.in_features**-0.5)
+        elif isinstance(module, nn.Linear):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -302,6 +306,22 @@ class MeglForImageClassification(MeglPreTrainedModel):
         if self.config.rationale_gradient == "none":
             saliency = saliency.detach()
         return self.grounding(features.to(self.grounding.norm.weight.dtype), saliency)
+
+    @torch.no_grad()
+    def ground(self, pixel_values, saliency):
+        """
+        Evidence tokens under maps of the caller's choice: what if the model had looked there?
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): Normalised images.
+            saliency (`torch.FloatTensor` of shape `(batch_size, map_height, map_width)`): Maps in [0, 1].
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`.
+        """
+        with self._open_tap(pixel_values, create_graph=False) as tap:
+            self.vision_model(pixel_values)
+        return self._ground(tap.to_grid(tap.output), saliency).detach()
 
     def _embed(self, evidence_tokens, input_ids, attention_mask):
         """Evidence, then text: `inputs_embeds` and `attention_mask` of the language model."""

@@ -255,7 +255,7 @@ class MeglTrainer(Trainer):
             num_items_in_batch=num_items_in_batch,
         )
         loss = outputs.loss
-        terms = {name: outputs[f"loss_{name}"] for name in ("classification", "visual", "text")}
+        terms = {name: getattr(outputs, f"loss_{name}") for name in ("classification", "visual", "text")}
         if with_map and self.statistic.weight > 0 and (evaluating or args.distribution_loss_weight > 0):
             terms["distribution"] = self._distribution_loss(outputs.saliency, inputs, num_items_in_batch)
             if loss is not None:

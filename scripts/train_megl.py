@@ -8,6 +8,7 @@ python scripts/train_megl.py --model_name_or_path megl-tiny --dataset_name objec
 ```
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,24 @@ from transformers import HfArgumentParser, set_seed
 
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
+
+
+# What the model's card reports of the run.
+RECORDED = (
+    "visual_loss_weight",
+    "text_loss_weight",
+    "distribution_loss_weight",
+    "visual_loss",
+    "learning_rate",
+    "text_learning_rate",
+    "lora_rank",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "seed",
+)
 
 
 @dataclass
@@ -62,8 +81,14 @@ def main():
         sys.exit(f"train_megl: {error}")
     resume = training_args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume == "True" else resume)
+    if training_args.lora_rank is not None:
+        trainer.save_model(output / "adapter")
+        trainer.model = trainer.model.merge_and_unload()
     trainer.save_model()
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        settings = {name: getattr(training_args, name) for name in RECORDED}
+        (output / "training_settings.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""A self-contained page of pictures: image, human map, model's map, label with probability, rationales."""
+
+import base64
+import html
+import io
+
+import numpy as np
+from PIL import Image
+
+
+_STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
+h1 { font-size: 1.5em } .figures { color: #555 }
+.items { display: grid; grid-template-columns: repeat(auto-fill, minmax(34em, 1fr)); gap: 1.2em }
+.item { border: 1px solid #ddd; border-radius: 8px; padding: .8em }
+.pictures { display: flex; gap: .5em } figure { margin: 0; flex: 1 } img { width: 100%; border-radius: 4px }
+figcaption { font-size: .8em; color: #666; text-align: center }
+.right { color: #176f2c } .wrong { color: #b3261e } .reference { color: #666 } p { margin: .4em 0 0 }
+"""
+
+
+def overlay(image, saliency, strength=0.6):
+    """
+    The map over its picture, from clear (0) through yellow to red (1).
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        saliency (`np.ndarray` of shape `(height, width)`): Values in [0, 1] at any resolution; resized to the picture.
+        strength (`float`): Opacity where the map is 1.
+    """
+    image = image.convert("RGB")
+    values = Image.fromarray((np.asarray(saliency, dtype=np.float32) * 255).round().astype(np.uint8))
+    values = np.asarray(values.resize(image.size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None] / 255
+    colour = np.concatenate([np.full_like(values, 255), 230 * (1 - values), np.zeros_like(values)], axis=-1)
+    opacity = strength * np.minimum(2 * values, 1)
+    return Image.fromarray((np.asarray(image) * (1 - opacity) + colour * opacity).round().astype(np.uint8))
+
+
+def write_page(path, dataset, predictions, metrics, count):
+    """Write `count` items, evenly spaced over the data set, to the HTML file `path`."""
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
+    items = "\n".join(_item(dataset[int(index)], predictions[index]) for index in chosen)
+    figures = {"accuracy": metrics["accuracy"], "IoU": (metrics["saliency"] or {}).get("iou")}
+    figures["place named rightly"] = metrics["rationale"]["place_accuracy"]
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in figures.items() if value is not None)
+    path.write_text(
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>MEGL: {html.escape(metrics["split"])}</title>
+<style>{_STYLE}</style></head><body>
+<h1>What the model sees, where it looks and what it says</h1>
+<p class="figures">{len(dataset)} images of the {html.escape(metrics["split"])} split: {shown}. Shown: {len(chosen)},
+evenly spaced.</p>
+<div class="items">
+{items}
+</div></body></html>
+"""
+    )
+
+
+def _item(row, prediction):
+    image, mask = row["image"], row["visual_explanation"]
+    pictures = [_figure(image.convert("RGB"), "image")]
+    if mask is not None:
+        values = np.asarray(mask, dtype=np.float32) / (65535 if mask.mode.startswith("I") else 255)
+        pictures.append(_figure(overlay(image, values), "human map"))
+    pictures.append(_figure(overlay(image, prediction["saliency"]), "model's map"))
+    right = prediction["prediction"] == prediction["label"]
+    verdict = "" if right else f" (it is: {html.escape(prediction['label'])})"
+    references = "".join(f'<p class="reference">{html.escape(text)}</p>' for text in row["textual_explanations"])
+    return f"""<div class="item"><div class="pictures">{"".join(pictures)}</div>
+<p class="{"right" if right else "wrong"}"><b>{html.escape(prediction["prediction"])}</b> {prediction["score"]:.0%}{verdict}</p>
+<p>{html.escape(prediction["rationale"])}</p>{references}</div>"""
+
+
+def _figure(image, caption):
+    buffer = io.BytesIO()
+    image.resize((192, round(192 * image.height / image.width)), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+
