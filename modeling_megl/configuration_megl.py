@@ -62,13 +62,15 @@ PRESETS = {
         "vision_config": {
             "model_type": "resnet",
             "layer_type": "basic",
+            # Two stages: a cell of the map sees 51 of 128 pixels, an object and little of its scene.
             "embedding_size": 32,
-            "hidden_sizes": [32, 64, 128],
-            "depths": [1, 1, 1],
+            "hidden_sizes": [48, 96],
+            "depths": [1, 1],
             "image_size": 128,
         },
         "text_config": _LLAMA_TINY,
         "evidence_size": 128,
+        "saliency_score": "contrast",
     },
 }
 
@@ -87,6 +89,8 @@ class MeglConfig(PreTrainedConfig):
             Any model of `AutoModelForCausalLM`.
         saliency_method (`str`, *optional*, defaults to `"grad_cam"`):
             How the map is made from the features at the tap and the score's gradient.
+        saliency_score (`str`, *optional*, defaults to `"logit"`):
+            What the map explains: the class score, or its `"contrast"` to the mean of all class scores.
         saliency_layer (`str`, *optional*):
             Name of the tap: the module of the vision model whose output the map is computed on. `None` takes
             `vision_config.saliency_layer` where there is one and else finds it from the model's structure.
@@ -124,6 +128,7 @@ class MeglConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     saliency_method: Literal["grad_cam"] = "grad_cam"
+    saliency_score: Literal["logit", "contrast"] = "logit"
     saliency_layer: str | None = None
     feature_size: int | None = None
     num_evidence_tokens: int = 4

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from .configuration_megl import MeglConfig, infer_feature_size
 from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
 from .processing_megl import split_gguf
-from .saliency_megl import compute_saliency, open_tap, probe_tap
+from .saliency_megl import compute_saliency, explained_scores, open_tap, probe_tap
 
 
 @dataclass
@@ -275,7 +275,9 @@ class MeglForImageClassification(MeglPreTrainedModel):
             if output_saliency:
                 if target is None:
                     target = labels if self.training and labels is not None else logits.argmax(dim=-1)
-                saliency = compute_saliency(tap, logits, target, self.config.saliency_method, differentiable)
+                with torch.inference_mode(False), torch.enable_grad():
+                    scores = explained_scores(logits, self.config.saliency_score)
+                saliency = compute_saliency(tap, scores, target, self.config.saliency_method, differentiable)
                 features = tap.to_grid(tap.output)
         if output_saliency:
             if not differentiable:
@@ -492,8 +494,10 @@ def _visual_loss(saliency, masks, annotated, name, num_items):
         return None
     if annotated is None:
         annotated = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
-    masks = resize_masks(masks.to(saliency.dtype), saliency.shape[1:])
-    losses = torch.where(annotated, VISUAL_LOSSES[name](saliency, masks), 0.0)
+    # Also NaN may stand where there is no mask: it must not come back as a gradient of 0 * NaN.
+    masks = torch.where(annotated[:, None, None], masks.to(saliency.dtype), 0.0)
+    losses = VISUAL_LOSSES[name](saliency, resize_masks(masks, saliency.shape[1:]))
+    losses = torch.where(annotated, losses, 0.0)
     return losses.sum() / max(num_items.get("visual_explanations", annotated.sum()), 1)
 
 

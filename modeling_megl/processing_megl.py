@@ -6,7 +6,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -43,9 +50,20 @@ class MeglProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, trust_remote_code=False, **kwargs):
         """As `ProcessorMixin.from_pretrained`. The parts need no code of the checkpoint, so none is asked for."""
-        return super().from_pretrained(
-            pretrained_model_name_or_path, trust_remote_code=trust_remote_code, **kwargs
-        )
+        processor_dict, unused_kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        parts = [
+            AutoImageProcessor.from_pretrained(
+                pretrained_model_name_or_path, trust_remote_code=trust_remote_code, **kwargs
+            ),
+            # An empty config: the tokenizer's own files say what it is, and the model's type has no tokenizer class.
+            AutoTokenizer.from_pretrained(
+                pretrained_model_name_or_path,
+                config=PreTrainedConfig(),
+                trust_remote_code=trust_remote_code,
+                **kwargs,
+            ),
+        ]
+        return cls.from_args_and_dict(parts, processor_dict, **unused_kwargs)
 
     def __call__(
         self, images=None, visual_explanations=None, label_names=None, rationales=None, return_tensors="pt", **kwargs
@@ -228,9 +246,10 @@ def _mask_image(mask, image, index):
             f"`visual_explanations[{index}]` is {mask.width} x {mask.height}, which is not the aspect ratio of its "
             f"image of {image.width} x {image.height} pixels: a mask must cover the whole image."
         )
-    if mask.mode.startswith("I"):
-        values = np.asarray(mask).astype(np.float32) / 65535
-        mask = Image.fromarray((values * 255).round().astype(np.uint8))
+    if mask.mode.startswith(("I", "F")):
+        # 16-bit integers, or floating point in [0, 1].
+        values = np.asarray(mask).astype(np.float32) / (65535 if mask.mode.startswith("I") else 1)
+        mask = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
     return mask.convert("L").convert("RGB")
 
 

@@ -41,6 +41,15 @@ def grad_cam(features, gradients):
 SALIENCY_METHODS = {"grad_cam": grad_cam}
 
 
+def explained_scores(scores, kind):
+    """
+    What the map explains: `"logit"`, the class score itself, as the literature does; or `"contrast"`, how far it lies
+    above the mean of all class scores. Features that speak for every class alike decide nothing, yet they can fill the
+    map of a logit; a guided model may hide there what it really looks at. They cancel out of the contrast.
+    """
+    return scores - scores.mean(dim=1, keepdim=True) if kind == "contrast" else scores
+
+
 def compute_saliency(tap, scores, target, method="grad_cam", create_graph=False):
     """
     The saliency maps of a batch, all at once.
@@ -169,14 +178,14 @@ def probe_tap(vision_model, name, image_size):
     with torch.no_grad(), open_tap(vision_model.eval(), name, shape, create_graph=False) as tap:
         scores = vision_model(noise).logits
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad((scores * noise.new_tensor(range(1, scores.shape[1] + 1))).sum(), tap.output)
-    gradient = tap.to_grid(gradient)
-    if not gradient.any():
+        weighted = (scores * noise.new_tensor(range(1, scores.shape[1] + 1))).sum()
+        (gradient,) = torch.autograd.grad(weighted, tap.output, allow_unused=True)
+    if gradient is None or not tap.to_grid(gradient).any():
         raise ValueError(
             f"The class scores have no gradient at any patch of the output of `saliency_layer={tap.name!r}`, so every "
             f"map would be zero. Choose an earlier module; {find_tap(vision_model)!r} is what is taken by default."
         )
-    return gradient.shape[1]
+    return tap.to_grid(tap.output).shape[1]
 
 
 def find_tap(vision_model):
@@ -210,8 +219,8 @@ def find_tap(vision_model):
 
 
 def count_prefix_tokens(vision_model):
-    """Class and register tokens in front of the patch tokens."""
-    names = [name.rsplit(".", 1)[-1] for name, _ in vision_model.named_parameters()]
-    has_class_token = any(name in ("cls_token", "class_token", "class_embedding") for name in names)
+    """Class, distillation and register tokens in front of the patch tokens."""
+    names = {name.rsplit(".", 1)[-1] for name, _ in vision_model.named_parameters()}
+    has_class_token = bool(names & {"cls_token", "class_token", "class_embedding"})
     registers = getattr(vision_model.config, "num_register_tokens", 0) or 0
-    return int(has_class_token) + registers
+    return has_class_token + ("distillation_token" in names) + registers

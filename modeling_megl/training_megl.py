@@ -5,12 +5,14 @@ import zlib
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from .losses_megl import VISUAL_LOSSES, distribution_consistency, map_moments
 from .processing_megl import MeglProcessor
@@ -356,6 +358,11 @@ class MeglTrainer(Trainer):
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in text]
                 optimizer.add_param_group({**group, "params": moved, "lr": self.args.text_learning_rate})
         return optimizer
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads back, in what shall be a model repository without any.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)

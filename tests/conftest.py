@@ -1,0 +1,87 @@
+"""Tiny random models and their processors, and the folder of reference numbers."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
+from modeling_megl.processing_megl import make_image_processor, train_rationale_tokenizer
+
+
+# Small matrix products gain nothing from several threads.
+torch.set_num_threads(1)
+
+LABELS = ["cat", "polar bear", "owl"]
+RATIONALES = [
+    "it has pointed ears and whiskers",
+    "a large white animal walks on the ice at the left",
+    "two round eyes look out of the feathers",
+]
+
+# The tiny presets, smaller still: maps of 4 x 4 cells. Large random weights, so that outputs differ visibly.
+SIZES = {
+    "megl-vit-tiny": {
+        "image_size": 32,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "initializer_range": 0.3,
+    },
+    "megl-resnet-tiny": {"image_size": 32, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+}
+TEXT_SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "initializer_range": 0.3}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "golden: compares with reference numbers in the folder that MEGL_SHARED names")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_rationale_tokenizer([*RATIONALES, *LABELS, "This is a because"], vocab_size=320)
+
+
+@pytest.fixture(scope="session")
+def processor(tokenizer):
+    image_processor = make_image_processor((32, 32), [0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+    return MeglProcessor(image_processor, tokenizer, max_rationale_length=40)
+
+
+@pytest.fixture(scope="session")
+def make_config(processor):
+    """`make_config(preset, vision={}, text={}, **fields)`: a tiny configuration of a preset's structure."""
+
+    def make(preset, vision=None, text=None, **fields):
+        sizes = copy.deepcopy(PRESETS[preset])
+        return MeglConfig(
+            vision_config={**sizes["vision_config"], **SIZES[preset], **(vision or {})},
+            text_config={**(text or {**sizes["text_config"], **TEXT_SIZE}), **processor.text_config_kwargs()},
+            **{"evidence_size": 24, "num_evidence_tokens": 3, "initializer_range": 0.2, **fields},
+            id2label=dict(enumerate(LABELS)),
+            label2id={label: i for i, label in enumerate(LABELS)},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(make_config):
+    """`make_model(preset, seed=0, **fields)`: a tiny random model in evaluation mode."""
+
+    def make(preset, seed=0, **fields):
+        torch.manual_seed(seed)
+        return MeglForImageClassification(make_config(preset, **fields)).eval()
+
+    return make
+
+
+@pytest.fixture()
+def shared():
+    """The folder of reference numbers."""
+    folder = Path(os.environ.get("MEGL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"no reference numbers at {folder}: set MEGL_SHARED to the folder that holds golden/")
+    return folder

@@ -1,0 +1,534 @@
+"""The model: outputs and losses, where gradients go, rationales with and without cache, and whole explanations."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification
+from modeling_megl.saliency_megl import compute_saliency, open_tap
+
+
+VIT, RESNET = "megl-vit-tiny", "megl-resnet-tiny"
+BOTH = pytest.mark.parametrize("preset", [VIT, RESNET])
+
+
+@pytest.fixture(scope="module")
+def make_batch(processor):
+    """`make_batch(dtype)`: two images with masks and rationales, of classes 0 and 1."""
+
+    def make(dtype=torch.float32):
+        generator = np.random.default_rng(0)
+        images = [Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(2)]
+        masks = [Image.fromarray(generator.integers(0, 256, (20, 20), dtype=np.uint8)) for _ in range(2)]
+        batch = processor(
+            images=images,
+            visual_explanations=masks,
+            label_names=["cat", "polar bear"],
+            rationales=["it has pointed ears", "a large white animal"],
+        )
+        batch["labels"] = torch.tensor([0, 1])
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
+
+    return make
+
+
+def random_images(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- Configuration ----
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_presets_name_classes_and_sizes(preset):
+    config = MeglConfig.from_preset(preset, labels=["cat", "dog"], vocab_size=64)
+    assert config.id2label == config.vision_config.id2label == {0: "cat", 1: "dog"}
+    assert config.label2id == config.vision_config.label2id == {"cat": 0, "dog": 1}
+    assert config.text_config.vocab_size == 64
+    expected = {"megl-vit-b16": 768, "megl-resnet18": 512, "megl-vit-tiny": 96, "megl-resnet-tiny": 128}
+    assert config.feature_size == expected[preset]
+    again = MeglConfig.from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
+
+
+def test_wrong_configurations_are_refused(make_config):
+    with pytest.raises(ValueError, match=r"`name` must be one of \['megl-resnet-tiny', .*\], got 'megl'"):
+        MeglConfig.from_preset("megl", labels=["cat"])
+    with pytest.raises(Exception, match="rationale_gradient"):
+        make_config(VIT, rationale_gradient="both")
+    with pytest.raises(ValueError, match="The width of the features of a 'mobilenet_v2' model.* pass `feature_size`"):
+        MeglConfig(vision_config={"model_type": "mobilenet_v2"}, text_config={"model_type": "llama"})
+
+
+# ---- Outputs and losses ----
+
+
+@BOTH
+def test_outputs(preset, make_model):
+    model = make_model(preset)
+    pixel_values = random_images(2, 3, 32, 32)
+    output = model(pixel_values)
+    assert set(output.keys()) == {"logits", "saliency", "evidence_tokens"}
+    assert output.logits.shape == (2, 3)
+    torch.testing.assert_close(output.logits, model.vision_model(pixel_values).logits, rtol=1e-5, atol=1e-6)
+    assert output.saliency.shape == (2, 4, 4)
+    assert output.saliency.min() >= 0 and output.saliency.max() <= 1
+    assert output.evidence_tokens.shape == (2, 3, 32)
+    logits, saliency, evidence_tokens = model(pixel_values, return_dict=False)
+    assert torch.equal(logits, output.logits) and torch.equal(saliency, output.saliency)
+    assert torch.equal(evidence_tokens, output.evidence_tokens)
+
+
+@BOTH
+def test_map_explains_the_label_in_training_and_the_predicted_class_otherwise(preset, make_model):
+    model = make_model(preset)
+    pixel_values = random_images(4, 3, 32, 32)
+    predicted = model(pixel_values).logits.argmax(dim=-1)
+    by_class = torch.stack([model(pixel_values, target=torch.full((4,), c)).saliency for c in range(3)], dim=1)
+    labels = (predicted + 1) % 3
+    rows = torch.arange(4)
+    assert not torch.equal(by_class[rows, labels], by_class[rows, predicted])
+    torch.testing.assert_close(model(pixel_values, labels=labels).saliency, by_class[rows, predicted])
+    if preset == VIT:  # without batch statistics, the mode changes nothing else
+        model.train()
+        torch.testing.assert_close(model(pixel_values, labels=labels).saliency, by_class[rows, labels])
+        torch.testing.assert_close(model(pixel_values).saliency, by_class[rows, predicted])
+
+
+@BOTH
+def test_losses_are_recomputed_exactly(preset, make_model, make_batch):
+    model, batch = make_model(preset), make_batch()
+    output = model(**batch)
+    torch.testing.assert_close(output.loss_classification, F.cross_entropy(output.logits, batch["labels"]))
+
+    masks = F.avg_pool2d(batch["visual_explanations"], 8)
+    torch.testing.assert_close(output.loss_visual, (output.saliency - masks).abs().mean())
+
+    # The language model alone, on evidence and text, each position predicting the next token.
+    embeddings = model.language_model.get_input_embeddings()(batch["input_ids"])
+    scores = model.language_model(
+        inputs_embeds=torch.cat([output.evidence_tokens, embeddings], dim=1),
+        attention_mask=F.pad(batch["attention_mask"], (3, 0), value=1),
+    ).logits
+    torch.testing.assert_close(output.rationale_logits, scores[:, 2:-1])
+    expected = F.cross_entropy(scores[:, 2:-1].flatten(0, 1), batch["rationale_labels"].flatten(), ignore_index=-100)
+    torch.testing.assert_close(output.loss_text, expected)
+
+    torch.testing.assert_close(output.loss, output.loss_classification + output.loss_visual + output.loss_text)
+    weighted = model(**batch, loss_weights={"visual": 0.25, "text": 3.0}).loss
+    expected = output.loss_classification + 0.25 * output.loss_visual + 3 * output.loss_text
+    torch.testing.assert_close(weighted, expected)
+
+
+def test_one_loss_off_leaves_the_others_as_they_are(make_model, make_batch):
+    model, batch = make_model(VIT), make_batch()
+    full = model(**batch)
+    without_masks = model(**{k: v for k, v in batch.items() if "visual" not in k})
+    assert without_masks.loss_visual is None
+    torch.testing.assert_close(without_masks.loss_text, full.loss_text)
+    without_text = model(**{k: v for k, v in batch.items() if k in ("pixel_values", "labels", "visual_explanations")})
+    assert without_text.loss_text is None and without_text.rationale_logits is None
+    torch.testing.assert_close(without_text.loss_visual, full.loss_visual)
+    without_labels = model(**{k: v for k, v in batch.items() if k != "labels"})
+    assert without_labels.loss is None and without_labels.loss_classification is None
+    torch.testing.assert_close(without_labels.loss_text, full.loss_text)
+
+
+@BOTH
+def test_losses_divide_by_the_whole_batch(preset, make_model, make_batch):
+    model, batch = make_model(preset), make_batch()
+    batch["has_visual_explanation"] = torch.tensor([True, False])
+    # Padding and masks are the same in the parts, so only the division differs.
+    whole = model(**batch)
+    counts = {
+        "images": 2,
+        "visual_explanations": 1,
+        "rationale_tokens": (batch["rationale_labels"] != -100).sum().item(),
+    }
+    parts = [model(**{k: v[i : i + 1] for k, v in batch.items()}, num_items_in_batch=counts) for i in range(2)]
+    for name in ("loss", "loss_classification", "loss_visual", "loss_text"):
+        torch.testing.assert_close(parts[0][name] + parts[1][name], whole[name], rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_masks_that_are_missing(preset, make_model, make_batch):
+    model, batch = make_model(preset), make_batch()
+    full = model(**{**batch, "has_visual_explanation": None})
+    torch.testing.assert_close(full.loss_visual, model(**batch).loss_visual)
+    masks = F.avg_pool2d(batch["visual_explanations"], 8)
+    per_image = (full.saliency - masks).abs().mean(dim=(1, 2))
+
+    for filler in (7.0, float("nan")):
+        batch["visual_explanations"][1] = filler
+        batch["has_visual_explanation"] = torch.tensor([True, False])
+        any_missing = model(**batch)
+        torch.testing.assert_close(any_missing.loss_visual, per_image[0])
+        torch.testing.assert_close(any_missing.loss_text, full.loss_text)
+        batch["has_visual_explanation"] = torch.tensor([False, False])
+        all_missing = model(**batch)
+        assert all_missing.loss_visual == 0
+        torch.testing.assert_close(all_missing.loss, full.loss_classification + full.loss_text)
+        for output in (any_missing, all_missing):
+            model.zero_grad()
+            output.loss.backward()
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is None or torch.isfinite(parameter.grad).all(), (filler, name)
+
+
+def test_plain_classifier_has_the_same_logits_and_no_map(make_model, make_batch):
+    for preset in (VIT, RESNET):
+        model, batch = make_model(preset), make_batch()
+        plain = model(**batch, output_saliency=False)
+        full = model(**batch)
+        torch.testing.assert_close(plain.logits, full.logits, rtol=1e-5, atol=1e-6)
+        assert set(plain.keys()) == {"loss", "logits", "loss_classification"}
+        torch.testing.assert_close(plain.loss, full.loss_classification)
+
+
+@BOTH
+def test_inference_leaves_no_graph(preset, make_model, make_batch):
+    model, batch = make_model(preset), make_batch()
+    expected = model(**batch)
+    assert expected.loss_visual.requires_grad
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            output = model(**batch)
+        assert output.keys() == expected.keys()
+        for name, value in output.items():
+            assert not value.requires_grad and value.grad_fn is None, name
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+        assert not batch["pixel_values"].requires_grad
+
+
+@BOTH
+def test_zero_map_gives_finite_evidence_and_gradients(preset, make_model, make_batch):
+    model, batch = make_model(preset), make_batch()
+    with torch.no_grad():
+        head = model.vision_model.classifier if preset == VIT else model.vision_model.classifier[1]
+        head.weight.zero_()
+    output = model(**batch)
+    assert torch.equal(output.saliency, torch.zeros(2, 4, 4))
+    # Without evidence the tokens are those of the zero vector: the bias.
+    torch.testing.assert_close(output.evidence_tokens, model.grounding.expansion.bias.view(1, 3, 32).expand(2, 3, 32))
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+
+
+# ---- Grounding ----
+
+
+def test_evidence_is_the_weighted_mean_of_features_and_places(make_model):
+    model = make_model(VIT)
+    grounding = model.grounding
+    features, saliency = torch.randn(1, 32, 2, 3), torch.tensor([[[0.5, 0.0, 0.0], [0.0, 0.0, 1.0]]])
+    got = grounding(features, saliency)
+
+    def evidence(row, column):
+        frequencies = [torch.pi / 2 * 2**k for k in range(4)]
+        angles = torch.tensor([place * f for place in ((row + 0.5) / 2, (column + 0.5) / 3) for f in frequencies])
+        positions = torch.cat([angles.sin(), angles.cos()])
+        patch = grounding.norm(features[0, :, row, column])
+        return grounding.feature_projection(patch) + grounding.position_projection(positions)
+
+    mean = (0.5 * evidence(0, 0) + 1.0 * evidence(1, 2)) / 1.5
+    torch.testing.assert_close(got, grounding.expansion(mean).view(1, 3, 32))
+    # Only where the map looks matters, not how strong it is as a whole.
+    torch.testing.assert_close(grounding(features, 0.1 * saliency), got)
+    features[0, :, 0, 1:] = 100.0
+    torch.testing.assert_close(grounding(features, saliency), got)
+
+
+# ---- Where the rationale's gradient goes ----
+
+
+def text_loss(model, batch):
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "rationale_labels")}
+    return model(batch["pixel_values"], target=batch["labels"], **inputs).loss_text
+
+
+def features_and_map(model, batch):
+    with open_tap(model.vision_model, None, (32, 32), create_graph=True) as tap:
+        logits = model.vision_model(batch["pixel_values"]).logits
+        saliency = compute_saliency(tap, logits, batch["labels"], create_graph=True)
+    return tap.to_grid(tap.output), saliency
+
+
+def text_loss_of(model, batch, features, saliency):
+    logits = model._score_rationales(model.grounding(features, saliency), batch["input_ids"], batch["attention_mask"])
+    # In double precision, for finite differences.
+    return F.cross_entropy(logits.flatten(0, 1), batch["rationale_labels"].flatten(), ignore_index=-100)
+
+
+def vision_gradients(model, loss):
+    named = dict(model.vision_model.named_parameters())
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
+    return dict(zip(named, gradients, strict=True))
+
+
+def does_not_feed_the_map(name):
+    # A score's gradient does not depend on what is added to the score, and attention does not on the keys' bias.
+    return name in ("classifier.bias", "classifier.1.bias", "vit.layernorm.bias") or name.endswith("k_proj.bias")
+
+
+# Llama computes its norms in single precision whatever its dtype, which is too coarse for finite differences.
+GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.3}
+
+
+@pytest.fixture(params=[VIT, RESNET])
+def double_model(request, make_model, make_batch):
+    model, batch = make_model(request.param, text=GPT2).double(), make_batch(torch.float64)
+    with torch.no_grad():
+        batch["labels"] = model(batch["pixel_values"]).logits.argmax(dim=-1)
+        saliency = model(batch["pixel_values"], target=batch["labels"]).saliency
+    assert (saliency.amax(dim=(1, 2)) == 1).all(), "choose a seed with maps that are not zero"
+    return model, batch
+
+
+def test_rationale_reaches_every_tensor_that_feeds_the_map_and_only_through_it(double_model):
+    model, batch = double_model
+    assert model.config.rationale_gradient == "map"
+    gradients = vision_gradients(model, text_loss(model, batch))
+    for name, gradient in gradients.items():
+        if does_not_feed_the_map(name):
+            assert gradient is None or gradient.abs().max() < 1e-12, name
+        else:
+            assert gradient is not None and gradient.abs().max() > 1e-9, name
+
+    # Finite differences of the loss as a function of the map alone: the features stay what they are.
+    features = features_and_map(model, batch)[0].detach()
+    step = 1e-6
+    for name, parameter in model.vision_model.named_parameters():
+        if does_not_feed_the_map(name):
+            continue
+        entry = gradients[name].abs().flatten().argmax()
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.view(-1)[entry] += sign * step
+            saliency = features_and_map(model, batch)[1].detach()
+            values.append(text_loss_of(model, batch, features, saliency).item())
+            with torch.no_grad():
+                parameter.view(-1)[entry] -= sign * step
+        numeric = (values[0] - values[1]) / (2 * step)
+        assert gradients[name].flatten()[entry].item() == pytest.approx(numeric, rel=1e-4, abs=1e-8), name
+
+
+def test_rationale_reaches_no_vision_tensor_under_none(double_model):
+    model, batch = double_model
+    model.config.rationale_gradient = "none"
+    gradients = vision_gradients(model, text_loss(model, batch))
+    assert all(gradient is None for gradient in gradients.values())
+    model.zero_grad()
+    text_loss(model, batch).backward()
+    for part in (model.grounding, model.language_model):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_rationale_also_reaches_the_features_under_map_and_features(double_model):
+    model, batch = double_model
+    through_map = vision_gradients(model, text_loss(model, batch))
+    model.config.rationale_gradient = "map_and_features"
+    through_both = vision_gradients(model, text_loss(model, batch))
+    features, saliency = features_and_map(model, batch)
+    expected = vision_gradients(model, text_loss_of(model, batch, features, saliency))
+    through_features = vision_gradients(model, text_loss_of(model, batch, features, saliency.detach()))
+    differing = 0
+    for name, gradient in through_both.items():
+        if gradient is None:
+            continue
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7, msg=name)
+        parts = [part[name] for part in (through_map, through_features) if part[name] is not None]
+        torch.testing.assert_close(gradient, sum(parts), rtol=1e-4, atol=1e-7, msg=name)
+        differing += not torch.allclose(gradient, through_map[name], rtol=1e-3)
+    # The tail, after the features, is reached through the map alone.
+    assert differing >= len(through_both) / 2
+
+
+def test_rationale_loss_is_the_same_wherever_its_gradient_goes(double_model):
+    model, batch = double_model
+    losses = []
+    for model.config.rationale_gradient in ("map", "map_and_features", "none"):
+        losses.append(text_loss(model, batch))
+    assert losses[0] == losses[1] == losses[2]
+
+
+# ---- Writing rationales ----
+
+
+def decode_without_cache(model, prompt, evidence_tokens, length):
+    ids = prompt
+    for _ in range(length):
+        embeddings = torch.cat([evidence_tokens, model.get_input_embeddings()(ids)], dim=1)
+        token = model.language_model(inputs_embeds=embeddings, use_cache=False).logits[:, -1].argmax(dim=-1)
+        ids = torch.cat([ids, token[:, None]], dim=1)
+        if token.item() == model.config.text_config.eos_token_id:
+            break
+    return ids[:, prompt.shape[1] :]
+
+
+@torch.no_grad()
+def test_rationales_equal_greedy_decoding_without_a_cache_and_one_at_a_time(make_model, processor):
+    model = make_model(VIT)
+    pixel_values = random_images(3, 3, 32, 32)
+    prompts = processor.prompts(["cat", "polar bear", "owl"])
+    assert len(set(prompts["attention_mask"].sum(dim=1).tolist())) > 1, "prompts of several lengths"
+    evidence_tokens = model(pixel_values).evidence_tokens
+    together = model.generate_rationales(**prompts, evidence_tokens=evidence_tokens, max_new_tokens=12)
+    assert torch.equal(model.generate_rationales(**prompts, pixel_values=pixel_values, max_new_tokens=12), together)
+    uncached = model.generate_rationales(
+        **prompts, evidence_tokens=evidence_tokens, max_new_tokens=12, use_cache=False
+    )
+    assert torch.equal(uncached, together)
+    assert together.shape[1] <= 12 and len(together.unique()) > 4
+    for i in range(3):
+        prompt = prompts["input_ids"][i : i + 1, prompts["attention_mask"][i].bool()]
+        expected = decode_without_cache(model, prompt, evidence_tokens[i : i + 1], 12)
+        got = together[i, : expected.shape[1]]
+        assert torch.equal(got, expected[0])
+        assert (together[i, expected.shape[1] :] == processor.tokenizer.pad_token_id).all()
+        alone = model.generate_rationales(prompt, evidence_tokens=evidence_tokens[i : i + 1], max_new_tokens=12)
+        assert torch.equal(alone, expected)
+
+
+@torch.no_grad()
+def test_rationale_ends_with_the_end_of_text(make_model, processor):
+    model = make_model(VIT)
+    prompts = processor.prompts(["cat"])
+    first = model.generate_rationales(**prompts, pixel_values=random_images(1, 3, 32, 32), max_new_tokens=6)
+    model.config.text_config.eos_token_id = first[0, 2].item()
+    model.config.text_config.pad_token_id = None
+    ended = model.generate_rationales(**prompts, pixel_values=random_images(1, 3, 32, 32), max_new_tokens=6)
+    stop = first[0].tolist().index(first[0, 2].item())
+    assert torch.equal(ended[0], first[0, : stop + 1])
+
+
+@torch.no_grad()
+def test_rationale_follows_the_evidence_and_only_it(make_model, processor):
+    model = make_model(RESNET)
+    prompts = processor.prompts(["cat", "cat"])
+    pixel_values = random_images(2, 3, 32, 32)
+    output = model(pixel_values)
+    rationales = model.generate_rationales(**prompts, evidence_tokens=5 * torch.randn(2, 3, 32), max_new_tokens=8)
+    assert not torch.equal(rationales[0], rationales[1])
+    swapped = model.ground(pixel_values, output.saliency.flip(0))
+    assert not torch.allclose(swapped, output.evidence_tokens)
+    torch.testing.assert_close(model.ground(pixel_values, output.saliency), output.evidence_tokens)
+
+
+def test_rationales_need_either_images_or_evidence(make_model, processor):
+    model = make_model(RESNET)
+    prompts = processor.prompts(["cat"])
+    message = "Pass either `pixel_values` or the `evidence_tokens`"
+    with pytest.raises(ValueError, match=message):
+        model.generate_rationales(**prompts)
+    with pytest.raises(ValueError, match=message):
+        model.generate_rationales(
+            **prompts, pixel_values=random_images(1, 3, 32, 32), evidence_tokens=torch.zeros(1, 3, 32)
+        )
+
+
+# ---- Whole explanations ----
+
+
+@BOTH
+def test_explain(preset, make_model, processor):
+    model = make_model(preset)
+    generator = np.random.default_rng(1)
+    shapes = [(40, 60), (33, 21), (32, 32)]
+    images = [Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+    images[2] = images[2].convert("L")
+    explanations = model.explain(images, processor, batch_size=2, max_new_tokens=6)
+    assert [set(e) for e in explanations] == [{"label", "score", "saliency", "rationale"}] * 3
+
+    with torch.no_grad():
+        output = model(processor(images=images)["pixel_values"])
+    probabilities = output.logits.softmax(dim=-1)
+    names = [model.config.id2label[label] for label in output.logits.argmax(dim=-1).tolist()]
+    prompts = processor.prompts(names)
+    tokens = model.generate_rationales(**prompts, evidence_tokens=output.evidence_tokens, max_new_tokens=6)
+    for i, explanation in enumerate(explanations):
+        assert explanation["label"] == names[i]
+        assert explanation["score"] == pytest.approx(probabilities[i].max().item(), abs=1e-5)
+        saliency = explanation["saliency"]
+        assert isinstance(saliency, np.ndarray) and saliency.dtype == np.float32
+        assert saliency.shape == shapes[i]
+        assert saliency.min() >= 0 and saliency.max() <= 1
+        expected = F.interpolate(output.saliency[i][None, None], size=shapes[i], mode="bilinear")[0, 0]
+        np.testing.assert_allclose(saliency, expected.numpy(), atol=1e-4)
+        assert explanation["rationale"] == processor.batch_decode_rationales(tokens[i : i + 1])[0]
+
+    (alone,) = model.explain(images[0], processor, max_new_tokens=6)
+    assert alone["label"] == explanations[0]["label"] and alone["rationale"] == explanations[0]["rationale"]
+
+
+def test_explain_needs_evaluation_mode(make_model, processor):
+    model = make_model(VIT).train()
+    with pytest.raises(ValueError, match=r"`explain` needs the model in evaluation mode: call `model.eval\(\)` first"):
+        model.explain(Image.new("RGB", (32, 32)), processor)
+    with pytest.raises(ValueError, match=r"`images\[0\]` must be a `PIL.Image.Image`, got str"):
+        model.eval().explain("picture.png", processor)
+
+
+# ---- Saving ----
+
+
+@BOTH
+def test_saved_model_is_loaded_as_it_was(preset, make_model, tmp_path):
+    model = make_model(preset, rationale_gradient="none")
+    model.save_pretrained(tmp_path)
+    loaded = MeglForImageClassification.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert loaded.config.rationale_gradient == "none" and loaded.config.id2label == model.config.id2label
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    pixel_values = random_images(2, 3, 32, 32)
+    for name, value in model(pixel_values).items():
+        assert torch.equal(loaded(pixel_values)[name], value), name
+    # The heads of small Llamas are tied to their embeddings, and stay so.
+    assert loaded.language_model.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+def test_new_weights_follow_the_initializer_range(make_model):
+    model = make_model(VIT, initializer_range=0.05)
+    assert model.grounding.expansion.weight.std().item() == pytest.approx(0.05, rel=0.1)
+    assert not model.grounding.expansion.bias.any()
+    assert torch.equal(model.grounding.norm.weight, torch.ones(32))
+
+
+@BOTH
+def test_composed_of_pretrained_parts(preset, make_model, tmp_path):
+    donor = make_model(preset)
+    donor.vision_model.save_pretrained(tmp_path / "vision")
+    donor.language_model.save_pretrained(tmp_path / "text")
+    model = MeglForImageClassification.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), ["cat", "polar bear", "owl"], num_evidence_tokens=2
+    )
+    assert model.config.feature_size == donor.config.feature_size
+    for part in ("vision_model", "language_model"):
+        for name, value in getattr(donor, part).state_dict().items():
+            assert torch.equal(getattr(model, part).state_dict()[name], value), name
+    assert model(random_images(1, 3, 32, 32)).evidence_tokens.shape == (1, 2, 32)
+
+    # Other classes: a new head on the same backbone.
+    other = MeglForImageClassification.from_vision_text_pretrained(
+        str(tmp_path / "vision"), donor.config.text_config, ["day", "night"]
+    )
+    assert other(random_images(1, 3, 32, 32)).logits.shape == (1, 2)
+    assert other.config.id2label == {0: "day", 1: "night"}
+    for name, value in donor.vision_model.state_dict().items():
+        if not name.startswith("classifier."):
+            assert torch.equal(other.vision_model.state_dict()[name], value), name
+
+
+def test_tap_without_a_gradient_is_refused_when_composing(make_model, tmp_path):
+    donor = make_model(VIT)
+    donor.vision_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`saliency_layer='vit.layers.2'`, so every map would be zero"):
+        MeglForImageClassification.from_vision_text_pretrained(
+            str(tmp_path), donor.config.text_config, ["a", "b"], saliency_layer="vit.layers.2"
+        )

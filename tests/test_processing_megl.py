@@ -1,0 +1,350 @@
+"""The processor: exact tensors, masks that move as their images do, clear errors, saving and reloading."""
+
+import io
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from modeling_megl import MeglProcessor
+from modeling_megl.processing_megl import (
+    load_image_processor,
+    make_image_processor,
+    split_gguf,
+    train_rationale_tokenizer,
+)
+
+
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+
+
+def random_picture(height, width, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def random_mask(height, width, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8))
+
+
+def as_mask(values):
+    return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+# ---- Images ----
+
+
+def test_pixel_values_by_hand(processor):
+    picture = random_picture(32, 32)
+    batch = processor(images=[picture])
+    assert list(batch) == ["pixel_values"]
+    expected = (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - torch.tensor(MEAN)[:, None, None]) / (
+        torch.tensor(STD)[:, None, None]
+    )
+    torch.testing.assert_close(batch["pixel_values"], expected[None], rtol=1e-5, atol=1e-5)
+
+
+def test_whole_picture_is_resized_without_cropping(processor):
+    picture = Image.new("RGB", (64, 128), "black")
+    picture.paste("white", (0, 0, 64, 4))
+    picture.paste("white", (0, 124, 64, 128))
+    pixels = processor(images=picture)["pixel_values"][0] * torch.tensor(STD)[:, None, None]
+    pixels += torch.tensor(MEAN)[:, None, None]
+    assert pixels.shape == (3, 32, 32)
+    assert (pixels[:, 0] > 0.8).all() and (pixels[:, -1] > 0.8).all() and (pixels[:, 8:-8] < 1e-5).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_pictures_of_any_mode(mode, processor):
+    picture = random_picture(32, 32).convert(mode)
+    expected = processor(images=picture.convert("RGB"))["pixel_values"]
+    assert torch.equal(processor(images=picture)["pixel_values"], expected)
+
+
+def with_orientation(picture, orientation):
+    """As a camera writes it: pixels as they lie on the sensor, and which way is up."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    picture.save(file, "PNG", exif=exif)
+    return Image.open(file)
+
+
+def test_exif_orientation_is_applied_before_the_mask_is_compared(processor):
+    upright, mask = random_picture(60, 40), random_mask(60, 40)
+    turned = with_orientation(upright.transpose(Image.Transpose.ROTATE_90), 6)
+    assert turned.size == (60, 40) != upright.size
+    expected = processor(images=[upright], visual_explanations=[mask])
+    batch = processor(images=[turned], visual_explanations=[mask])
+    for name in ("pixel_values", "visual_explanations"):
+        assert torch.equal(batch[name], expected[name]), name
+    # A mask may have an orientation of its own.
+    turned_mask = with_orientation(mask.transpose(Image.Transpose.ROTATE_90), 6)
+    batch = processor(images=[turned], visual_explanations=[turned_mask])
+    assert torch.equal(batch["visual_explanations"], expected["visual_explanations"])
+    (image,) = MeglProcessor.load_images(turned)
+    assert image.size == (40, 60) and image.mode == "RGB"
+
+
+def test_inputs_are_not_changed(processor):
+    picture, mask = random_picture(20, 30), random_mask(20, 30)
+    before = picture.tobytes(), mask.tobytes()
+    processor(images=[picture], visual_explanations=[mask])
+    assert (picture.tobytes(), mask.tobytes()) == before
+
+
+# ---- Masks ----
+
+
+def test_masks_by_hand(processor):
+    values = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    fine = values.astype(np.uint16) * 257  # the same fractions of 65535
+    inside = values > 127
+    masks = [
+        Image.fromarray(values),
+        None,
+        Image.fromarray(fine),
+        Image.fromarray(fine.astype(np.int32)),
+        Image.fromarray(inside),
+        Image.fromarray(values.astype(np.float32) / 255),
+    ]
+    assert [mask.mode for mask in masks if mask] == ["L", "I;16", "I", "1", "F"]
+    batch = processor(images=[random_picture(32, 32)] * 6, visual_explanations=masks)
+    assert batch["visual_explanations"].dtype == torch.float32
+    assert torch.equal(batch["has_visual_explanation"], torch.tensor([True, False, True, True, True, True]))
+    expected = as_mask(values / 255)
+    torch.testing.assert_close(
+        batch["visual_explanations"],
+        torch.stack([expected, torch.zeros(32, 32), expected, expected, as_mask(inside), expected]),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_no_masks_at_all(processor):
+    batch = processor(images=[random_picture(32, 32)] * 2, visual_explanations=[None, None])
+    assert torch.equal(batch["visual_explanations"], torch.zeros(2, 32, 32))
+    assert torch.equal(batch["has_visual_explanation"], torch.tensor([False, False]))
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize("shape", [(32, 32), (90, 45), (17, 61)])
+def test_a_mask_is_moved_exactly_like_its_image(shape, resample, tokenizer):
+    processor = MeglProcessor(make_image_processor((24, 40), MEAN, STD, resample), tokenizer)
+    mask = random_mask(*shape)
+    batch = processor(images=[mask], visual_explanations=[mask])
+    pixels = batch["pixel_values"] * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    assert batch["visual_explanations"].shape == (1, 24, 40)
+    for channel in range(3):
+        torch.testing.assert_close(batch["visual_explanations"], pixels[:, channel].clamp(0, 1), rtol=0, atol=1e-5)
+
+
+def test_a_mask_may_be_of_another_size(processor):
+    coarse = np.zeros((4, 6), dtype=np.uint8)
+    coarse[1, 2] = 255
+    batch = processor(images=[random_picture(40, 60)], visual_explanations=[Image.fromarray(coarse)])
+    mask = batch["visual_explanations"][0]
+    assert mask[12, 13] == mask.max() and mask.max() > 0.9
+    assert mask[:, 24:].max() == 0 and mask[24:].max() == 0
+    # 3 x 5 cells are a coarse mask of 640 x 1000 pixels: whole cells cannot have the ratio exactly.
+    processor(images=[Image.new("RGB", (1000, 640))], visual_explanations=[Image.new("L", (5, 3))])
+
+
+def test_a_mask_of_another_aspect_ratio_is_refused(processor):
+    pictures = [random_picture(40, 60), random_picture(40, 60)]
+    message = (
+        r"`visual_explanations\[1\]` is 40 x 40, which is not the aspect ratio of its image of 60 x 40 pixels: a mask "
+        "must cover the whole image"
+    )
+    with pytest.raises(ValueError, match=message):
+        processor(images=pictures, visual_explanations=[random_mask(40, 60), random_mask(40, 40)])
+
+
+def test_a_mask_for_each_image(processor):
+    message = r"`visual_explanations` must have an entry, a mask or `None`, for each image: got 1 for `images` of length"
+    with pytest.raises(ValueError, match=f"{message} 2"):
+        processor(images=[random_picture(8, 8)] * 2, visual_explanations=[None])
+    with pytest.raises(ValueError, match=f"{message} None"):
+        processor(visual_explanations=[None])
+
+
+# ---- Rationales ----
+
+
+def test_rationales_by_hand(processor, tokenizer):
+    names, texts = ["cat", "polar bear"], ["it has whiskers", "  a large white animal walks on the ice  "]
+    batch = processor(label_names=names, rationales=texts)
+    assert list(batch) == ["input_ids", "attention_mask", "rationale_labels"]
+    rows = []
+    for name, text in zip(names, texts, strict=True):
+        prompt = tokenizer.encode(f"This is a {name} because")
+        rows.append((prompt, tokenizer.encode(f" {text.strip()}") + [tokenizer.eos_token_id]))
+    length = max(len(prompt) + len(text) for prompt, text in rows)
+    assert len({len(prompt) + len(text) for prompt, text in rows}) == 2, "rows of several lengths"
+    for row, (prompt, text) in enumerate(rows):
+        rest = length - len(prompt) - len(text)
+        assert batch["input_ids"][row].tolist() == prompt + text + [tokenizer.pad_token_id] * rest
+        assert batch["attention_mask"][row].tolist() == [1] * (length - rest) + [0] * rest
+        assert batch["rationale_labels"][row].tolist() == [-100] * len(prompt) + text + [-100] * rest
+    decoded = tokenizer.decode(batch["input_ids"][1], skip_special_tokens=True)
+    assert decoded == "This is a polar bear because a large white animal walks on the ice"
+    assert processor.batch_decode_rationales(batch["rationale_labels"]) == [text.strip() for text in texts]
+
+
+def test_long_rationales_are_cut_before_their_end(processor, tokenizer):
+    processor = MeglProcessor(processor.image_processor, tokenizer, max_rationale_length=12)
+    batch = processor(label_names=["owl"], rationales=["two round eyes look out of the feathers " * 3])
+    assert batch["input_ids"].shape == (1, 12)
+    assert batch["input_ids"][0, -1] == tokenizer.eos_token_id == batch["rationale_labels"][0, -1]
+    # At least one token of the rationale is left, however long the prompt is.
+    processor.max_rationale_length = 1
+    batch = processor(label_names=["owl"], rationales=["two round eyes"])
+    assert (batch["rationale_labels"] != -100).sum() == 2
+
+
+def test_prompts_are_padded_on_the_left(processor, tokenizer):
+    batch = processor.prompts(["cat", "polar bear"])
+    short, long = (tokenizer.encode(f"This is a {name} because") for name in ("cat", "polar bear"))
+    rest = len(long) - len(short)
+    assert rest > 0
+    assert batch["input_ids"].tolist() == [[tokenizer.pad_token_id] * rest + short, long]
+    assert batch["attention_mask"].tolist() == [[0] * rest + [1] * len(short), [1] * len(long)]
+
+
+def test_training_rows_begin_with_the_prompt_of_generation(processor):
+    batch = processor(label_names=["polar bear"], rationales=["a large white animal"])
+    prompt = processor.prompts(["polar bear"])["input_ids"][0]
+    assert torch.equal(batch["input_ids"][0, : len(prompt)], prompt)
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_the_end_of_text(processor):
+    tokenizer = train_rationale_tokenizer(["it has whiskers"], vocab_size=300)
+    tokenizer.pad_token = None
+    processor = MeglProcessor(processor.image_processor, tokenizer)
+    batch = processor(label_names=["a", "a long name"], rationales=["it", "it"])
+    assert batch["input_ids"][0, -1] == tokenizer.eos_token_id
+    assert batch["attention_mask"][0, -1] == 0 and batch["rationale_labels"][0, -1] == -100
+    # The end of text that belongs to the rationale is learnt.
+    assert (batch["rationale_labels"] == tokenizer.eos_token_id).sum(dim=1).tolist() == [1, 1]
+
+
+def test_rationale_prompt_of_the_user(processor, tokenizer):
+    processor = MeglProcessor(processor.image_processor, tokenizer, rationale_prompt="Why {label}?")
+    assert tokenizer.decode(processor.prompts(["owl"])["input_ids"][0]) == "Why owl?"
+    with pytest.raises(ValueError, match=r"`rationale_prompt` must contain '\{label\}', got 'Why\?'"):
+        MeglProcessor(processor.image_processor, tokenizer, rationale_prompt="Why?")
+
+
+@pytest.mark.parametrize("rationale", ["", "  ", None, ["it has whiskers"]])
+def test_a_rationale_is_a_text(rationale, processor):
+    with pytest.raises(ValueError, match="A rationale must be a text that is not blank, got "):
+        processor(label_names=["cat"], rationales=[rationale])
+
+
+def test_rationales_need_class_names(processor):
+    message = "`rationales` need `label_names` of the same length: the prompt names the class"
+    with pytest.raises(ValueError, match=message):
+        processor(rationales=["it has whiskers"])
+    with pytest.raises(ValueError, match=message):
+        processor(label_names=["cat", "owl"], rationales=["it has whiskers"])
+
+
+def test_nothing_given(processor):
+    with pytest.raises(ValueError, match="Pass `images`, `rationales` with `label_names`, or both"):
+        processor()
+    with pytest.raises(ValueError, match=r"`images\[1\]` must be a `PIL.Image.Image`, got ndarray"):
+        processor(images=[random_picture(8, 8), np.zeros((8, 8, 3))])
+
+
+# ---- Made of pretrained parts, saved and reloaded ----
+
+
+def test_image_processor_of_a_vision_model_loses_its_crop(tmp_path):
+    source = ViTImageProcessorPil(
+        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, do_center_crop=True, image_mean=MEAN,
+        image_std=STD, resample=Image.Resampling.BICUBIC,
+    )  # fmt: skip
+    source.save_pretrained(tmp_path)
+    loaded = load_image_processor(tmp_path)
+    assert (loaded.size["height"], loaded.size["width"]) == (32, 32)
+    assert not getattr(loaded, "do_center_crop", False)
+    assert list(loaded.image_mean) == MEAN and list(loaded.image_std) == STD
+    assert loaded.resample == Image.Resampling.BICUBIC
+
+
+def test_gguf_paths():
+    assert split_gguf("models/small.gguf") == ("models", {"gguf_file": "small.gguf"})
+    assert split_gguf("owner/name") == ("owner/name", {})
+
+
+def test_tokenizer_is_lossless_and_deterministic():
+    texts = ["an owl", "an owl at night", "naïve café"]
+    first, second = (train_rationale_tokenizer(texts, vocab_size=300) for _ in range(2))
+    assert first.get_vocab() == second.get_vocab()
+    assert len(first) <= 300
+    for text in [*texts, "Unseen: 漢字 ~"]:
+        assert first.decode(first.encode(text)) == text
+    assert (first.pad_token, first.eos_token) == ("<pad>", "<eos>")
+
+
+def test_settings_for_a_language_model(processor, tokenizer):
+    assert processor.text_config_kwargs() == {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+@pytest.fixture()
+def modules_cache(monkeypatch, tmp_path):
+    """Remote code is copied to a cache of its own, not to the user's, and forgotten after the test."""
+    earlier = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "transformers_modules"}
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in earlier:
+        del sys.modules[name]
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]
+    sys.modules.update(earlier)
+
+
+def test_saved_processor_is_loaded_as_it_was(processor, make_config, tmp_path, modules_cache, caplog):
+    processor = MeglProcessor(
+        processor.image_processor, processor.tokenizer, rationale_prompt="A {label}, as", max_rationale_length=17
+    )
+    folder = tmp_path / "saved"
+    processor.save_pretrained(folder)
+    make_config("megl-vit-tiny").save_pretrained(folder)
+    transformers_logger = logging.getLogger("transformers")
+    transformers_logger.addHandler(caplog.handler)
+    try:
+        direct = MeglProcessor.from_pretrained(folder)
+    finally:
+        transformers_logger.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+    automatic = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert type(automatic).__module__.startswith("transformers_modules.")
+    inputs = {
+        "images": [random_picture(50, 70)],
+        "visual_explanations": [random_mask(50, 70)],
+        "label_names": ["owl"],
+        "rationales": ["two round eyes look out of the feathers, and more than seventeen tokens of it"],
+    }
+    expected = processor(**inputs)
+    for loaded in (direct, automatic):
+        assert (loaded.rationale_prompt, loaded.max_rationale_length) == ("A {label}, as", 17)
+        for name, value in expected.items():
+            assert torch.equal(loaded(**inputs)[name], value), name
+        for name, value in processor.prompts(["owl", "polar bear"]).items():
+            assert torch.equal(loaded.prompts(["owl", "polar bear"])[name], value), name
+        assert loaded.text_config_kwargs() == processor.text_config_kwargs()
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoProcessor.from_pretrained(folder, trust_remote_code=False)
