@@ -17,8 +17,8 @@ TRAIN_FLAGS ?= --num_train_epochs 10 --per_device_train_batch_size 32 --learning
 .PHONY: quickstart test lint clean
 .DELETE_ON_ERROR:
 
-# A step is skipped if its file is there and newer than the step before. What an interrupted step left is removed, since
-# the scripts write only into new folders. The environment is no reason to train again, hence the `|`.
+# A step is skipped if its file is there and newer than the step before. What an interrupted step left is removed: the
+# scripts write only into new folders. The environment is no reason to train again, hence the `|`.
 
 quickstart: $(RUN)/evaluation/metrics.json
 	@echo "model: $(RUN)/model   figures: $(RUN)/evaluation/metrics.json   pictures: $(RUN)/evaluation/index.html"

@@ -336,7 +336,9 @@ class MeglForImageClassification(MeglPreTrainedModel):
 
     def _score_rationales(self, evidence_tokens, input_ids, attention_mask):
         inputs_embeds, attention_mask = self._embed(evidence_tokens, input_ids, attention_mask)
-        logits = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False).logits
+        logits = self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
+        ).logits
         # Position i predicts token i + 1, and the text begins after the evidence.
         return logits[:, evidence_tokens.shape[1] - 1 : -1]
 
@@ -410,12 +412,13 @@ class MeglForImageClassification(MeglPreTrainedModel):
         names = [self.config.id2label[label] for label in labels.tolist()]
         prompts = processor.prompts(names).to(self.device)
         rationales = self.generate_rationales(**prompts, evidence_tokens=output.evidence_tokens, **generate_kwargs)
+        maps = [_resize_map(*pair) for pair in zip(output.saliency, images, strict=True)]
         return [
             {"label": name, "score": score, "saliency": saliency, "rationale": rationale}
             for name, score, saliency, rationale in zip(
                 names,
                 scores.tolist(),
-                [_resize_map(map_, (image.height, image.width)) for map_, image in zip(output.saliency, images)],
+                maps,
                 processor.batch_decode_rationales(rationales),
                 strict=True,
             )
@@ -429,8 +432,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
 
         Args:
             vision (`str`): Hub id or local folder of an image classifier or vision encoder.
-            text (`str`, `dict` or `PreTrainedConfig`): Hub id or local folder of a causal language model, or a GGUF file
-                in a local folder; or the configuration of one to be trained from scratch.
+            text (`str`, `dict` or `PreTrainedConfig`): Hub id or local folder of a causal language model, or a GGUF
+                file in a local folder; or the configuration of one to be trained from scratch.
             labels (`list[str]`): Names of the classes, in the order of their ids.
             trust_remote_code (`bool`, *optional*, defaults to `False`): Whether `vision` may run its own code.
             config_kwargs: Fields of [`MeglConfig`], such as `saliency_layer`.
@@ -515,8 +518,9 @@ def _weighted_sum(losses, weights):
     return sum(weights.get(name, 1.0) * loss for name, loss in losses.items() if loss is not None)
 
 
-def _resize_map(saliency, size):
-    """One map `(h, w)` at the picture's `size`, as `np.ndarray`."""
+def _resize_map(saliency, image):
+    """One map `(h, w)` at the size of its picture, as `np.ndarray`."""
+    size = (image.height, image.width)
     resized = F.interpolate(saliency[None, None].float(), size=size, mode="bilinear", align_corners=False)
     return resized[0, 0].cpu().numpy()
 

@@ -80,8 +80,8 @@ class MeglProcessor(ProcessorMixin):
                 Rationale of each picture; needs `label_names`.
 
         Returns:
-            `BatchFeature` with, for what was given, `pixel_values` `(B, 3, H, W)`, `visual_explanations` `(B, H, W)` in
-            [0, 1] with zeros where there is none and `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask`
+            `BatchFeature` with, for what was given, `pixel_values` `(B, 3, H, W)`, `visual_explanations` `(B, H, W)`
+            in [0, 1] with zeros where there is none and `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask`
             and `rationale_labels` `(B, L)`, -100 outside the rationale.
         """
         data = {}

@@ -193,8 +193,8 @@ def find_tap(vision_model):
     The deepest module whose output still has a grid and a gradient, found from the model's structure.
 
     Vision models stack their layers or stages in an `nn.ModuleList`. Where the class is read out at a class token, the
-    gradient at the last layer's patch outputs is zero, so the tap is what enters its attention: the output of its first
-    norm. Elsewhere it is the last layer's or stage's output.
+    gradient at the last layer's patch outputs is zero, so the tap is what enters its attention: the output of its
+    first norm. Elsewhere it is the last layer's or stage's output.
 
     Returns:
         `str`: the module's name in `vision_model`.

@@ -1,4 +1,4 @@
-"""Training with explanations: the collator that joins pictures, masks and rationales, and the Trainer that adds losses."""
+"""Training with explanations: the collator that joins pictures, masks and rationales, the Trainer and its losses."""
 
 import os
 import zlib
@@ -30,7 +30,7 @@ class MeglTrainingArguments(TrainingArguments):
     Args:
         visual_loss_weight (`float`, *optional*, defaults to 1.0): λ_visual, on images with a visual explanation.
         text_loss_weight (`float`, *optional*, defaults to 0.3): λ_text, on all images.
-        distribution_loss_weight (`float`, *optional*, defaults to 0.1): λ_dist, on images without a visual explanation.
+        distribution_loss_weight (`float`, *optional*, defaults to 0.1): λ_dist, on images without one.
         visual_loss (`str`, *optional*, defaults to `"gradia"`): A key of `losses_megl.VISUAL_LOSSES`.
         text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
             `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
@@ -81,7 +81,7 @@ class MeglDataCollator:
         epoch (`int`, *optional*): The epoch; `None`, for evaluation, takes the first rationale of each row.
 
     Returns, called with a list of rows:
-        `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)` in [0, 1],
+        `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)`,
         `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`.
     """
 
@@ -159,12 +159,12 @@ class _EpochCallback(TrainerCallback):
 
 class MeglTrainer(Trainer):
     """
-    `Trainer` for [`MeglForImageClassification`]: plain classification plus the visual, textual and distribution losses.
+    `Trainer` for [`MeglForImageClassification`]: the classification, visual, textual and distribution losses.
 
     Each loss is the mean over what it applies to in the *whole* batch of an optimizer step (all accumulation steps and
     processes), so k accumulation steps have the gradient of one batch k times as large. Each is logged under its name,
-    `loss_classification`, `loss_visual`, `loss_text`, `loss_distribution`, in training and, with the prefix `eval_`, in
-    evaluation.
+    `loss_classification`, `loss_visual`, `loss_text`, `loss_distribution`, in training and, with the prefix `eval_`,
+    in evaluation.
 
     `compute_metrics` gets `predictions = (logits, saliency[, rationale token ids])`, the last with
     `predict_with_generate`, and `label_ids = (labels, visual_explanations, has_visual_explanation, rationale_labels)`.
@@ -190,7 +190,9 @@ class MeglTrainer(Trainer):
             model = add_lora(model, args.lora_rank)
         # On CPUs and GPUs alike convolutions run fastest on this layout; other layers do not mind.
         model.vision_model.to(memory_format=torch.channels_last)
-        super().__init__(model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs)
+        super().__init__(
+            model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
+        )
         self.statistic = VisualExplanationStatistic().to(self.args.device)
         self._sums = {"train": defaultdict(float), "eval": defaultdict(float)}
         self.add_callback(_EpochCallback(self))
@@ -284,8 +286,8 @@ class MeglTrainer(Trainer):
 
     def _record(self, terms, num_items, mode):
         """
-        Add up each term for the log. In training a term is already a share of its step's mean, and counts for one step;
-        in evaluation it is a batch's mean, and counts for as many items as it is the mean of.
+        Add up each term for the log. In training a term is already a share of its step's mean, and counts for one
+        step; in evaluation it is a batch's mean, and counts for as many items as it is the mean of.
         """
         sums = self._sums[mode]
         for name, loss in terms.items():
@@ -296,14 +298,16 @@ class MeglTrainer(Trainer):
             sums[f"{name}_count"] += weight
 
     def _pop_means(self, mode):
-        """Means of the recorded terms: over steps in training, over the items they were recorded with in evaluation."""
+        """Means of the recorded terms: over steps in training, over their items in evaluation."""
         sums = self._sums[mode]
         steps = sums["steps"]
         self._sums[mode] = defaultdict(float)
         means = {}
         for name in _DENOMINATORS:
             # Every process takes part, also one that had no item of this kind.
-            pair = torch.tensor([float(sums[name]), sums[f"{name}_count"]], dtype=torch.float64, device=self.args.device)
+            pair = torch.tensor(
+                [float(sums[name]), sums[f"{name}_count"]], dtype=torch.float64, device=self.args.device
+            )
             total, count = self.accelerator.reduce(pair, reduction="sum").tolist()
             if count:
                 means[f"loss_{name}"] = total / (steps or count)

@@ -95,4 +95,6 @@ def _training_rows(folder):
     if not path.is_file():
         return "Not recorded: this checkpoint was not written by `train_megl.py`."
     settings = json.loads(path.read_text())
-    return "\n".join(["| setting | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in settings.items())])
+    return "\n".join(
+        ["| setting | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in settings.items())]
+    )

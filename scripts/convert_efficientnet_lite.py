@@ -17,10 +17,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig
-from efficientnet_lite.modeling_efficientnet_lite import EfficientNetLiteForImageClassification
 from transformers.image_utils import PILImageResampling
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig
+from efficientnet_lite.modeling_efficientnet_lite import EfficientNetLiteForImageClassification
+
 
 # "Edge models use inception-style MEAN and STDDEV for better post-quantization", in units of 0..255: MEAN_RGB and
 # STDDEV_RGB in tensorflow/tpu, models/official/efficientnet/lite/efficientnet_lite_builder.py. The PyTorch package

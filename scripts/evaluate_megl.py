@@ -18,15 +18,15 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import torch
-from card import write_card
 from datasets import load_dataset
-from output_folder import new_folder
-from page import write_page
 from tqdm import tqdm
 
+from card import write_card
 from dataset_builders import PLACES
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.training_megl import check_labels
+from output_folder import new_folder
+from page import write_page
 
 
 METRICS = Path(__file__).resolve().parent.parent / "metrics"

@@ -11,12 +11,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-from output_folder import new_folder
-from page import overlay
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from modeling_megl import MeglForImageClassification, MeglProcessor
+from output_folder import new_folder
+from page import overlay
 
 
 def parse_arguments():

@@ -15,9 +15,9 @@ import sys
 
 import torch
 from datasets import load_dataset
-from output_folder import new_folder
 
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
+from output_folder import new_folder
 
 
 def parse_arguments():

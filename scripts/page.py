@@ -68,13 +68,17 @@ def _item(row, prediction):
     verdict = "" if right else f" (it is: {html.escape(prediction['label'])})"
     references = "".join(f'<p class="reference">{html.escape(text)}</p>' for text in row["textual_explanations"])
     return f"""<div class="item"><div class="pictures">{"".join(pictures)}</div>
-<p class="{"right" if right else "wrong"}"><b>{html.escape(prediction["prediction"])}</b> {prediction["score"]:.0%}{verdict}</p>
+<p class="{"right" if right else "wrong"}"><b>{html.escape(prediction["prediction"])}</b>
+{prediction["score"]:.0%}{verdict}</p>
 <p>{html.escape(prediction["rationale"])}</p>{references}</div>"""
 
 
 def _figure(image, caption):
     buffer = io.BytesIO()
-    image.resize((192, round(192 * image.height / image.width)), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88)
+    image.resize((192, round(192 * image.height / image.width)), Image.Resampling.LANCZOS).save(
+        buffer, "JPEG", quality=88
+    )
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-
+    return (
+        f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    )

@@ -1,4 +1,4 @@
-"""Fine-tunes a MEGL model with all its losses, or with the weights at 0 plainly, and saves a complete model repository.
+"""Fine-tunes a MEGL model with all its losses, or with the weights at 0 plainly; saves a complete repository.
 
 ```
 python scripts/train_megl.py --model_name_or_path megl-tiny --dataset_name object_me --output_dir megl-trained \
@@ -55,12 +55,14 @@ def accuracy(prediction):
 
 
 def main():
-    script_args, training_args = HfArgumentParser((ScriptArguments, MeglTrainingArguments)).parse_args_into_dataclasses()
+    script_args, training_args = HfArgumentParser(
+        (ScriptArguments, MeglTrainingArguments)
+    ).parse_args_into_dataclasses()
     output = Path(training_args.output_dir)
     if output.is_dir() and any(output.iterdir()) and not training_args.resume_from_checkpoint:
         sys.exit(
-            f"train_megl: {output} exists and is not empty: choose another `--output_dir`, or go on with the run in it "
-            "by `--resume_from_checkpoint True`."
+            f"train_megl: {output} exists and is not empty: choose another `--output_dir`, or go on with the run in "
+            "it by `--resume_from_checkpoint True`."
         )
     set_seed(training_args.seed)
     try:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 VARIANTS = ["lite0", "lite1", "lite2", "lite3", "lite4"]
 

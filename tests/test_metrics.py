@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(os.environ.get("MEGL_SHARED", ROOT.parent / "shared")) / "golden"
 needs_golden = pytest.mark.skipif(
@@ -191,9 +192,9 @@ def test_saliency_golden(saliency):
     np.testing.assert_allclose(plain["mae"], golden["model_guidance_losses_per_map"]["L1"], rtol=1e-4)
     maps = np.array(maps)
     lowest, highest = (bound(axis=(1, 2), keepdims=True) for bound in (maps.min, maps.max))
-    stretched = saliency.compute(
-        predictions=(maps - lowest) / (highest - lowest), references=masks, per_item=True
-    )["per_item"]
+    stretched = saliency.compute(predictions=(maps - lowest) / (highest - lowest), references=masks, per_item=True)[
+        "per_item"
+    ]
     np.testing.assert_allclose(stretched["iou"], expected["iou_of_minmax_scaled_map_at_0.5"], rtol=1e-4)
 
 
@@ -275,9 +276,7 @@ PLACES = {"place": ["upper centre", "centre", "upper left"]}
     ],
 )
 def test_rationale_phrases(rationale, prediction, references, hit):
-    results = rationale.compute(
-        predictions=[prediction], references=[references], phrases=PLACES, per_item=True
-    )
+    results = rationale.compute(predictions=[prediction], references=[references], phrases=PLACES, per_item=True)
     assert (results["place_accuracy"], results["place_n"]) == (hit, int(hit is not None))
     assert results["per_item"]["place_accuracy"] == [hit]
 
@@ -302,9 +301,7 @@ def test_rationale_bad_inputs(rationale, predictions, references, arguments, mes
 @pytest.mark.golden
 def test_rationale_golden(rationale):
     golden = read_golden("captions.json")
-    results = rationale.compute(
-        predictions=golden["predictions"], references=golden["references"], per_item=True
-    )
+    results = rationale.compute(predictions=golden["predictions"], references=golden["references"], per_item=True)
     bleu = golden["scores"]["bleu"]
     expected = {f"bleu_{n + 1}": {"corpus": bleu["corpus"][n], "each": bleu["each"][n]} for n in range(4)}
     expected |= {name: golden["scores"][name] for name in ("rouge_l", "cider")}

@@ -166,7 +166,9 @@ def test_a_mask_of_another_aspect_ratio_is_refused(processor):
 
 
 def test_a_mask_for_each_image(processor):
-    message = r"`visual_explanations` must have an entry, a mask or `None`, for each image: got 1 for `images` of length"
+    message = (
+        r"`visual_explanations` must have an entry, a mask or `None`, for each image: got 1 for `images` of length"
+    )
     with pytest.raises(ValueError, match=f"{message} 2"):
         processor(images=[random_picture(8, 8)] * 2, visual_explanations=[None])
     with pytest.raises(ValueError, match=f"{message} None"):

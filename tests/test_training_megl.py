@@ -281,7 +281,7 @@ def test_resumed_training_gives_the_very_same_weights(make_trainer, preset):
 
 
 def test_best_model_is_restored_at_the_end(make_trainer, tmp_path):
-    """A ViT: its encoder silently stayed at the last step when checkpoints held other names (see `save_pretrained`)."""
+    """A ViT, whose encoder would silently stay as it is if checkpoints held other names (see `save_pretrained`)."""
     trainer = make_trainer(
         "megl-vit-tiny",
         max_steps=3,

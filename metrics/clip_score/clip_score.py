@@ -5,6 +5,7 @@ import evaluate
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
+
 _DESCRIPTION = """
 CLIPScore (Hessel et al. 2021) measures how well a text fits its image: 2.5 times the cosine between their CLIP
 embeddings, clipped at 0. RefCLIPScore is the harmonic mean of that and the best cosine to a reference text.
@@ -150,9 +151,7 @@ class ClipEncoder:
         self.model = CLIPModel.from_pretrained(model_name_or_path, **options).eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **options)
         self.image_processor = AutoImageProcessor.from_pretrained(model_name_or_path, **options)
-        self.max_length = min(
-            self.model.config.text_config.max_position_embeddings, self.tokenizer.model_max_length
-        )
+        self.max_length = min(self.model.config.text_config.max_position_embeddings, self.tokenizer.model_max_length)
         self.batch_size = batch_size
         self.n_truncated = 0
 

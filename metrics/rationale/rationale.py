@@ -7,6 +7,7 @@ from collections import Counter
 import datasets
 import evaluate
 
+
 _DESCRIPTION = """
 Scores rationales (short texts) against several human references each: BLEU-1 to BLEU-4, ROUGE-L and CIDEr as the COCO
 caption evaluation (pycocoevalcap) defines them, including its Penn Treebank tokenisation, in plain Python: no Java, no

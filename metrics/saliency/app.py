@@ -1,5 +1,6 @@
 import evaluate
 from evaluate.utils import launch_gradio_widget
 
+
 module = evaluate.load("saliency.py")
 launch_gradio_widget(module)

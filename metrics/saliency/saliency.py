@@ -4,6 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
+
 _DESCRIPTION = """
 Compares saliency maps with human masks: IoU, precision, recall and F1 of the thresholded map, the share of the map's
 energy inside the mask, the pointing game, and the mean absolute error. Maps and masks may have any size: each map is

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedConfig
 
+
 # (width_coefficient, depth_coefficient, image_size, dropout_rate) of the five published sizes, from
 # https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/efficientnet_lite_builder.py
 VARIANTS = {
