@@ -35,10 +35,6 @@ SIZES = {
 TEXT_SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "initializer_range": 0.3}
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "golden: compares with reference numbers in the folder that MEGL_SHARED names")
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return train_rationale_tokenizer([*RATIONALES, *LABELS, "This is a because"], vocab_size=320)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification
+from modeling_megl.losses_megl import VISUAL_LOSSES
 from modeling_megl.saliency_megl import compute_saliency, open_tap
 
 
@@ -98,6 +99,25 @@ def test_map_explains_the_label_in_training_and_the_predicted_class_otherwise(pr
         torch.testing.assert_close(model(pixel_values).saliency, by_class[rows, predicted])
 
 
+def test_contrast_leaves_out_what_speaks_for_every_class_alike(make_model):
+    pixel_values, target = random_images(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    maps = {}
+    for saliency_score in ("logit", "contrast"):
+        model = make_model(RESNET, saliency_score=saliency_score)
+        head = model.vision_model.classifier[1]
+        before = model(pixel_values, target=target)
+        with torch.no_grad():
+            head.weight += 0.5 * torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
+        after = model(pixel_values, target=target)
+        torch.testing.assert_close(after.logits.softmax(dim=-1), before.logits.softmax(dim=-1))
+        maps[saliency_score] = before.saliency, after.saliency
+    assert before.saliency.any()
+    torch.testing.assert_close(*maps["contrast"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(*maps["logit"], atol=0.1)
+    with pytest.raises(Exception, match="saliency_score"):
+        make_model(RESNET, saliency_score="margin")
+
+
 @BOTH
 def test_losses_are_recomputed_exactly(preset, make_model, make_batch):
     model, batch = make_model(preset), make_batch()
@@ -176,6 +196,18 @@ def test_masks_that_are_missing(preset, make_model, make_batch):
             output.loss.backward()
             for name, parameter in model.named_parameters():
                 assert parameter.grad is None or torch.isfinite(parameter.grad).all(), (filler, name)
+
+
+def test_nan_where_there_is_no_mask_does_no_harm_to_any_loss(make_model, make_batch, monkeypatch):
+    monkeypatch.setitem(VISUAL_LOSSES, "squares", lambda maps, masks: (maps - masks).square().mean(dim=(1, 2)))
+    model, batch = make_model(VIT), make_batch()
+    batch["has_visual_explanation"] = torch.tensor([True, False])
+    gradients = []
+    for filler in (0.0, float("nan")):
+        batch["visual_explanations"][1] = filler
+        gradients.append(vision_gradients(model, model(**batch, visual_loss="squares").loss_visual))
+    for name, gradient in gradients[0].items():
+        assert gradient is None or torch.equal(gradient, gradients[1][name]), name
 
 
 def test_plain_classifier_has_the_same_logits_and_no_map(make_model, make_batch):

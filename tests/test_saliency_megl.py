@@ -12,6 +12,7 @@ from modeling_megl.saliency_megl import (
     SALIENCY_METHODS,
     compute_saliency,
     count_prefix_tokens,
+    explained_scores,
     find_tap,
     normalize_map,
     open_tap,
@@ -125,6 +126,12 @@ def test_grad_cam_by_hand():
     gradients = torch.tensor([[[[1.0, 3.0]], [[-1.0, 0.0]]]])  # means 2 and -1/2
     expected = torch.tensor([[[2 * 1 - 0.5 * 3, 2 * 2 + 0.5 * 1]]])
     assert torch.equal(SALIENCY_METHODS["grad_cam"](features, gradients), expected)
+
+
+def test_explained_scores_by_hand():
+    scores = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 0.0]])
+    assert explained_scores(scores, "logit") is scores
+    assert torch.equal(explained_scores(scores, "contrast"), torch.tensor([[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("model_type", ["vit", "resnet"])
