@@ -4,9 +4,9 @@
 python scripts/evaluate_megl.py --model megl-trained --dataset object_me --split test --output evaluation
 ```
 
-Writes `metrics.json`, `predictions.jsonl` (one line an image) and `index.html` (a page of pictures), fills the model's
-card (`README.md` in `--model`) from `model_card.md`, and prints a table. With `--clip` (a Hub id or folder of a CLIP
-model) it also computes CLIPScore.
+Writes `metrics.json`, `predictions.jsonl` (one line an image), `index.html` (a page of pictures) and `examples.png` (a
+few of them), fills the model's card (`README.md` in `--model`) from `model_card.md`, and prints a table. With `--clip`
+(a Hub id or folder of a CLIP model) it also computes CLIPScore.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from dataset_builders import PLACES
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.training_megl import check_labels
 from output_folder import new_folder
-from page import write_page
+from page import mask_array, write_page, write_sheet
 
 
 METRICS = Path(__file__).resolve().parent.parent / "metrics"
@@ -140,14 +140,6 @@ def clip_metrics(predictions, images, clip):
     )
 
 
-def mask_array(mask):
-    """A visual explanation as floats in [0, 1]."""
-    if mask is None:
-        return None
-    values = np.asarray(mask, dtype=np.float32)
-    return values / (65535 if mask.mode.startswith("I") else 255)
-
-
 def compute_metrics(arguments, predictions, dataset, class_names):
     images = (row["image"] for row in dataset)
     clip = clip_metrics(predictions, list(images), arguments.clip) if arguments.clip else None
@@ -195,6 +187,7 @@ def main():
                 for item in predictions:
                     lines.write(json.dumps({**item, "saliency": item["saliency"].round(4).tolist()}) + "\n")
             write_page(folder / "index.html", dataset, predictions, metrics, arguments.examples)
+            write_sheet(folder / "examples.png", dataset, predictions)
             write_card(arguments.model, model, metrics)
     except (ValueError, OSError) as error:
         sys.exit(f"evaluate_megl: {error}")

@@ -28,6 +28,7 @@ def parse_arguments():
     parser.add_argument("--dataset", required=True, help="data set whose classes and rationales the model is made for")
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
     parser.add_argument("--saliency_layer", help="module of the vision model to compute maps on, if not the default")
+    parser.add_argument("--saliency_score", choices=["logit", "contrast"], help="what the map explains")
     parser.add_argument("--seed", type=int, default=0, help="draws the random weights")
     parser.add_argument("--trust_remote_code", action="store_true", help="let --vision run its own code")
     arguments = parser.parse_args()
@@ -38,9 +39,14 @@ def parse_arguments():
 
 def make_model(arguments, labels, rationales):
     """The model and its processor."""
+    settings = {
+        name: getattr(arguments, name) for name in ("saliency_layer", "saliency_score") if getattr(arguments, name)
+    }
     if arguments.preset:
         processor = MeglProcessor.from_preset(arguments.preset, labels, rationales)
         config = MeglConfig.from_preset(arguments.preset, labels, **processor.text_config_kwargs())
+        for name, value in settings.items():
+            setattr(config, name, value)
         return MeglForImageClassification(config), processor
     parts = {"vision": arguments.vision, "trust_remote_code": arguments.trust_remote_code}
     if arguments.text in TEXT_PRESETS:
@@ -49,7 +55,6 @@ def make_model(arguments, labels, rationales):
     else:
         processor = MeglProcessor.from_vision_text_pretrained(**parts, text=arguments.text)
         text = arguments.text
-    settings = {"saliency_layer": arguments.saliency_layer} if arguments.saliency_layer else {}
     model = MeglForImageClassification.from_vision_text_pretrained(**parts, text=text, labels=labels, **settings)
     return model, processor
 

@@ -3,9 +3,10 @@
 import base64
 import html
 import io
+import textwrap
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 _STYLE = """
@@ -57,13 +58,49 @@ evenly spaced.</p>
     )
 
 
-def _item(row, prediction):
+def write_sheet(path, dataset, predictions, columns=2, rows=3, side=160):
+    """The same as a PNG of `columns` x `rows` items, evenly spaced over the data set, for a README."""
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(columns * rows, len(dataset))).round().astype(int))
+    width, height = 3 * (side + 8) + 24, side + 108
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for position, index in enumerate(chosen):
+        corner = (position % columns * width + 16, position // columns * height + 12)
+        _paste_item(sheet, corner, side, dataset[int(index)], predictions[index])
+    sheet.save(path)
+
+
+def _paste_item(sheet, corner, side, row, prediction):
+    left, top = corner
+    pictures = [picture for picture, _ in _pictures(row, prediction)]
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (left + number * (side + 8), top))
+    right = prediction["prediction"] == prediction["label"]
+    colour = "#176f2c" if right else "#b3261e"
+    draw = ImageDraw.Draw(sheet)
+    verdict = f"{prediction['prediction']}  {prediction['score']:.0%}"
+    draw.text((left, top + side + 6), verdict, fill=colour, font=ImageFont.load_default(size=17))
+    text = "\n".join(textwrap.wrap(prediction["rationale"], width=62)[:3])
+    draw.text((left, top + side + 30), text, fill="#222", font=ImageFont.load_default(size=15), spacing=4)
+
+
+def _pictures(row, prediction):
+    """`(picture, caption)` of the image, the human map where there is one, and the model's map."""
     image, mask = row["image"], row["visual_explanation"]
-    pictures = [_figure(image.convert("RGB"), "image")]
+    pictures = [(image.convert("RGB"), "image")]
     if mask is not None:
-        values = np.asarray(mask, dtype=np.float32) / (65535 if mask.mode.startswith("I") else 255)
-        pictures.append(_figure(overlay(image, values), "human map"))
-    pictures.append(_figure(overlay(image, prediction["saliency"]), "model's map"))
+        pictures.append((overlay(image, mask_array(mask)), "human map"))
+    return [*pictures, (overlay(image, prediction["saliency"]), "model's map")]
+
+
+def mask_array(mask):
+    """A visual explanation, 8- or 16-bit grey or `None`, as floats in [0, 1]."""
+    if mask is None:
+        return None
+    return np.asarray(mask, dtype=np.float32) / (65535 if mask.mode.startswith("I") else 255)
+
+
+def _item(row, prediction):
+    pictures = [_figure(picture, caption) for picture, caption in _pictures(row, prediction)]
     right = prediction["prediction"] == prediction["label"]
     verdict = "" if right else f" (it is: {html.escape(prediction['label'])})"
     references = "".join(f'<p class="reference">{html.escape(text)}</p>' for text in row["textual_explanations"])
