@@ -100,7 +100,7 @@ class MeglProcessor(ProcessorMixin):
     @staticmethod
     def load_images(images):
         """Pictures as a list of upright RGB images (EXIF orientation applied)."""
-        images = images if isinstance(images, (list, tuple)) else [images]
+        images = [images] if isinstance(images, Image.Image) else list(images)
         for index, image in enumerate(images):
             if not isinstance(image, Image.Image):
                 raise ValueError(f"`images[{index}]` must be a `PIL.Image.Image`, got {type(image).__name__}.")
