@@ -34,7 +34,7 @@ $(RUN)/untrained/config.json: $(RUN)/object_me/README.md
 	$(BIN)/python scripts/init_megl.py --preset megl-resnet-tiny --dataset $(RUN)/object_me --output $(@D)
 
 # glibc returns the memory of big tensors to the kernel at each step and has it zeroed anew at the next, unless it is
-# told to keep it: 0.8 s instead of 1.4 s a step on a CPU with 2 cores.
+# told to keep it.
 $(RUN)/model/trainer_state.json: export MALLOC_TRIM_THRESHOLD_ := 4000000000
 $(RUN)/model/trainer_state.json: export MALLOC_MMAP_THRESHOLD_ := 4000000000
 $(RUN)/model/trainer_state.json: export MALLOC_TOP_PAD_ := 500000000
