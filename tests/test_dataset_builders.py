@@ -259,7 +259,7 @@ BAD_ITEMS = {
     "image_no_text": ({"image_path": 3}, None, "inside the source folder, got 3"),
     "image_zero_byte_name": ({"image_path": "a\0b"}, None, "Correct the path"),
     "map_missing": (MAP, None, "the file that `visual_exp` names, got no file 'visual_exp/b.npy'"),
-    "map_absolute": ({"visual_exp": "/tmp/b.npy"}, None, "`visual_exp` .* Absolute"),
+    "map_absolute": ({"visual_exp": "/elsewhere/b.npy"}, None, "`visual_exp` .* Absolute"),
     "map_above": ({"visual_exp": "../b.npy"}, None, "Absolute paths and `..` are refused"),
     "map_link": (MAP, link_out("visual_exp/b.npy"), "a symbolic link out of it"),
     "map_aspect": (MAP, save("visual_exp/b.npy", GRID.T), r"aspect ratio \(40 x 30 pixels\), got b.npy of 6 x 8"),
