@@ -12,8 +12,6 @@ The packages carry no class names, so the labels are `LABEL_0` to `LABEL_999` in
 """
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig
 from efficientnet_lite.modeling_efficientnet_lite import EfficientNetLiteForImageClassification
+from output_folder import new_folder
 
 
 # "Edge models use inception-style MEAN and STDDEV for better post-quantization", in units of 0..255: MEAN_RGB and
@@ -92,16 +91,6 @@ def make_image_processor(image_size: int) -> ViTImageProcessorPil:
     )
 
 
-def save_repository(model: EfficientNetLiteForImageClassification, output: Path) -> None:
-    """Write weights, code and image processor beside `output`, then rename: `output` is complete or absent."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
-        folder = Path(staging) / output.name
-        model.save_pretrained(folder)
-        make_image_processor(model.config.image_size).save_pretrained(folder)
-        os.replace(folder, output)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -115,7 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
     model = EfficientNetLiteForImageClassification(EfficientNetLiteConfig.from_variant("lite0", num_labels=1000))
     model.load_state_dict(convert_state_dict(reference.state_dict(), model))
     difference = check_logits(model.eval(), reference)
-    save_repository(model, output)
+    with new_folder(output) as folder:
+        model.save_pretrained(folder)
+        make_image_processor(model.config.image_size).save_pretrained(folder)
     print(f"{output}: logits differ by at most {difference:.1e} from the package's")
 
 

@@ -131,18 +131,16 @@ def rationale_metrics(predictions, references, class_names):
     return {**result, "shuffled_place_accuracy": shuffled["place_accuracy"]}
 
 
-def clip_metrics(predictions, images, clip):
+def clip_score(predictions, dataset, clip):
+    """CLIPScore of `metrics/clip_score`, or `None` without a CLIP model."""
     if clip is None:
         return None
     metric = evaluate.load(str(METRICS / "clip_score"))
-    return metric.compute(
-        predictions=[item["rationale"] for item in predictions], images=images, model_name_or_path=clip
-    )
+    texts, images = [item["rationale"] for item in predictions], list(dataset["image"])
+    return metric.compute(predictions=texts, images=images, model_name_or_path=clip)["clip_score"]
 
 
 def compute_metrics(arguments, predictions, dataset, class_names):
-    images = (row["image"] for row in dataset)
-    clip = clip_metrics(predictions, list(images), arguments.clip) if arguments.clip else None
     return {
         "model": arguments.model,
         "dataset": arguments.dataset,
@@ -150,7 +148,7 @@ def compute_metrics(arguments, predictions, dataset, class_names):
         **classification_metrics(predictions),
         "saliency": saliency_metrics(predictions, [mask_array(mask) for mask in dataset["visual_explanation"]]),
         "rationale": rationale_metrics(predictions, dataset["textual_explanations"], class_names),
-        "clip_score": clip["clip_score"] if clip else None,
+        "clip_score": clip_score(predictions, dataset, arguments.clip),
     }
 
 
