@@ -88,7 +88,10 @@ class MeglConfig(PreTrainedConfig):
         text_config (`dict` or `PreTrainedConfig`, *optional*, defaults to Llama):
             Any model of `AutoModelForCausalLM`.
         saliency_method (`str`, *optional*, defaults to `"grad_cam"`):
-            How the map is made from the features at the tap and the score's gradient.
+            How the map is made: from the features at the tap and the score's gradient there (`"grad_cam"`,
+            `"grad_cam_elementwise"`, `"hires_cam"`, `"layer_cam"`, `"grad_cam_plus_plus"`, `"xgrad_cam"`), which costs
+            little; from the pixels (`"input_x_gradient"`); or, of transformers, from the attentions of all layers
+            (`"attention_rollout"`, `"attention_relevance"`).
         saliency_score (`str`, *optional*, defaults to `"logit"`):
             What the map explains: the class score, or its `"contrast"` to the mean of all class scores.
         saliency_layer (`str`, *optional*):
@@ -127,7 +130,17 @@ class MeglConfig(PreTrainedConfig):
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
-    saliency_method: Literal["grad_cam"] = "grad_cam"
+    saliency_method: Literal[
+        "grad_cam",
+        "grad_cam_elementwise",
+        "hires_cam",
+        "layer_cam",
+        "grad_cam_plus_plus",
+        "xgrad_cam",
+        "input_x_gradient",
+        "attention_rollout",
+        "attention_relevance",
+    ] = "grad_cam"
     saliency_score: Literal["logit", "contrast"] = "logit"
     saliency_layer: str | None = None
     feature_size: int | None = None
@@ -208,7 +221,7 @@ def infer_feature_size(vision_config):
     hidden_sizes = getattr(vision_config, "hidden_sizes", None)
     if hidden_sizes:
         return hidden_sizes[-1]
-    hidden_size = getattr(vision_config, "hidden_size", None)
+    hidden_size = getattr(vision_config, "hidden_size", None) or getattr(vision_config, "hidden_dim", None)
     if hidden_size is None:
         raise ValueError(
             f"The width of the features of a {vision_config.model_type!r} model is not in its config: pass "

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -21,7 +22,8 @@ from transformers.utils import ModelOutput
 from .configuration_megl import MeglConfig, infer_feature_size
 from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
 from .processing_megl import split_gguf
-from .saliency_megl import compute_saliency, explained_scores, open_tap, probe_tap
+from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
+from .tap_megl import open_tap, probe_tap
 
 
 @dataclass
@@ -60,16 +62,22 @@ class MeglPooledClassifier(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.backbone = AutoModel.from_config(config)
+        self.backbone = _auto_class(config).from_config(config)
         self.classifier = nn.Linear(infer_feature_size(config), config.num_labels)
 
-    def forward(self, pixel_values):
-        outputs = self.backbone(pixel_values)
+    def forward(self, pixel_values, **kwargs):
+        outputs = self.backbone(pixel_values, **kwargs)
         pooled = getattr(outputs, "pooler_output", None)
         if pooled is None:
-            hidden = outputs.last_hidden_state
+            hidden = outputs.feature_maps[-1] if "feature_maps" in outputs else outputs.last_hidden_state
             pooled = hidden.mean(dim=(2, 3)) if hidden.ndim == 4 else hidden.mean(dim=1)
-        return ImageClassifierOutput(logits=self.classifier(pooled.flatten(1)))
+        logits = self.classifier(pooled.flatten(1))
+        return ImageClassifierOutput(logits=logits, attentions=getattr(outputs, "attentions", None))
+
+
+def _auto_class(vision_config):
+    """`AutoModel`, or `AutoBackbone` for what exists as a backbone alone."""
+    return AutoModel if type(vision_config) in AutoModel._model_mapping else AutoBackbone
 
 
 class MeglGrounding(nn.Module):
@@ -215,12 +223,15 @@ class MeglForImageClassification(MeglPreTrainedModel):
         # PEFT trains a copy of each module in `modules_to_save`: the tap belongs on the copy that runs.
         vision_model = self.vision_model
         if hasattr(vision_model, "modules_to_save"):
+            if vision_model.disable_adapters:
+                return vision_model.original_module
             return vision_model.modules_to_save[vision_model.active_adapters[0]]
         return vision_model
 
     def _open_tap(self, pixel_values, create_graph):
         name = self.config.saliency_layer or getattr(self.config.vision_config, "saliency_layer", None)
-        return open_tap(self._active_vision_model, name, tuple(pixel_values.shape[-2:]), create_graph)
+        reads = SALIENCY_METHODS[self.config.saliency_method].reads
+        return open_tap(self._active_vision_model, name, tuple(pixel_values.shape[-2:]), create_graph, reads)
 
     def forward(
         self,
@@ -232,6 +243,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         attention_mask=None,
         rationale_labels=None,
         target=None,
+        foil=None,
         output_saliency=True,
         visual_loss="gradia",
         loss_weights=None,
@@ -254,6 +266,9 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 `input_ids` where they belong to the rationale and -100 elsewhere.
             target (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The class that the map explains. `None`: `labels` in training mode, else the predicted class.
+            foil (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                The class that `target` is contrasted with: the map then shows what speaks for one rather than the
+                other.
             output_saliency (`bool`, *optional*, defaults to `True`):
                 Whether to compute the map, and with it evidence and rationale logits. Without, this is the plain
                 classifier at its plain cost.
@@ -271,13 +286,13 @@ class MeglForImageClassification(MeglPreTrainedModel):
         differentiable = torch.is_grad_enabled()
         saliency = evidence_tokens = rationale_logits = None
         with self._open_tap(pixel_values, differentiable) if output_saliency else nullcontext() as tap:
-            logits = self.vision_model(pixel_values).logits
+            logits = tap(pixel_values) if output_saliency else self.vision_model(pixel_values).logits
             if output_saliency:
                 if target is None:
                     target = labels if self.training and labels is not None else logits.argmax(dim=-1)
                 with torch.inference_mode(False), torch.enable_grad():
-                    scores = explained_scores(logits, self.config.saliency_score)
-                saliency = compute_saliency(tap, scores, target, self.config.saliency_method, differentiable)
+                    scores = explained_scores(logits, target, self.config.saliency_score, foil)
+                saliency = compute_saliency(tap, scores, self.config.saliency_method)
                 features = tap.to_grid(tap.output)
         if output_saliency:
             if not differentiable:
@@ -322,7 +337,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             `torch.FloatTensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`.
         """
         with self._open_tap(pixel_values, create_graph=False) as tap:
-            self.vision_model(pixel_values)
+            tap(pixel_values)
         return self._ground(tap.to_grid(tap.output), saliency).detach()
 
     def _embed(self, evidence_tokens, input_ids, attention_mask):
@@ -383,32 +398,55 @@ class MeglForImageClassification(MeglPreTrainedModel):
         )
 
     @torch.no_grad()
-    def explain(self, images, processor, batch_size=8, **generate_kwargs):
+    def explain(self, images, processor, target=None, foil=None, batch_size=8, **generate_kwargs):
         """
-        The whole answer for each image.
+        The whole answer for each image: why the predicted class, or why `target`, or why `target` rather than `foil`?
 
         Args:
             images (`PIL.Image.Image` or `list[PIL.Image.Image]`): Pictures of any size and mode.
             processor ([`MeglProcessor`]): The checkpoint's processor.
+            target (`str` or `int`, *optional*): Class to explain, by name or id; by default the predicted one.
+            foil (`str` or `int`, *optional*): Class that it is contrasted with in the map.
             batch_size (`int`, *optional*, defaults to 8): Images at a time.
             generate_kwargs: See [`~MeglForImageClassification.generate_rationales`].
 
         Returns:
-            `list[dict]`: for each image `"label"` (`str`), `"score"` (its probability), `"saliency"` (`np.ndarray` of
-            the picture's height and width, float32 in [0, 1]) and `"rationale"` (`str`).
+            `list[dict]`: for each image `"label"` (`str`, the explained class), `"score"` (its probability),
+            `"saliency"` (`np.ndarray` of the picture's height and width, float32 in [0, 1]) and `"rationale"` (`str`).
+
+        Raises:
+            `ValueError`: in training mode, and where `target` or `foil` is no class of the model or both are the same.
         """
         if self.training:
             raise ValueError("`explain` needs the model in evaluation mode: call `model.eval()` first.")
+        target, foil = self._class_id(target, "target"), self._class_id(foil, "foil")
+        if foil is not None and foil == target:
+            raise ValueError(
+                f"`foil` must be another class than `target`, got {self.config.id2label[foil]!r} as both."
+            )
         images = processor.load_images(images)
         explanations = []
         for start in range(0, len(images), batch_size):
-            explanations += self._explain_batch(images[start : start + batch_size], processor, generate_kwargs)
+            batch = images[start : start + batch_size]
+            explanations += self._explain_batch(batch, processor, target, foil, generate_kwargs)
         return explanations
 
-    def _explain_batch(self, images, processor, generate_kwargs):
+    def _class_id(self, name, argument):
+        """The id of a class that is given by name or id; `None` stays."""
+        class_id = self.config.label2id.get(name) if isinstance(name, str) else name
+        if class_id in self.config.id2label or name is None:
+            return class_id
+        raise ValueError(f"`{argument}` must be one of {sorted(self.config.label2id)} or its id, got {name!r}.")
+
+    def _explain_batch(self, images, processor, target, foil, generate_kwargs):
         pixel_values = processor(images=images, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-        output = self(pixel_values)
-        scores, labels = output.logits.float().softmax(dim=-1).max(dim=-1)
+        target, foil = (
+            None if class_id is None else torch.full((len(images),), class_id, device=self.device)
+            for class_id in (target, foil)
+        )
+        output = self(pixel_values, target=target, foil=foil)
+        labels = output.logits.argmax(dim=-1) if target is None else target
+        scores = output.logits.float().softmax(dim=-1).gather(1, labels[:, None])[:, 0]
         names = [self.config.id2label[label] for label in labels.tolist()]
         prompts = processor.prompts(names).to(self.device)
         rationales = self.generate_rationales(**prompts, evidence_tokens=output.evidence_tokens, **generate_kwargs)
@@ -469,7 +507,7 @@ def _load_vision_model(vision, id2label, trust_remote_code):
         )
     config.id2label = id2label
     vision_model = MeglPooledClassifier(config)
-    vision_model.backbone = AutoModel.from_pretrained(vision, config=config, dtype=torch.float32)
+    vision_model.backbone = _auto_class(config).from_pretrained(vision, config=config, dtype=torch.float32)
     return vision_model
 
 

@@ -1,10 +1,10 @@
-"""Differentiable saliency: where the features are read off the vision model, and the map that is made of them."""
+"""Differentiable saliency: what is explained, and the map that each method makes of it."""
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+import torch.nn.functional as F
 
 
 def normalize_map(raw):
@@ -22,35 +22,126 @@ def normalize_map(raw):
     return positive / torch.where(peak > 0, peak, torch.ones_like(peak))
 
 
+# ---- Maps of features: (B, C, h, w) and the score's gradient there -> signed (B, h, w) ----
+
+
 def grad_cam(features, gradients):
-    """
-    Grad-CAM before its ReLU (Selvaraju et al. 2017, eq. 1 and 2).
-
-    Args:
-        features (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Features at the tap.
-        gradients (`torch.Tensor` of the same shape): Gradient of the explained score with respect to `features`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, height, width)`: the signed map.
-    """
+    """Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2): channels weighted by their mean gradient."""
     weights = gradients.mean(dim=(2, 3), keepdim=True)
     return (weights * features).sum(dim=1)
 
 
-# Each method maps (features, gradients) to signed maps; the key is `MeglConfig.saliency_method`.
-SALIENCY_METHODS = {"grad_cam": grad_cam}
+def grad_cam_elementwise(features, gradients):
+    """Element-wise Grad-CAM, as pytorch-grad-cam has it: what speaks for the class, channel by channel."""
+    return (gradients * features).relu().sum(dim=1)
 
 
-def explained_scores(scores, kind):
+def hires_cam(features, gradients):
+    """HiResCAM (Draelos and Carin 2020, eq. 3): each cell weighted by its own gradient."""
+    return (gradients * features).sum(dim=1)
+
+
+def layer_cam(features, gradients):
+    """LayerCAM (Jiang et al. 2021, eq. 4 and 5): each cell weighted by its own gradient, if that is positive."""
+    return (gradients.relu() * features).sum(dim=1)
+
+
+def grad_cam_plus_plus(features, gradients):
+    """Grad-CAM++ (Chattopadhay et al. 2018, eq. 19), the higher derivatives of exp(score) as powers of the first."""
+    squares = gradients.square()
+    denominator = 2 * squares + features.sum(dim=(2, 3), keepdim=True) * gradients * squares + 1e-6
+    # No weight without a gradient; the inner `where` keeps its derivative finite.
+    alphas = torch.where(squares > 0, squares / torch.where(denominator == 0, 1e-6, denominator), 0.0)
+    weights = (alphas * gradients.relu()).sum(dim=(2, 3), keepdim=True)
+    return (weights * features).sum(dim=1)
+
+
+def xgrad_cam(features, gradients):
+    """XGrad-CAM (Fu et al. 2020, eq. 8): channels weighted by the mean of their gradient over their activation."""
+    total = features.sum(dim=(2, 3), keepdim=True) + 1e-7
+    weights = (gradients * features).sum(dim=(2, 3), keepdim=True) / torch.where(total == 0, 1e-7, total)
+    return (weights * features).sum(dim=1)
+
+
+# ---- Maps of pixels: (B, 3, H, W) and the score's gradient there -> signed (B, H, W) ----
+
+
+def input_x_gradient(pixel_values, gradients):
+    """Input x gradient (Shrikumar et al. 2016), summed over the colours."""
+    return (pixel_values * gradients).sum(dim=1)
+
+
+# ---- Maps of attentions: a list of (B, heads, N, N), one for each layer -> relevance (B, N, N) of token to token ----
+
+
+def attention_rollout(attentions, gradients=None):
+    """Attention rollout (Abnar and Zuidema 2020, eq. 1 and section 3); the same for every class."""
+    relevance = _identity(attentions[0])
+    for attention in attentions:
+        relevance = (attention.mean(dim=1) @ relevance + relevance) / 2
+    return relevance
+
+
+def attention_relevance(attentions, gradients):
+    """Gradient-weighted attention relevance (Chefer et al. 2021, arXiv:2103.15679, eq. 5 and 6)."""
+    relevance = _identity(attentions[0])
+    for attention, gradient in zip(attentions, gradients, strict=True):
+        relevance = relevance + (gradient * attention).relu().mean(dim=1) @ relevance
+    return relevance
+
+
+def _identity(attention):
+    return torch.eye(attention.shape[-1], device=attention.device, dtype=attention.dtype).expand_as(attention[:, 0])
+
+
+class SaliencyMethod(NamedTuple):
     """
-    What the map explains: `"logit"`, the class score itself, as the literature does; or `"contrast"`, how far it lies
-    above the mean of all class scores. Features that speak for every class alike decide nothing, yet they can fill the
-    map of a logit; a guided model may hide there what it really looks at. They cancel out of the contrast.
+    How a map is made. All are differentiable, and so fit for training; only those that read features leave the stem of
+    the network alone and so cost little.
     """
-    return scores - scores.mean(dim=1, keepdim=True) if kind == "contrast" else scores
+
+    compute: Callable
+    reads: str = "features"
+    uses_gradient: bool = True
 
 
-def compute_saliency(tap, scores, target, method="grad_cam", create_graph=False):
+# The key is `MeglConfig.saliency_method`.
+SALIENCY_METHODS = {
+    "grad_cam": SaliencyMethod(grad_cam),
+    "grad_cam_elementwise": SaliencyMethod(grad_cam_elementwise),
+    "hires_cam": SaliencyMethod(hires_cam),
+    "layer_cam": SaliencyMethod(layer_cam),
+    "grad_cam_plus_plus": SaliencyMethod(grad_cam_plus_plus),
+    "xgrad_cam": SaliencyMethod(xgrad_cam),
+    "input_x_gradient": SaliencyMethod(input_x_gradient, reads="pixels"),
+    "attention_rollout": SaliencyMethod(attention_rollout, reads="attentions", uses_gradient=False),
+    "attention_relevance": SaliencyMethod(attention_relevance, reads="attentions"),
+}
+
+
+def explained_scores(logits, target, kind="logit", foil=None):
+    """
+    What the maps explain, a score for each sample.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Class scores.
+        target (`torch.LongTensor` of shape `(batch_size,)`): The class to explain.
+        kind (`str`): `"logit"`, the class score itself, as the literature does; or `"contrast"`, how far it lies above
+            the mean of all class scores. Features that speak for every class alike decide nothing, yet they can fill
+            the map of a logit; a guided model may hide there what it really looks at. They cancel out of the contrast.
+        foil (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Another class: why `target` rather than that?
+            The score is then the difference of the two logits, whatever `kind` says.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`.
+    """
+    scores = logits.gather(1, target[:, None])[:, 0]
+    if foil is not None:
+        return scores - logits.gather(1, foil[:, None])[:, 0]
+    return scores - logits.mean(dim=1) if kind == "contrast" else scores
+
+
+def compute_saliency(tap, scores, method="grad_cam"):
     """
     The saliency maps of a batch, all at once.
 
@@ -58,169 +149,39 @@ def compute_saliency(tap, scores, target, method="grad_cam", create_graph=False)
     (as long as what follows the tap has no batch statistics).
 
     Args:
-        tap ([`Tap`]): The tap that was open while `scores` were computed.
-        scores (`torch.Tensor` of shape `(batch_size, num_labels)`): Logits.
-        target (`torch.Tensor` of shape `(batch_size,)`): The class to explain, for each sample.
-        create_graph (`bool`): Whether the maps shall be differentiable themselves (a second derivative).
+        tap ([`Tap`]): The tap that is open and that `scores` were computed under; it must read what `method` reads.
+        scores (`torch.Tensor` of shape `(batch_size,)`): What to explain ([`explained_scores`]).
+        method (`str`): A key of `SALIENCY_METHODS`.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, height, width)`, float32 or float64, in [0, 1].
+        `torch.Tensor` of shape `(batch_size, height, width)`, the grid of the tap, float32 or float64, in [0, 1].
     """
+    compute, reads, uses_gradient = SALIENCY_METHODS[method]
+    sources = tap.sources()
+    gradients = _differentiate(scores, sources, tap) if uses_gradient else []
+    sources, gradients = [_full(tensor) for tensor in sources], [_full(tensor) for tensor in gradients]
+    if reads == "attentions":
+        relevance = compute(sources, gradients)
+        # Read out where the class is: at the class token, or else at all tokens.
+        tokens = relevance[:, 0] if tap.num_prefix_tokens else relevance.mean(dim=1)
+        return normalize_map(tap.to_grid(tokens[:, :, None])[:, 0])
+    if reads == "pixels":
+        raw = compute(sources[0], gradients[0])
+        return normalize_map(F.adaptive_avg_pool2d(raw[:, None], tap.to_grid(tap.output).shape[2:])[:, 0])
+    return normalize_map(compute(tap.to_grid(sources[0]), tap.to_grid(gradients[0])))
+
+
+def _differentiate(scores, sources, tap):
     with torch.inference_mode(False), torch.enable_grad():
-        explained = scores.gather(1, target[:, None]).sum()
-        (gradient,) = torch.autograd.grad(explained, tap.output, create_graph=create_graph, allow_unused=True)
-    if gradient is None:
+        gradients = torch.autograd.grad(scores.sum(), sources, create_graph=tap.create_graph, allow_unused=True)
+    if any(gradient is None for gradient in gradients):
         raise ValueError(
-            f"The logits do not depend on the output of `saliency_layer={tap.name!r}`: choose a module that the "
+            f"The logits do not depend on the {tap.reads} of `saliency_layer={tap.name!r}`: choose a module that the "
             "class scores are computed from."
         )
-    features, gradient = tap.to_grid(tap.output), tap.to_grid(gradient)
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features, gradient = features.float(), gradient.float()
-    return normalize_map(SALIENCY_METHODS[method](features, gradient))
+    return gradients
 
 
-class Tap:
-    """
-    Splits a vision model, for one forward pass, at the module whose output the map is computed on.
-
-    What comes before (the stem, most of the work) runs as it would without the tap. What comes after (the tail) runs
-    with gradients on, whatever the caller's grad mode, so that the score can be differentiated with respect to the
-    features; and, where the map itself is differentiated, with attention kernels that have a second derivative.
-
-    Args:
-        vision_model (`nn.Module`): The vision model.
-        name (`str`): Name of the module in `vision_model`.
-        num_prefix_tokens (`int`): Class and register tokens before the patch tokens, for token models.
-        image_shape (`tuple[int, int]`): Height and width of the input in pixels; gives the grid of the patch tokens.
-        create_graph (`bool`): Whether the map will be differentiated.
-    """
-
-    def __init__(self, vision_model, name, num_prefix_tokens, image_shape, create_graph):
-        self.name = name
-        self.module = vision_model.get_submodule(name)
-        self.num_prefix_tokens = num_prefix_tokens
-        self.image_shape = image_shape
-        self.create_graph = create_graph
-        self.output = None
-
-    def __enter__(self):
-        self.tail = ExitStack()
-        self.handle = self.module.register_forward_hook(self._hook)
-        return self
-
-    def __exit__(self, *exception):
-        self.handle.remove()
-        self.tail.close()
-
-    def _hook(self, module, args, output):
-        tensor = output[0] if isinstance(output, tuple) else output
-        if not isinstance(tensor, torch.Tensor):
-            raise ValueError(
-                f"`saliency_layer={self.name!r}` gives a {type(tensor).__name__}: choose a module whose output is a "
-                "tensor."
-            )
-        if self.create_graph:
-            # The fused attention kernels have no second derivative.
-            self.tail.enter_context(sdpa_kernel(SDPBackend.MATH))
-        else:
-            self.tail.enter_context(torch.inference_mode(False))
-            self.tail.enter_context(torch.enable_grad())
-            tensor = tensor.detach().clone()
-        if not tensor.requires_grad:
-            tensor.requires_grad_()
-        self.output = tensor
-        return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
-
-    def to_grid(self, tensor):
-        """`(B, C, h, w)` of a feature map `(B, C, h, w)` or of tokens `(B, prefix + h * w, C)`."""
-        if tensor.ndim == 4:
-            return tensor
-        height, width = token_grid(tensor.shape[1] - self.num_prefix_tokens, self.image_shape)
-        patches = tensor[:, self.num_prefix_tokens :]
-        return patches.transpose(1, 2).unflatten(2, (height, width))
-
-
-def token_grid(num_patches, image_shape):
-    """Rows and columns of `num_patches` tokens of square patches that tile an image of `image_shape` pixels."""
-    height, width = image_shape
-    for stride in range(1, max(image_shape) + 1):
-        if (height // stride) * (width // stride) == num_patches:
-            return height // stride, width // stride
-    raise ValueError(
-        f"{num_patches} patch tokens do not tile an image of {height} x {width} pixels: `saliency_layer` must give "
-        "one token for each square patch after its class and register tokens."
-    )
-
-
-def open_tap(vision_model, name, image_shape, create_graph):
-    """The [`Tap`] at the module `name`, or at the one that [`find_tap`] finds where `name` is `None`."""
-    name = name or find_tap(vision_model)
-    return Tap(vision_model, name, count_prefix_tokens(vision_model), image_shape, create_graph)
-
-
-def probe_tap(vision_model, name, image_size):
-    """
-    Try the tap on one random image.
-
-    Args:
-        name (`str` or `None`): The module; `None` finds it.
-        image_size (`int` or `tuple[int, int]`): Input size of the model in pixels.
-
-    Returns:
-        `int`: the number of channels at the tap.
-
-    Raises:
-        `ValueError`: where the gradient there is zero everywhere, so that each map would be.
-    """
-    shape = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    noise = torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), open_tap(vision_model.eval(), name, shape, create_graph=False) as tap:
-        scores = vision_model(noise).logits
-    with torch.enable_grad():
-        weighted = (scores * noise.new_tensor(range(1, scores.shape[1] + 1))).sum()
-        (gradient,) = torch.autograd.grad(weighted, tap.output, allow_unused=True)
-    if gradient is None or not tap.to_grid(gradient).any():
-        raise ValueError(
-            f"The class scores have no gradient at any patch of the output of `saliency_layer={tap.name!r}`, so every "
-            f"map would be zero. Choose an earlier module; {find_tap(vision_model)!r} is what is taken by default."
-        )
-    return tap.to_grid(tap.output).shape[1]
-
-
-def find_tap(vision_model):
-    """
-    The deepest module whose output still has a grid and a gradient, found from the model's structure.
-
-    Vision models stack their layers or stages in an `nn.ModuleList`. Where the class is read out at a class token, the
-    gradient at the last layer's patch outputs is zero, so the tap is what enters its attention: the output of its
-    first norm. Elsewhere it is the last layer's or stage's output.
-
-    Returns:
-        `str`: the module's name in `vision_model`.
-    """
-    stacks = [(n, m) for n, m in vision_model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    if not stacks:
-        raise ValueError(
-            f"No stack of layers was found in {type(vision_model).__name__}: name the module to explain by "
-            "`saliency_layer`."
-        )
-    name, stack = stacks[0]
-    name = f"{name}.{len(stack) - 1}"
-    if count_prefix_tokens(vision_model) == 0:
-        return name
-    for child, module in stack[-1].named_children():
-        if isinstance(module, nn.LayerNorm):
-            return f"{name}.{child}"
-    raise ValueError(
-        f"The last layer of {type(vision_model).__name__} has no norm of its own before its attention: name the "
-        "module to explain by `saliency_layer`."
-    )
-
-
-def count_prefix_tokens(vision_model):
-    """Class, distillation and register tokens in front of the patch tokens."""
-    names = {name.rsplit(".", 1)[-1] for name, _ in vision_model.named_parameters()}
-    has_class_token = bool(names & {"cls_token", "class_token", "class_embedding"})
-    registers = getattr(vision_model.config, "num_register_tokens", 0) or 0
-    return has_class_token + ("distillation_token" in names) + registers
+def _full(tensor):
+    """At least single precision: sums over a half-precision map lose too much."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -2,6 +2,7 @@
 
 ```
 python scripts/explain.py --model megl-trained picture.png another.jpg --output explanations
+python scripts/explain.py --model megl-trained picture.png --target house --foil tree --output why-house-not-tree
 ```
 """
 
@@ -24,6 +25,8 @@ def parse_arguments():
     parser.add_argument("--model", required=True, help="Hub id or folder of a MEGL model")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
+    parser.add_argument("--target", help="class to explain; by default the predicted one")
+    parser.add_argument("--foil", help="class that it is contrasted with: why --target rather than that?")
     parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
     return parser.parse_args()
 
@@ -59,7 +62,7 @@ def main():
         ).eval()
         with new_folder(arguments.output) as folder, open(folder / "explanations.jsonl", "w") as lines:
             for number, (path, image) in enumerate(zip(tqdm(arguments.images), images, strict=True)):
-                explanation = model.explain(image, processor)[0]
+                explanation = model.explain(image, processor, arguments.target, arguments.foil)[0]
                 # Numbered, as pictures of two folders may share a name.
                 picture = f"{number:04d}_{Path(path).stem}.png"
                 draw(image, explanation).save(folder / picture)

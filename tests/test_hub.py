@@ -20,6 +20,7 @@ CODE = [
     "modeling_megl.py",
     "processing_megl.py",
     "saliency_megl.py",
+    "tap_megl.py",
 ]
 
 # Where the project is installed, it is blocked: a saved repository must not lean on it.

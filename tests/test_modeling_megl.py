@@ -8,7 +8,8 @@ from PIL import Image
 
 from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification
 from modeling_megl.losses_megl import VISUAL_LOSSES
-from modeling_megl.saliency_megl import compute_saliency, open_tap
+from modeling_megl.saliency_megl import compute_saliency, explained_scores
+from modeling_megl.tap_megl import open_tap
 
 
 VIT, RESNET = "megl-vit-tiny", "megl-resnet-tiny"
@@ -284,8 +285,7 @@ def text_loss(model, batch):
 
 def features_and_map(model, batch):
     with open_tap(model.vision_model, None, (32, 32), create_graph=True) as tap:
-        logits = model.vision_model(batch["pixel_values"]).logits
-        saliency = compute_saliency(tap, logits, batch["labels"], create_graph=True)
+        saliency = compute_saliency(tap, explained_scores(tap(batch["pixel_values"]), batch["labels"]))
     return tap.to_grid(tap.output), saliency
 
 
@@ -496,6 +496,28 @@ def test_explain(preset, make_model, processor):
 
     (alone,) = model.explain(images[0], processor, max_new_tokens=6)
     assert alone["label"] == explanations[0]["label"] and alone["rationale"] == explanations[0]["rationale"]
+
+
+def test_explain_a_class_of_choice_and_why_not_another(make_model, processor):
+    model = make_model(VIT)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    pixel_values, target, foil = processor(images=[image])["pixel_values"], torch.tensor([1]), torch.tensor([2])
+    with torch.no_grad():
+        probabilities = model(pixel_values).logits.softmax(dim=-1)
+        own, against = model(pixel_values, target=target), model(pixel_values, target=target, foil=foil)
+    assert not torch.allclose(own.saliency, against.saliency, atol=0.01)
+    for options, output in (({}, own), ({"foil": "owl"}, against), ({"foil": 2}, against)):
+        (explanation,) = model.explain(image, processor, target="polar bear", max_new_tokens=6, **options)
+        assert explanation["label"] == "polar bear"
+        assert explanation["score"] == pytest.approx(probabilities[0, 1].item(), abs=1e-5)
+        expected = F.interpolate(output.saliency[:, None], size=(32, 32), mode="bilinear")[0, 0]
+        np.testing.assert_allclose(explanation["saliency"], expected.numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match=r"`target` must be one of \['cat', 'owl', .* or its id, got 'dog'"):
+        model.explain(image, processor, target="dog")
+    with pytest.raises(ValueError, match="`foil` must be one of .* got 3"):
+        model.explain(image, processor, foil=3)
+    with pytest.raises(ValueError, match="`foil` must be another class than `target`, got 'owl' as both"):
+        model.explain(image, processor, target=2, foil="owl")
 
 
 def test_explain_needs_evaluation_mode(make_model, processor):
