@@ -94,8 +94,8 @@ def res_g(maps, masks, annotated=None, slack=0.0, threshold=None):
 
 def res_l(maps, masks, annotated=None, kernel=None, slack=0.0, threshold=None):
     """
-    RES-L (Gao et al. 2022): as [`res_g`], with imputation by a learnable convolution. Maps, and through them the
-    kernel, are trained by the same loss.
+    RES-L (Gao et al. 2022): as [`res_g`], with imputation by a learnable convolution. Maps and kernel are trained by
+    the same loss.
 
     Args:
         kernel (`torch.Tensor` of shape `(1, 1, 2 * s, 2 * s)`):
@@ -195,7 +195,7 @@ def _sides(maps, masks, annotated, size=None):
     size = maps.shape[-2:] if size is None else size
     labelled = ~masks.isnan()
     if annotated is not None:
-        labelled = labelled & annotated.reshape(-1, *[1] * (masks.ndim - 1))
+        labelled = labelled & annotated.reshape(*annotated.shape, *[1] * (masks.ndim - annotated.ndim))
     inside = resize_masks(torch.where(labelled, masks, 0.0).to(maps.dtype), size)
     return inside, resize_masks(labelled.to(maps.dtype), size) - inside
 

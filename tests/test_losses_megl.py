@@ -235,6 +235,16 @@ def test_zero_maps_full_maps_and_empty_masks_have_exact_losses_and_finite_gradie
     assert torch.isfinite(losses).all() and gradient.isfinite().all() and gradient.abs().max() <= 2
 
 
+def test_maps_in_one_item_share_their_mean():
+    maps, masks = random_batch()
+    annotated = torch.tensor([True, False, True, True])
+    whole = haics(maps[None], masks[None], annotated[None])
+    assert whole.shape == (1,)
+    torch.testing.assert_close(whole, haics(maps[annotated][None], masks[annotated][None]))
+    stacked = haics(torch.cat([*maps[annotated]])[None], torch.cat([*masks[annotated]])[None])
+    torch.testing.assert_close(whole, stacked)
+
+
 # ---- Visual losses, the published code's numbers ----
 
 
