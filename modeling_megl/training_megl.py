@@ -14,7 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from .losses_megl import VISUAL_LOSSES, distribution_consistency, map_moments
+from .losses_megl import DISTRIBUTION_STATISTICS, VISUAL_LOSSES, distribution_consistency, res_kernel
 from .processing_megl import MeglProcessor
 
 
@@ -31,7 +31,13 @@ class MeglTrainingArguments(TrainingArguments):
         visual_loss_weight (`float`, *optional*, defaults to 1.0): λ_visual, on images with a visual explanation.
         text_loss_weight (`float`, *optional*, defaults to 0.3): λ_text, on all images.
         distribution_loss_weight (`float`, *optional*, defaults to 0.1): λ_dist, on images without one.
-        visual_loss (`str`, *optional*, defaults to `"gradia"`): A key of `losses_megl.VISUAL_LOSSES`.
+        visual_loss (`str`, *optional*, defaults to `"gradia"`):
+            A key of `losses_megl.VISUAL_LOSSES`: `gradia`, `haics`, `res_g`, `res_l`, `rrr`, `energy` or `ppce`.
+        res_slack (`float`, *optional*, defaults to 0.0):
+            How far a map may miss its mask in the robust term of `res_g` and `res_l` at no cost.
+        distribution_statistic (`str`, *optional*, defaults to `"moments"`):
+            What VEDC compares, a key of `losses_megl.DISTRIBUTION_STATISTICS`: `moments` (size and spread),
+            `quantiles` (of a map's values) or `layout` (where the map lies, and its size).
         text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
             `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
         lora_rank (`int`, *optional*): Train the language model by LoRA adapters of this rank (PEFT) only.
@@ -48,6 +54,10 @@ class MeglTrainingArguments(TrainingArguments):
     visual_loss: str = field(
         default="gradia", metadata={"help": "Visual explanation loss.", "choices": sorted(VISUAL_LOSSES)}
     )
+    res_slack: float = field(default=0.0, metadata={"help": "Slack of the visual losses `res_g` and `res_l`."})
+    distribution_statistic: str = field(
+        default="moments", metadata={"help": "What VEDC compares.", "choices": sorted(DISTRIBUTION_STATISTICS)}
+    )
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of language model and grounding; default: `learning_rate`."}
     )
@@ -59,11 +69,12 @@ class MeglTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("visual_loss_weight", "text_loss_weight", "distribution_loss_weight"):
+        for name in ("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
-        if self.visual_loss not in VISUAL_LOSSES:
-            raise ValueError(f"`visual_loss` must be one of {sorted(VISUAL_LOSSES)}, got {self.visual_loss!r}.")
+        for name, choices in (("visual_loss", VISUAL_LOSSES), ("distribution_statistic", DISTRIBUTION_STATISTICS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {getattr(self, name)!r}.")
 
 
 @dataclass
@@ -116,23 +127,32 @@ class MeglDataCollator:
 
 class VisualExplanationStatistic(nn.Module):
     """
-    Mean and standard deviation of [`map_moments`] over the visual explanations, as exponential moving averages: the
-    data set's pattern that VEDC pulls the other maps to.
+    Mean and standard deviation of a statistic over the visual explanations, as exponential moving averages: the data
+    set's pattern that VEDC pulls the other maps to.
+
+    Args:
+        name (`str`, *optional*, defaults to `"moments"`): A key of `losses_megl.DISTRIBUTION_STATISTICS`.
     """
 
     MOMENTUM = 0.95
-    # Explanations that are all alike would otherwise make the loss infinite.
-    SMALLEST_STD = 0.02
 
-    def __init__(self):
+    def __init__(self, name="moments"):
         super().__init__()
-        self.register_buffer("first", torch.zeros(2, dtype=torch.float64))
-        self.register_buffer("second", torch.zeros(2, dtype=torch.float64))
+        self.describe, self.smallest_std = DISTRIBUTION_STATISTICS[name]
+        size = self.describe(torch.zeros(1, 4, 4)).shape[1]
+        self.register_buffer("first", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("second", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
 
-    def update(self, moments_sum, squares_sum, count):
-        """Take in one step's masks: sums over them, all processes together, and their number."""
-        for average, total in ((self.first, moments_sum), (self.second, squares_sum)):
+    def sums(self, masks):
+        """Sum of the statistic and of its square over some masks `(n, height, width)`: `(2, size)`."""
+        # What nobody labelled is no part of an explanation.
+        described = self.describe(masks.double().nan_to_num())
+        return torch.stack([described.sum(dim=0), described.square().sum(dim=0)])
+
+    def update(self, sums, count):
+        """Take in one step's masks: [`~VisualExplanationStatistic.sums`] of all processes together, their number."""
+        for average, total in zip((self.first, self.second), sums, strict=True):
             average.lerp_(total / count, 1 - self.MOMENTUM)
         self.weight.lerp_(torch.ones_like(self.weight), 1 - self.MOMENTUM)
 
@@ -143,14 +163,29 @@ class VisualExplanationStatistic(nn.Module):
     @property
     def std(self):
         variance = self.second / self.weight - self.mean**2
-        return variance.clamp_min(self.SMALLEST_STD**2).sqrt()
+        return variance.clamp_min(self.smallest_std**2).sqrt()
+
+    def distance(self, maps):
+        """[`distribution_consistency`] of maps `(batch_size, height, width)` with the explanations so far."""
+        return distribution_consistency(maps, self.mean.to(maps.dtype), self.std.to(maps.dtype), self.describe)
 
 
-class _EpochCallback(TrainerCallback):
-    """Tells the collator the epoch before its batches are made."""
+class _MeglCallback(TrainerCallback):
+    """
+    Tells the collator the epoch before its batches are made, and treats what the visual loss itself learns as the
+    Trainer treats the model's parameters.
+    """
 
     def __init__(self, trainer):
         self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.visual_loss_parameters.zero_grad()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        for parameter in self.trainer.visual_loss_parameters.values():
+            if parameter.grad is not None:
+                parameter.grad = self.trainer.accelerator.reduce(parameter.grad, reduction="mean")
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if isinstance(self.trainer.data_collator, MeglDataCollator):
@@ -193,9 +228,12 @@ class MeglTrainer(Trainer):
         super().__init__(
             model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
         )
-        self.statistic = VisualExplanationStatistic().to(self.args.device)
+        self.statistic = VisualExplanationStatistic(self.args.distribution_statistic).to(self.args.device)
+        # The convolution of RES-L: part of the training, not of the model.
+        learnt = {"kernel": res_kernel(self.args.device)} if self.args.visual_loss == "res_l" else {}
+        self.visual_loss_parameters = nn.ParameterDict(learnt)
         self._sums = {"train": defaultdict(float), "eval": defaultdict(float)}
-        self.add_callback(_EpochCallback(self))
+        self.add_callback(_MeglCallback(self))
 
     # ---- Data ----
 
@@ -222,20 +260,19 @@ class MeglTrainer(Trainer):
         """The batches of one optimizer step, and how many items each loss is divided by in all of them together."""
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._sums["train"]["steps"] += 1
-        # images, annotated images, rationale tokens, and two sums of two moments of the masks
-        sums = torch.zeros(7, dtype=torch.float64, device=device)
+        # images, annotated images, rationale tokens; then the sums of the masks' statistic
+        counts = torch.zeros(3, dtype=torch.float64, device=device)
+        mask_sums = torch.zeros(2, len(self.statistic.first), dtype=torch.float64, device=device)
         for batch in batch_samples:
             annotated = batch["has_visual_explanation"].to(device)
-            sums[0] += len(annotated)
-            sums[1] += annotated.sum()
-            sums[2] += (batch["rationale_labels"] != -100).sum()
-            moments = map_moments(batch["visual_explanations"].to(device).double()[annotated])
-            sums[3:5] += moments.sum(dim=0)
-            sums[5:7] += moments.square().sum(dim=0)
-        sums = self.accelerator.reduce(sums, reduction="sum")
+            counts[0] += len(annotated)
+            counts[1] += annotated.sum()
+            counts[2] += (batch["rationale_labels"] != -100).sum()
+            mask_sums += self.statistic.sums(batch["visual_explanations"].to(device)[annotated])
+        sums = self.accelerator.reduce(torch.cat([counts, mask_sums.flatten()]), reduction="sum")
         images, annotated, tokens = sums[:3].tolist()
         if annotated:
-            self.statistic.update(sums[3:5], sums[5:7], annotated)
+            self.statistic.update(sums[3:].view_as(mask_sums), annotated)
         return batch_samples, {
             "images": images,
             "visual_explanations": annotated,
@@ -251,37 +288,45 @@ class MeglTrainer(Trainer):
         if num_items_in_batch is None:
             num_items_in_batch = _count_items(inputs)
         with_map = evaluating or max(args.visual_loss_weight, args.text_loss_weight, args.distribution_loss_weight) > 0
+        # The losses of the map, which may learn something themselves, are computed here and not in the model.
         outputs = model(
-            **{key: value for key, value in inputs.items() if evaluating or key in self._needed_inputs()},
+            **{key: value for key, value in inputs.items() if key in self._model_inputs(evaluating)},
             output_saliency=with_map,
-            visual_loss=args.visual_loss,
-            loss_weights={"visual": args.visual_loss_weight, "text": args.text_loss_weight},
+            loss_weights={"text": args.text_loss_weight},
             num_items_in_batch=num_items_in_batch,
         )
         loss = outputs.loss
-        terms = {name: getattr(outputs, f"loss_{name}") for name in ("classification", "visual", "text")}
+        terms = {"classification": outputs.loss_classification, "text": outputs.loss_text}
+        if with_map and "visual_explanations" in inputs and (evaluating or args.visual_loss_weight > 0):
+            terms["visual"] = self._visual_loss(outputs.saliency, inputs, num_items_in_batch)
         if with_map and self.statistic.weight > 0 and (evaluating or args.distribution_loss_weight > 0):
             terms["distribution"] = self._distribution_loss(outputs.saliency, inputs, num_items_in_batch)
-            if loss is not None:
-                loss = loss + args.distribution_loss_weight * terms["distribution"]
+        if loss is not None:
+            for name in ("visual", "distribution"):
+                loss = loss + getattr(args, f"{name}_loss_weight") * terms.get(name, 0)
         self._record(terms, num_items_in_batch, "eval" if evaluating else "train")
         if not evaluating:
             # Gradients are averaged over processes, while the losses are already shares of the sum over all of them.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _needed_inputs(self):
-        needed = {"pixel_values", "labels"}
-        if self.args.visual_loss_weight > 0:
-            needed |= {"visual_explanations", "has_visual_explanation"}
-        if self.args.text_loss_weight > 0:
-            needed |= {"input_ids", "attention_mask", "rationale_labels"}
-        return needed
+    def _model_inputs(self, evaluating):
+        names = {"pixel_values", "labels"}
+        if evaluating or self.args.text_loss_weight > 0:
+            names |= {"input_ids", "attention_mask", "rationale_labels"}
+        return names
+
+    def _visual_loss(self, saliency, inputs, num_items):
+        settings = dict(self.visual_loss_parameters)
+        if self.args.visual_loss in ("res_g", "res_l"):
+            settings["slack"] = self.args.res_slack
+        losses = VISUAL_LOSSES[self.args.visual_loss](
+            saliency, inputs["visual_explanations"], inputs["has_visual_explanation"], **settings
+        )
+        return losses.sum() / max(num_items["visual_explanations"], 1)
 
     def _distribution_loss(self, saliency, inputs, num_items):
-        mean, std = (value.to(saliency.dtype) for value in (self.statistic.mean, self.statistic.std))
-        losses = distribution_consistency(saliency, mean, std)
-        losses = torch.where(inputs["has_visual_explanation"], 0.0, losses)
+        losses = torch.where(inputs["has_visual_explanation"], 0.0, self.statistic.distance(saliency))
         return losses.sum() / max(num_items["without_visual_explanation"], 1)
 
     def _record(self, terms, num_items, mode):
@@ -352,6 +397,10 @@ class MeglTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        learnt = [value for value in self.visual_loss_parameters.values() if id(value) not in trained]
+        if learnt:
+            optimizer.add_param_group({"params": learnt, "weight_decay": 0.0})
         if self.args.text_learning_rate is None:
             return optimizer
         named = (self.model if model is None else model).named_parameters()
@@ -371,15 +420,22 @@ class MeglTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            save_model(self.statistic, os.path.join(output_dir, _STATISTIC_FILE))
+            for name, module in self._saved_modules().items():
+                save_model(module, os.path.join(output_dir, name))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_model(self.statistic, os.path.join(checkpoint, _STATISTIC_FILE), device=str(self.args.device))
+            for name, module in self._saved_modules().items():
+                load_model(module, os.path.join(checkpoint, name), device=str(self.args.device))
 
+    def _saved_modules(self):
+        """What is trained beside the model, by the name of its file in a checkpoint."""
+        modules = {"visual_explanation_statistic.safetensors": self.statistic}
+        if len(self.visual_loss_parameters):
+            modules["visual_loss.safetensors"] = self.visual_loss_parameters
+        return modules
 
-_STATISTIC_FILE = "visual_explanation_statistic.safetensors"
 
 # What each loss is a mean over.
 _DENOMINATORS = {

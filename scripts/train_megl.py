@@ -27,6 +27,8 @@ RECORDED = (
     "text_loss_weight",
     "distribution_loss_weight",
     "visual_loss",
+    "res_slack",
+    "distribution_statistic",
     "learning_rate",
     "text_learning_rate",
     "lora_rank",

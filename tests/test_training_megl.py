@@ -1,6 +1,10 @@
 """The collator's tensors and the Trainer: losses, accumulation, resuming, restoring, adapters."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from modeling_megl import MeglForImageClassification
-from modeling_megl.losses_megl import map_moments
+from modeling_megl.losses_megl import DISTRIBUTION_STATISTICS, VISUAL_LOSSES, map_moments
 from modeling_megl.training_megl import (
     MeglDataCollator,
     MeglTrainer,
@@ -30,7 +34,10 @@ def make_rows(count, masks="every third"):
     for index in range(count):
         mask = np.zeros((32, 32), dtype=np.uint8)
         mask[4 + index % 8 : 20, 8:24] = 255
-        has_mask = {"every third": index % 3 == 0, "none": False, "all": True}[masks]
+        if isinstance(masks, set):
+            has_mask = index in masks
+        else:
+            has_mask = {"every third": index % 3 == 0, "none": False, "all": True}[masks]
         rows.append(
             {
                 "id": str(index),
@@ -88,6 +95,12 @@ def weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
+def trained(trainer):
+    """All that training changes, by name."""
+    statistic = {f"statistic.{name}": value.clone() for name, value in trainer.statistic.state_dict().items()}
+    return {**weights(trainer.model), **weights(trainer.visual_loss_parameters), **statistic}
+
+
 # ---- Collator ----
 
 
@@ -135,8 +148,12 @@ def test_no_rationale_is_an_error_that_names_the_item(processor):
 def test_bad_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`text_loss_weight` must not be negative, got -1"):
         MeglTrainingArguments(output_dir=str(tmp_path), text_loss_weight=-1)
-    with pytest.raises(ValueError, match=r"`visual_loss` must be one of \['gradia'\], got 'l3'"):
+    with pytest.raises(ValueError, match=r"`res_slack` must not be negative, got -0.1"):
+        MeglTrainingArguments(output_dir=str(tmp_path), res_slack=-0.1)
+    with pytest.raises(ValueError, match=r"`visual_loss` must be one of \['energy', 'gradia', .*\], got 'l3'"):
         MeglTrainingArguments(output_dir=str(tmp_path), visual_loss="l3")
+    with pytest.raises(ValueError, match=r"`distribution_statistic` must be one of \['layout', .*\], got 'size'"):
+        MeglTrainingArguments(output_dir=str(tmp_path), distribution_statistic="size")
 
 
 def test_other_classes_in_the_data_are_refused(make_trainer):
@@ -151,12 +168,44 @@ def test_other_classes_in_the_data_are_refused(make_trainer):
 def test_statistic_is_the_bias_corrected_moving_average():
     statistic = VisualExplanationStatistic()
     moments = torch.tensor([[0.2, 0.1], [0.4, 0.3]], dtype=torch.float64)
-    statistic.update(moments.sum(0), moments.square().sum(0), 2)
+    statistic.update(torch.stack([moments.sum(0), moments.square().sum(0)]), 2)
     assert torch.allclose(statistic.mean, torch.tensor([0.3, 0.2], dtype=torch.float64))
     assert torch.allclose(statistic.std, torch.tensor([0.1, 0.1], dtype=torch.float64))
-    statistic.update(torch.tensor([0.5, 0.5]).double(), torch.tensor([0.25, 0.25]).double(), 1)
+    statistic.update(torch.tensor([[0.5, 0.5], [0.25, 0.25]]).double(), 1)
     mean = (0.05 * 0.95 * 0.3 + 0.05 * 0.5) / (0.05 * 0.95 + 0.05)
     assert statistic.mean[0].item() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("name", sorted(DISTRIBUTION_STATISTICS))
+def test_statistic_of_masks(name):
+    masks = (torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3).double()
+    describe, smallest_std = DISTRIBUTION_STATISTICS[name]
+    described = describe(masks)
+    masks[masks == 0] = float("nan")  # unlabelled is not inside
+    statistic = VisualExplanationStatistic(name)
+    statistic.update(statistic.sums(masks), len(masks))
+    torch.testing.assert_close(statistic.mean, described.mean(dim=0))
+    torch.testing.assert_close(statistic.std, described.std(dim=0, correction=0).clamp_min(smallest_std))
+    maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1))
+    expected = 0.5 * ((describe(maps) - statistic.mean) / statistic.std).square().mean(dim=1)
+    torch.testing.assert_close(statistic.distance(maps), expected.float())
+
+
+@pytest.mark.parametrize("name", sorted(VISUAL_LOSSES))
+def test_visual_loss_is_the_one_of_that_name(make_trainer, processor, name):
+    slack = {"res_slack": 0.3} if name.startswith("res") else {}
+    trainer = make_trainer("megl-vit-tiny", max_steps=1, per_device_train_batch_size=12, visual_loss=name, **slack)
+    batch = MeglDataCollator(processor, dict(enumerate(LABELS)))(make_rows(12))
+    saliency = trainer.model.train()(batch["pixel_values"], labels=batch["labels"]).saliency
+    annotated = batch["has_visual_explanation"]
+    settings = {"slack": 0.3} if slack else {}
+    if name == "res_l":
+        settings["kernel"] = torch.full((1, 1, 16, 16), 1 / 256)
+    losses = VISUAL_LOSSES[name](saliency[annotated], batch["visual_explanations"][annotated], **settings)
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    assert logs["loss_visual"] == pytest.approx(losses.mean().item(), rel=1e-4)
+    assert 0 < logs["grad_norm"] < float("inf")
 
 
 def test_training_logs_each_loss_and_their_weighted_sum(make_trainer):
@@ -212,7 +261,8 @@ def test_batches_without_and_with_all_masks(make_trainer, masks):
     assert logs.get("loss_distribution", 0) == 0
 
 
-def test_accumulation_has_the_gradient_of_the_large_batch(make_trainer):
+@pytest.mark.parametrize("visual, statistic", [("gradia", "moments"), ("res_g", "layout"), ("res_l", "quantiles")])
+def test_accumulation_has_the_gradient_of_the_large_batch(make_trainer, visual, statistic):
     """ViT, as BatchNorm makes a batch more than the sum of its parts."""
     runs = {}
     for name, size, steps in (("whole", 12, 1), ("parts", 3, 4)):
@@ -224,13 +274,57 @@ def test_accumulation_has_the_gradient_of_the_large_batch(make_trainer):
             gradient_accumulation_steps=steps,
             max_grad_norm=1e9,
             optim="sgd",
+            visual_loss=visual,
+            distribution_statistic=statistic,
         )
         trainer.train()
-        runs[name] = trainer.state.log_history[0], weights(trainer.model)
+        runs[name] = trainer.state.log_history[0], trained(trainer)
     for key in ("loss", "grad_norm", "loss_classification", "loss_visual", "loss_text", "loss_distribution"):
         assert runs["parts"][0][key] == pytest.approx(runs["whole"][0][key], rel=1e-4), key
     for key, value in runs["whole"][1].items():
         torch.testing.assert_close(runs["parts"][1][key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_kernel_of_res_l_is_trained_and_not_in_the_model(make_trainer):
+    trainer = make_trainer("megl-vit-tiny", max_steps=1, visual_loss="res_l", optim="sgd", weight_decay=0.5)
+    before = trainer.visual_loss_parameters["kernel"].detach().clone()
+    trainer.train()
+    # The loss does not depend on the scale of the kernel, so that a gradient is orthogonal to it.
+    change = trainer.visual_loss_parameters["kernel"].detach() - before
+    assert change.abs().max() > 1e-6
+    assert abs((change * before).sum()) < 1e-3 * change.norm() * before.norm()
+    assert not any("kernel" in name for name in trainer.model.state_dict())
+
+
+# ---- Two processes ----
+
+
+def test_two_processes_train_as_one_on_the_joined_batch(make_model, processor, tmp_path):
+    """Masks on the first process alone, then on none, then on the second alone; every kind of state there is."""
+    from two_processes import CASES, train
+
+    make_model("megl-vit-tiny").save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    for case in CASES:
+        train(case, tmp_path, batch_size=8, name="one")
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, script, tmp_path],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for case in CASES:
+        expected = load_file(tmp_path / f"{case}-one.safetensors")
+        assert expected["log.loss_visual"].tolist()[1] == 0 and expected["log.loss_distribution"].all()
+        for rank in (0, 1):
+            found = load_file(tmp_path / f"{case}-two-{rank}.safetensors")
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-6), (case, rank, name)
 
 
 # ---- Evaluation ----
@@ -266,18 +360,23 @@ def test_evaluation_losses_are_means_over_items_whatever_the_batches(make_traine
 # ---- Checkpoints ----
 
 
-@pytest.mark.parametrize("preset", ["megl-resnet-tiny", "megl-vit-tiny"])
-def test_resumed_training_gives_the_very_same_weights(make_trainer, preset):
-    straight = make_trainer(preset, output="straight", max_steps=5)
+@pytest.mark.parametrize(
+    "preset, losses",
+    [
+        ("megl-resnet-tiny", {"visual_loss": "res_l", "distribution_statistic": "layout", "text_learning_rate": 1e-3}),
+        ("megl-vit-tiny", {}),
+    ],
+)
+def test_resumed_training_gives_the_very_same_weights(make_trainer, preset, losses):
+    straight = make_trainer(preset, output="straight", max_steps=5, **losses)
     straight.train()
-    broken = make_trainer(preset, output="broken", max_steps=5, save_strategy="steps", save_steps=2)
+    broken = make_trainer(preset, output="broken", max_steps=5, save_strategy="steps", save_steps=2, **losses)
     broken.train()
-    resumed = make_trainer(preset, output="broken", max_steps=5, save_strategy="steps", save_steps=2)
+    resumed = make_trainer(preset, output="broken", max_steps=5, save_strategy="steps", save_steps=2, **losses)
     resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-2")
-    for name, value in weights(straight.model).items():
-        assert torch.equal(value, weights(resumed.model)[name]), name
-    for name, value in straight.statistic.state_dict().items():
-        assert torch.equal(value, resumed.statistic.state_dict()[name]), name
+    found = trained(resumed)
+    for name, value in trained(straight).items():
+        assert torch.equal(value, found[name]), name
 
 
 def test_best_model_is_restored_at_the_end(make_trainer, tmp_path):

@@ -1,0 +1,62 @@
+"""One process of the test that two train as one: `torchrun --nproc_per_node 2 two_processes.py FOLDER`."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from test_training_megl import make_rows, trained
+from torch.utils.data import SequentialSampler
+
+from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
+
+
+# Each a visual loss and a distribution statistic.
+CASES = {"gradia": "moments", "res_g": "layout", "res_l": "quantiles"}
+LOGGED = ("loss", "grad_norm", "loss_classification", "loss_visual", "loss_text", "loss_distribution")
+# Three steps of eight images; with two processes the first takes four of each step, and the second four.
+WITH_MASK = {*range(4), *range(20, 24)}
+
+
+class TrainerInOrder(MeglTrainer):
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(self.train_dataset)
+
+
+def train(case, folder, batch_size, name):
+    """Train three steps; write logs, weights and statistics to `{case}-{name}.safetensors`."""
+    trainer = TrainerInOrder(
+        model=MeglForImageClassification.from_pretrained(folder / "model"),
+        processing_class=MeglProcessor.from_pretrained(folder / "model"),
+        args=MeglTrainingArguments(
+            output_dir=str(folder / name),
+            per_device_train_batch_size=batch_size,
+            max_steps=3,
+            optim="sgd",
+            learning_rate=0.05,
+            max_grad_norm=1e9,
+            lr_scheduler_type="constant",
+            visual_loss=case,
+            distribution_statistic=CASES[case],
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        train_dataset=make_rows(24, masks=WITH_MASK),
+    )
+    before = trained(trainer)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    results = {f"log.{key}": torch.tensor([entry[key] for entry in logs]) for key in LOGGED}
+    # Changes, not weights: a gradient that is twice too large must not hide behind the weights themselves.
+    changes = {key: (value - before[key]).contiguous() for key, value in trained(trainer).items()}
+    save_file({**results, **changes}, folder / f"{case}-{name}.safetensors")
+
+
+if __name__ == "__main__":
+    for visual_loss in CASES:
+        train(visual_loss, Path(sys.argv[1]), batch_size=4, name=f"two-{os.environ['RANK']}")
