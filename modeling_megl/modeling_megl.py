@@ -20,7 +20,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput
 
 from .configuration_megl import MeglConfig, infer_feature_size
-from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
+from .losses_megl import VISUAL_LOSSES, rationale_loss
 from .processing_megl import split_gguf
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
 from .tap_megl import open_tap, probe_tap
@@ -228,10 +228,18 @@ class MeglForImageClassification(MeglPreTrainedModel):
             return vision_model.modules_to_save[vision_model.active_adapters[0]]
         return vision_model
 
+    @property
+    def _tap_name(self):
+        return self.config.saliency_layer or getattr(self.config.vision_config, "saliency_layer", None)
+
+    def check_saliency_layer(self):
+        """Raise a `ValueError` where `config.saliency_layer` is no module, or one at which every map would be zero."""
+        probe_tap(self._active_vision_model, self._tap_name, getattr(self.config.vision_config, "image_size", 224))
+
     def _open_tap(self, pixel_values, create_graph):
-        name = self.config.saliency_layer or getattr(self.config.vision_config, "saliency_layer", None)
         reads = SALIENCY_METHODS[self.config.saliency_method].reads
-        return open_tap(self._active_vision_model, name, tuple(pixel_values.shape[-2:]), create_graph, reads)
+        shape = tuple(pixel_values.shape[-2:])
+        return open_tap(self._active_vision_model, self._tap_name, shape, create_graph, reads)
 
     def forward(
         self,
@@ -533,12 +541,11 @@ def _visual_loss(saliency, masks, annotated, name, num_items):
     """Mean over the annotated images; 0 where none is."""
     if saliency is None or masks is None:
         return None
+    if name not in VISUAL_LOSSES:
+        raise ValueError(f"`visual_loss` must be one of {sorted(VISUAL_LOSSES)}, got {name!r}.")
     if annotated is None:
         annotated = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
-    # Also NaN may stand where there is no mask: it must not come back as a gradient of 0 * NaN.
-    masks = torch.where(annotated[:, None, None], masks.to(saliency.dtype), 0.0)
-    losses = VISUAL_LOSSES[name](saliency, resize_masks(masks, saliency.shape[1:]))
-    losses = torch.where(annotated, losses, 0.0)
+    losses = VISUAL_LOSSES[name](saliency, masks, annotated)
     return losses.sum() / max(num_items.get("visual_explanations", annotated.sum()), 1)
 
 

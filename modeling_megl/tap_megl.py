@@ -205,9 +205,12 @@ def probe_tap(vision_model, name, image_size):
         `ValueError`: where the gradient there is zero everywhere, so that each map would be.
     """
     shape = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    noise = torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(0))
+    parameter = next(vision_model.parameters())
+    noise = torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(0)).to(parameter.device, parameter.dtype)
+    training = vision_model.training
     with torch.no_grad(), open_tap(vision_model.eval(), name, shape, create_graph=False) as tap:
         scores = tap(noise)
+    vision_model.train(training)
     with torch.enable_grad():
         weighted = (scores * noise.new_tensor(range(1, scores.shape[1] + 1))).sum()
         (gradient,) = torch.autograd.grad(weighted, tap.output, allow_unused=True)

@@ -162,6 +162,12 @@ def test_other_classes_in_the_data_are_refused(make_trainer):
     check_labels(dict(enumerate(LABELS)), make_dataset(3))
 
 
+def test_layer_without_maps_is_refused(make_model, make_trainer):
+    model = make_model("megl-vit-tiny", saliency_layer="vit.layernorm")
+    with pytest.raises(ValueError, match="no gradient at any patch of the output of `saliency_layer='vit.layernorm'`"):
+        make_trainer(model=model)
+
+
 # ---- Losses ----
 
 
