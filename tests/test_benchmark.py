@@ -1,0 +1,69 @@
+"""The benchmark compares like with like, and its page holds what was measured."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import benchmark
+
+
+ARGUMENTS = SimpleNamespace(
+    device="cpu", image_size=64, batch_size=3, repeats=2, dtype="float32", compile=False, models=["resnet18"]
+)
+
+
+def gradients_of(bench, step):
+    """The gradient that a step would apply, in evaluation mode, where images do not mix."""
+    found = {}
+    bench.model.train(False)
+    bench.model.train = lambda mode=True: bench.model
+    bench._update = lambda loss: (
+        loss.backward(),
+        found.update({n: p.grad for n, p in bench.model.named_parameters()}),
+    )
+    getattr(bench, step)()
+    del bench.model.train
+    bench.model.zero_grad()
+    return found
+
+
+def test_one_image_at_a_time_computes_what_the_batched_step_does():
+    bench = benchmark.Bench("resnet18", ARGUMENTS)
+    batched, single = (gradients_of(bench, step) for step in ("guided_step", "one_at_a_time_step"))
+    plain = gradients_of(bench, "plain_step")
+    name = "vision_model.resnet.encoder.stages.3.layers.1.layer.1.convolution.weight"
+    assert not torch.allclose(batched[name], plain[name], rtol=0.01)
+    for name, gradient in batched.items():
+        if name.startswith("vision_model."):
+            torch.testing.assert_close(single[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("step", ["plain_step", "guided_step", "one_at_a_time_step"])
+def test_each_step_trains(step, dtype):
+    bench = benchmark.Bench("resnet18", SimpleNamespace(**{**vars(ARGUMENTS), "dtype": dtype}))
+    weight = bench.model.vision_model.classifier[1].weight
+    before = weight.detach().clone()
+    getattr(bench, step)()
+    assert not torch.equal(weight, before)
+
+
+def test_ratios_are_of_pairs(monkeypatch):
+    page = benchmark.Page(ARGUMENTS)
+    monkeypatch.setattr(page, "run", lambda *args, **options: [(2.0, 1.0), (3.0, 2.0), (9.0, 3.0)])
+    assert page.ratio("resnet18", "guided_step", "plain_step") == ["**2.00**", "1.50 to 3.00", "3,000", "2,000"]
+    assert benchmark.table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_pairs_are_timed_in_turns(monkeypatch):
+    order = []
+    monkeypatch.setattr(benchmark, "seconds", lambda bench, step: order.append(step) or float(len(order)))
+    pairs = benchmark.compare(ARGUMENTS, "resnet18", "guided_step", "plain_step")
+    assert order == ["plain_step", "guided_step"] + 2 * ["guided_step", "plain_step"]
+    assert pairs == [(3.0, 4.0), (5.0, 6.0)]
