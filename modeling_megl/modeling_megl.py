@@ -486,7 +486,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         """
         id2label = dict(enumerate(labels))
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
-        language_model = _load_language_model(text)
+        language_model = load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
         feature_size = probe_tap(vision_model, saliency_layer, getattr(vision_config, "image_size", 224))
@@ -519,7 +519,8 @@ def _load_vision_model(vision, id2label, trust_remote_code):
     return vision_model
 
 
-def _load_language_model(text):
+def load_language_model(text):
+    """A causal language model by Hub id, folder or GGUF file, or with random weights by its configuration."""
     if not isinstance(text, str):
         config = AutoConfig.for_model(**text) if isinstance(text, dict) else text
         return AutoModelForCausalLM.from_config(config)

@@ -63,6 +63,8 @@ def parse_arguments():
 class Bench:
     """A model with an optimizer and a batch, and the steps to compare on them."""
 
+    memory_steps = 3  # the optimizer's state comes with the first
+
     def __init__(self, name, arguments, batch_size=None, image_size=None, saliency_method="grad_cam"):
         self.device = torch.device(arguments.device)
         self.size = image_size or arguments.image_size
@@ -160,18 +162,18 @@ def seconds(bench, step):
     return time.perf_counter() - start
 
 
-def compare(arguments, name, step, reference, **options):
-    """Times of `step` and `reference`, a pair for each repeat, in turns."""
-    bench = Bench(name, arguments, **options)
-    for warm_up in (reference, step):
+def compare(arguments, name, *steps, bench=Bench, **options):
+    """Times of `steps`, a tuple for each repeat, in turns."""
+    bench = bench(name, arguments, **options)
+    for warm_up in reversed(steps):
         seconds(bench, warm_up)
-    return [(seconds(bench, step), seconds(bench, reference)) for _ in range(arguments.repeats)]
+    return [tuple(seconds(bench, step) for step in steps) for _ in range(arguments.repeats)]
 
 
-def peak_memory(arguments, name, step, **options):
+def peak_memory(arguments, name, step, bench=Bench, **options):
     """Greatest memory of a few steps, in bytes: the process's on a CPU, what torch allocated on a GPU."""
-    bench = Bench(name, arguments, **options)
-    for _ in range(3):
+    bench = bench(name, arguments, **options)
+    for _ in range(bench.memory_steps):
         getattr(bench, step)()
     if bench.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -274,15 +276,20 @@ def machine(arguments):
     return f"{name}, {arguments.dtype}{compiled}, {versions}"
 
 
+def write_file(path, text):
+    """Write a file that is either whole or as it was."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def main():
     arguments = parse_arguments()
     output = Path(arguments.output)
     if output.exists() and not arguments.overwrite:
         sys.exit(f"benchmark: {output} exists: choose another `--output`, or `--overwrite` it.")
     page = write_page(arguments)
-    temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_text(page)
-    os.replace(temporary, output)
+    write_file(output, page)
     print(page)
 
 

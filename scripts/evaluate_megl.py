@@ -120,15 +120,17 @@ def rationale_metrics(predictions, references, class_names):
     The metrics of `metrics/rationale`, with the share of rationales that name the right kind of object and the right
     place where the references name one; `shuffled_place_accuracy` is the latter with another picture's map.
     """
-    metric = evaluate.load(str(METRICS / "rationale"))
-    phrases = {"kind": class_names, "place": list(PLACES)}
-    result = metric.compute(
-        predictions=[item["rationale"] for item in predictions], references=references, phrases=phrases
-    )
-    shuffled = metric.compute(
-        predictions=[item["shuffled_rationale"] for item in predictions], references=references, phrases=phrases
+    result, shuffled = (
+        score_rationales([item[name] for item in predictions], references, class_names)
+        for name in ("rationale", "shuffled_rationale")
     )
     return {**result, "shuffled_place_accuracy": shuffled["place_accuracy"]}
+
+
+def score_rationales(texts, references, class_names):
+    metric = evaluate.load(str(METRICS / "rationale"))
+    phrases = {"kind": class_names, "place": list(PLACES)}
+    return metric.compute(predictions=texts, references=references, phrases=phrases)
 
 
 def clip_score(predictions, dataset, clip):
