@@ -52,13 +52,16 @@ SIZES = {
     "smollm2-135m": ("megl-vit-b16", "clip-vit-l14-336", SMOLLM2_135M),
     "llama-7b": ("megl-vit-b16", "clip-vit-l14-336", LLAMA_7B),
 }
-# What is compared, the step of MEGL and that of the LLaVA, and the ratio aimed at.
+# What is compared, the step of MEGL and that of the LLaVA, and the ratio of times aimed at; without one, the
+# operations are counted and nothing is timed.
 RATIOS = {
     "label": ("megl_label", "llava_answer", 0.1),
     "label, map and rationale": ("megl_answer", "llava_answer", 0.3),
     "label, the LLaVA without its rationale": ("megl_label", "llava_label", None),
 }
+MODEL_HEADER = ["size", "visual tokens, MEGL", "LLaVA", "parameters, ratio", "MEGL, million", "LLaVA, million"]
 STEPS = ("megl_label", "megl_answer", "llava_label", "llava_answer")
+TIMED_STEPS = ("megl_label", "megl_answer", "llava_answer")
 TRAINED_ROWS = ("accuracy", "worst_group_accuracy", "macro_f1", "unanswered")
 RATIONALE_ROWS = ("bleu_4", "rouge_l", "cider", "kind_accuracy", "place_accuracy", "shuffled_place_accuracy")
 
@@ -223,8 +226,8 @@ def measure(arguments):
     for name in arguments.sizes:
         for batch_size in arguments.batch_sizes:
             key, options = f"{name}, batch {batch_size}", {"bench": Contest, "batch_size": batch_size}
-            rounds = page.run(compare, name, *STEPS, **options)
-            figures["seconds"][key] = dict(zip(STEPS, zip(*rounds, strict=True), strict=True))
+            rounds = page.run(compare, name, *TIMED_STEPS, **options)
+            figures["seconds"][key] = dict(zip(TIMED_STEPS, zip(*rounds, strict=True), strict=True))
             figures["memory"][key] = {
                 step: page.run(peak_memory, name, step, **options) for step in ("megl_answer", "llava_answer")
             }
@@ -280,31 +283,39 @@ def flatten(metrics):
 # ---- The page ----
 
 
-def ratios_of(seconds, first, second):
-    return [one / other for one, other in zip(seconds[first], seconds[second], strict=True)]
-
-
 def time_rows(seconds, first, second, goal):
     rows = []
     for name, times in seconds.items():
-        ratios = ratios_of(times, first, second)
+        ratios = [one / other for one, other in zip(times[first], times[second], strict=True)]
         ratio = statistics.median(ratios)
-        verdict = [] if goal is None else ["yes" if ratio <= goal else "no"]
+        verdict = "yes" if ratio <= goal else "no"
         milliseconds = (f"{1000 * statistics.median(times[step]):,.0f}" for step in (first, second))
-        rows.append([name, f"**{ratio:.3f}**", f"{min(ratios):.3f} to {max(ratios):.3f}", *verdict, *milliseconds])
+        rows.append([name, f"**{ratio:.3f}**", f"{min(ratios):.3f} to {max(ratios):.3f}", verdict, *milliseconds])
     return rows
 
 
 def time_section(seconds, title, first, second, goal):
-    aim = [] if goal is None else [f"≤ {goal}"]
-    return [
-        f"### To the {title}",
-        table(["size", "ratio", "spread", *aim, "MEGL, ms", "LLaVA, ms"], time_rows(seconds, first, second, goal)),
-    ]
+    header = ["size", "ratio", "spread", f"≤ {goal}", "MEGL, ms", "LLaVA, ms"]
+    return [f"### To the {title}", table(header, time_rows(seconds, first, second, goal))]
 
 
 def pair_cells(megl, llava, unit, digits=1):
     return [f"**{megl / llava:.3f}**", f"{megl / unit:,.{digits}f}", f"{llava / unit:,.{digits}f}"]
+
+
+def model_rows(counted):
+    return [
+        [name, *(str(count) for count in c["visual_tokens"].values()), *pair_cells(*c["parameters"].values(), 1e6)]
+        for name, c in counted.items()
+    ]
+
+
+def operation_rows(counted):
+    return [
+        [f"{name}, {what}", *pair_cells(c["flops"][first], c["flops"][second], 1e9)]
+        for name, c in counted.items()
+        for what, (first, second, _) in RATIOS.items()
+    ]
 
 
 def memory_rows(memory):
@@ -327,10 +338,13 @@ def trained_section(trained):
             [name.replace("_", " "), *(mean_cell(model["metrics"].get(name, [])) for model in models.values())]
         )
     data, split, images = trained["on"]
+    single = min(len(model["settings"]) for model in models.values()) == 1
     return [
         "## What the trained models reach",
-        f"Trained on `{data}`, evaluated on {images} images of its {split} split. A LLaVA's label is read off what it "
-        "writes; an answer that names no class counts as wrong (*unanswered*).",
+        f"Trained on `{data}`, evaluated on {images} images of its {split} split. MEGL also learns from the masks of "
+        "the images that have one, which a LLaVA has no use for. A LLaVA's label is read off what it writes; an "
+        "answer that names no class counts as wrong (*unanswered*). "
+        + ("Where there is one seed, nothing is known of its spread." if single else "Mean ± standard deviation."),
         table(["", *models], rows),
     ]
 
@@ -345,42 +359,25 @@ def mean_cell(values):
 
 def render(figures, command):
     """The page of [`measure`]'s figures."""
-    counted = figures["counted"]
-    parameters = [
-        [
-            name,
-            *map(str, (c["visual_tokens"]["megl"], c["visual_tokens"]["llava"])),
-            *pair_cells(c["parameters"]["megl"], c["parameters"]["llava"], 1e6),
-        ]
-        for name, c in counted.items()
-    ]
-    flops = [
-        [f"{name}, {what}", *pair_cells(c["flops"][first], c["flops"][second], 1e9)]
-        for name, c in counted.items()
-        for what, (first, second, _) in RATIOS.items()
-    ]
-    times = [part for what, row in RATIOS.items() for part in time_section(figures["seconds"], what, *row)]
+    times = [part for what, row in RATIOS.items() if row[-1] for part in time_section(figures["seconds"], what, *row)]
     sizes = "; ".join(f"*{name}*: {preset} against {tower}" for name, (preset, tower, _) in SIZES.items())
     sections = [
         "# Efficiency: MEGL against a LLaVA that answers by chain of thought",
         f"`{command}`, {figures['machine']}.",
         "The LLaVA is Transformers' own: a CLIP vision tower, a projector and a Llama that reads every patch of the "
         "picture. It writes the rationale and then the label, so that its label costs the rationale as well. Both "
-        "have the same language model, key-value cache, precision and threads, and the pictures that their vision "
-        f"models take; {figures['rationale_tokens']} rationale tokens are forced upon both, and the LLaVA writes "
-        f"{figures['label_tokens']} more for the label. Prompts have {figures['prompt_tokens']} tokens besides the "
-        f"picture. Weights are random, which costs what trained ones do. Sizes: {sizes}. *llama-7b* is counted, and "
-        "timed only where it fits.",
+        "have the same language model, a key-value cache, one precision and as many threads; each vision model takes "
+        f"the picture at its own size. {figures['rationale_tokens']} rationale tokens are forced upon both, and the "
+        f"LLaVA writes {figures['label_tokens']} more for the label. Prompts have {figures['prompt_tokens']} tokens "
+        "besides the picture. Weights are random, which costs what trained ones do. "
+        f"Sizes: {sizes}. *llama-7b* is counted, and timed only where it fits.",
         "## Models",
-        table(
-            ["size", "visual tokens, MEGL", "LLaVA", "parameters, ratio", "MEGL, million", "LLaVA, million"],
-            parameters,
-        ),
+        table(MODEL_HEADER, model_rows(figures["counted"])),
         "## Operations for one picture",
         "By `torch.utils.flop_counter`: matrix products and convolutions, a multiplication and an addition being two.",
-        table(["size, to the", "ratio", "MEGL, GFLOP", "LLaVA, GFLOP"], flops),
+        table(["size, to the", "ratio", "MEGL, GFLOP", "LLaVA, GFLOP"], operation_rows(figures["counted"])),
         "## Time",
-        "Ratios are medians over rounds in which all four answers were timed in turns, in one process; the spread is "
+        "Ratios are medians over rounds in which all three answers were timed in turns, in one process; the spread is "
         "their least and greatest. Times are medians of this machine and mean nothing on another.",
         *times,
         "## Peak memory of the whole answer",
