@@ -1,6 +1,7 @@
 """The tap: where a vision model is split, what a map is computed from there, and how it is found."""
 
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 
 import torch
 from torch import nn
@@ -272,10 +273,14 @@ def _convolutional_head(vision_model, last_layer):
     parent, _, stack = last_layer.rpartition(".")[0].rpartition(".")
     siblings = list(vision_model.get_submodule(parent).named_children())
     position = [name for name, _ in siblings].index(stack)
-    following = [(name, module) for name, module in siblings[position + 1 :] if "Pool" not in type(module).__name__]
-    if any(isinstance(layer, nn.Conv2d) for _, module in following for layer in module.modules()):
-        return ".".join(filter(None, (parent, following[-1][0])))
+    head = list(takewhile(lambda sibling: not _pools_or_classifies(sibling[1]), siblings[position + 1 :]))
+    if any(isinstance(layer, nn.Conv2d) for _, module in head for layer in module.modules()):
+        return ".".join(filter(None, (parent, head[-1][0])))
     return None
+
+
+def _pools_or_classifies(module):
+    return any(isinstance(layer, nn.Linear) or "Pool" in type(layer).__name__ for layer in module.modules())
 
 
 def count_prefix_tokens(vision_model):
