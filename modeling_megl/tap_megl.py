@@ -250,22 +250,24 @@ def find_tap(vision_model):
 
 
 def _last_layer(vision_model):
-    """Name of the last element of the last stack that is not part of another."""
+    """Name of the last element of the largest stack."""
     for name, module in vision_model.named_modules():
         if getattr(module, "feature_info", None):  # timm's own list of its stages
             return ".".join(filter(None, (name, list(module.feature_info)[-1]["module"])))
-    stacks = []
+    stacks = {}
     for name, module in vision_model.named_modules():
-        inner = any(name.startswith(f"{outer}.") for outer, _ in stacks)
-        if isinstance(module, nn.ModuleList) and len(module) and not inner:
-            stacks.append((name, module))
+        if isinstance(module, nn.ModuleList) and len(module) and not any(name.startswith(f"{n}.") for n in stacks):
+            stacks[name] = module
     if not stacks:
         raise ValueError(
             f"No stack of layers was found in {type(vision_model).__name__}: name the module to explain by "
             "`saliency_layer`."
         )
-    name, stack = stacks[-1]
-    return f"{name}.{len(stack) - 1}"
+    name = max(stacks, key=lambda name: sum(parameter.numel() for parameter in stacks[name].parameters()))
+    layer = stacks[name]
+    while isinstance(layer, nn.ModuleList):
+        name, layer = f"{name}.{len(layer) - 1}", layer[-1]
+    return name
 
 
 def _convolutional_head(vision_model, last_layer):

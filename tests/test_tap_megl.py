@@ -126,7 +126,7 @@ def test_tap_is_found_from_the_structure(model_type):
 
 
 class LikeTimm(torch.nn.Module):
-    """What timm's models have and Transformers' have not: a list of stages, a count of prefix tokens, no ModuleList."""
+    """What timm's models have: a list of their stages, a count of prefix tokens, and no ModuleList."""
 
     def __init__(self, num_prefix_tokens):
         super().__init__()
