@@ -18,8 +18,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e4e4e4; --soft: #a5a5a5; --line: #3b3f45;
   --strong: #6aa9e4; --pale: #34536f; --good: #6fcf86; --bad: #ff8a80 } }
 @media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --strong: #2a6fb0;
-  --pale: #bcd5eb; --good: #176f2c; --bad: #b3261e } body { margin: 0 } h2 { break-after: avoid }
-  .item, tr, li, svg { break-inside: avoid } }
+  --pale: #bcd5eb; --good: #176f2c; --bad: #b3261e } }
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: var(--ink);
   background: var(--paper); overflow-wrap: anywhere; print-color-adjust: exact; -webkit-print-color-adjust: exact }
 h1 { font-size: 1.5em } .figures { color: var(--soft) }
@@ -29,6 +28,8 @@ h1 { font-size: 1.5em } .figures { color: var(--soft) }
 img { width: 100%; max-height: 24em; object-fit: contain; border-radius: 4px }
 figcaption { font-size: .8em; color: var(--soft); text-align: center }
 .right { color: var(--good) } .wrong { color: var(--bad) } .reference { color: var(--soft) } p { margin: .4em 0 0 }
+@media print { body { margin: 0; max-width: none; font-size: 11px } h2, .figures { break-after: avoid }
+  .items { grid-template-columns: 1fr 1fr } .item, figure, tr, li, svg { break-inside: avoid } }
 """
 
 

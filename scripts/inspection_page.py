@@ -15,18 +15,18 @@ h2 { font-size: 1.2em; margin: 2em 0 .4em; border-bottom: 1px solid var(--line) 
 .scroll { overflow-x: auto; margin: .8em 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25em .9em .25em 0; text-align: left; vertical-align: top; font-weight: normal }
 thead th { color: var(--soft); border-bottom: 1px solid var(--line) } td.number, th.number { text-align: right }
-th, td { white-space: nowrap } td:last-child, .classes th, .classes td { white-space: normal }
-.classes { width: 100%; table-layout: fixed }
-.count { font-size: .8em; color: var(--soft) }
+th, td { white-space: nowrap } td:last-child { white-space: normal; min-width: 11em }
+.classes { width: 100%; table-layout: fixed } .classes th, .classes td { white-space: normal; min-width: 0 }
+.classes th:first-child { width: 24% } .count { display: block; margin-top: .2em; font-size: .8em; color: var(--soft) }
 .bar, .key { background: var(--pale); height: .8em; min-width: 1px }
 .bar div { height: 100% } .bar div, .key.strong { background: var(--strong) }
-.key { display: inline-block; width: .8em; margin: 0 .3em 0 .9em }
+.key { display: inline-block; width: .8em; margin: 0 .3em 0 .6em } .legend { white-space: nowrap }
 ul.warnings { padding-left: 1.2em } .warnings li { margin: .5em 0 } .names { color: var(--soft) }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5em, 1fr)); gap: 1em; margin-top: 1em }
 .tiles img { border: 1px solid var(--line) }
 svg { display: block; width: 100%; max-width: 44em; margin: .8em 0; font-size: 12px; fill: var(--soft) }
 svg path { stroke: var(--line) } svg rect { fill: var(--strong) } svg text { text-anchor: end }
-svg text.middle { text-anchor: middle } .item .figures { font-size: .85em }
+svg text.middle { text-anchor: middle } .items { margin-top: .8em } .item .figures { font-size: .85em }
 """
 _TEXT_LENGTH = 400  # characters of a rationale that an example shows
 
@@ -111,7 +111,8 @@ def _classes(summary):
     yield "<h2>Balance of the classes and coverage by maps</h2>"
     yield (
         '<p class="figures">Pictures of each class; the widest bar of a column is its largest class.'
-        '<span class="key strong"></span>with a map<span class="key"></span>without</p>'
+        ' <span class="legend"><span class="key strong"></span>with a map</span>'
+        ' <span class="legend"><span class="key"></span>without</span></p>'
     )
     cells = []
     for name, found in summary["classes"].items():
