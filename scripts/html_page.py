@@ -22,7 +22,8 @@ _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: var(--ink);
   background: var(--paper); overflow-wrap: anywhere; print-color-adjust: exact; -webkit-print-color-adjust: exact }
 h1 { font-size: 1.5em } .figures { color: var(--soft) }
-.items { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(34em, 100%), 1fr)); gap: 1.2em }
+.items { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(34em, 100%), 1fr)); gap: 1.2em;
+  margin-top: .8em }
 .item { border: 1px solid var(--line); border-radius: 8px; padding: .8em }
 .pictures { display: flex; gap: .5em } figure { margin: 0; flex: 1 }
 img { width: 100%; max-height: 24em; object-fit: contain; border-radius: 4px }

@@ -26,7 +26,7 @@ ul.warnings { padding-left: 1.2em } .warnings li { margin: .5em 0 } .names { col
 .tiles img { border: 1px solid var(--line) }
 svg { display: block; width: 100%; max-width: 44em; margin: .8em 0; font-size: 12px; fill: var(--soft) }
 svg path { stroke: var(--line) } svg rect { fill: var(--strong) } svg text { text-anchor: end }
-svg text.middle { text-anchor: middle } .items { margin-top: .8em } .item .figures { font-size: .85em }
+svg text.middle { text-anchor: middle } .item .figures { font-size: .85em }
 """
 _TEXT_LENGTH = 400  # characters of a rationale that an example shows
 
