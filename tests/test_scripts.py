@@ -88,15 +88,6 @@ def test_from_data_to_explanation(run, dataset, untrained, tmp_path, capsys):
     assert Image.open(explanations / record["picture"]).width == 2 * 320 + 24
 
 
-def test_macro_f1_by_hand(run):
-    import evaluate_megl
-
-    pairs = [("a", "a"), ("a", "b"), ("b", "b"), ("c", "b")]
-    items = [{"label": label, "prediction": prediction} for label, prediction in pairs]
-    # a: 2 * 1 / (2 + 1), b: 2 * 1 / (1 + 3), c: 0
-    assert evaluate_megl.macro_f1(items) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
-
-
 def test_outputs_are_never_overwritten(run, dataset, untrained, tmp_path):
     kept = untrained / "config.json"
     before = kept.read_bytes()
