@@ -23,10 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Image, load_dataset
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features, Image, load_dataset_builder
+from datasets.table import table_cast
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
@@ -37,7 +40,6 @@ from output_folder import check_new_file, write_file
 from page import mask_array
 
 
-BATCH_SIZE = 64
 GRID = 32  # cells along each side of a mean map
 SHOWN = 5  # items that a warning names
 
@@ -78,26 +80,39 @@ def output_files(arguments):
 
 def open_dataset(folder):
     """
-    The splits of a data set, each streamed from its Parquet files with pictures as stored bytes, and the class names.
+    The Parquet files of each split of a data set, and its columns as `Features`, those that are not ours left out.
 
     Raises:
-        `ValueError`: if `folder` is no data set, or lacks one of the columns.
+        `ValueError`: if `folder` is no data set of Parquet files, or lacks one of the columns.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"expected a folder that prepare_dataset.py wrote, got {folder}, which is no folder.")
-    splits = load_dataset(str(folder), streaming=True)
-    found = next(iter(splits.values())).features
+    builder = load_dataset_builder(str(folder))
+    files = {str(split): list(paths) for split, paths in builder.config.data_files.items()}
+    other = [path for paths in files.values() for path in paths if not path.endswith(".parquet")]
+    if other:
+        raise ValueError(
+            f"{folder}: expected Parquet files, got {other[0]}. Build the data set with prepare_dataset.py."
+        )
+    found = builder.info.features or Features.from_arrow_schema(pq.read_schema(next(iter(files.values()))[0]))
     label = found.get("label")
-    names = label.names if isinstance(label, ClassLabel) else []
-    for column, feature in features(names).items():
-        if found.get(column) != feature or (column == "label" and not names):
+    columns = features(label.names if isinstance(label, ClassLabel) and label.names else ["?"])
+    for column, feature in columns.items():
+        if found.get(column) != feature:
             expected = "a ClassLabel with class names" if column == "label" else feature
             raise ValueError(
                 f"{folder}: expected a column `{column}` of type {expected}, got {found.get(column)}. Build the data "
                 "set with prepare_dataset.py."
             )
-    stored = {split: rows.select_columns(list(features(names))) for split, rows in splits.items()}
-    return {split: rows.decode(False) for split, rows in stored.items()}, names
+    return files, columns
+
+
+def read_rows(path, columns):
+    """Lists of a Parquet file's rows, a row group at a time: scanners that read ahead fill the memory."""
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number, columns=list(columns))
+            yield table_cast(group, columns.arrow_schema).to_pylist()
 
 
 @dataclass
@@ -364,16 +379,15 @@ def quantiles(values):
     return {name: round(value, 4) for name, value in zip(shares, found, strict=True)}
 
 
-def inspect(dataset, class_names, examples):
-    """The `Inspection` of the splits that `open_dataset` gives."""
-    inspection = Inspection(list(dataset), class_names, examples)
+def inspect(files, columns, examples):
+    """The `Inspection` of the files that `open_dataset` gives, with at most `examples` examples."""
+    class_names = columns["label"].names
+    inspection = Inspection(list(files), class_names, examples)
     look = partial(examine, names=class_names, finder=class_finder(class_names))
-    infos = next(iter(dataset.values())).info.splits
-    total = sum(infos[split].num_examples for split in dataset) if infos else None
+    total = sum(pq.read_metadata(path).num_rows for paths in files.values() for path in paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=total, desc="inspect", unit=" pictures") as bar:
-        for split, (name, stream) in enumerate(dataset.items()):
-            for batch in stream.iter(BATCH_SIZE):
-                rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        for split, (name, paths) in enumerate(files.items()):
+            for rows in chain.from_iterable(read_rows(path, columns) for path in paths):
                 for row in rows:
                     check_row(row, name, class_names)
                 for row, finding in zip(rows, pool.map(look, rows), strict=True):

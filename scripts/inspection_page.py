@@ -15,7 +15,8 @@ h2 { font-size: 1.2em; margin: 2em 0 .4em; border-bottom: 1px solid var(--line) 
 .scroll { overflow-x: auto; margin: .8em 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25em .9em .25em 0; text-align: left; vertical-align: top; font-weight: normal }
 thead th { color: var(--soft); border-bottom: 1px solid var(--line) } td.number, th.number { text-align: right }
-td, thead th { overflow-wrap: normal } .classes { width: 100%; table-layout: fixed }
+th, td { white-space: nowrap } td:last-child, .classes th, .classes td { white-space: normal }
+.classes { width: 100%; table-layout: fixed }
 .count { font-size: .8em; color: var(--soft) }
 .bar, .key { background: var(--pale); height: .8em; min-width: 1px }
 .bar div { height: 100% } .bar div, .key.strong { background: var(--strong) }
