@@ -122,7 +122,7 @@ def rationale_scores(items, references, class_names):
     result["per_item"]["shuffled_place_accuracy"] = control["per_item"]["place_accuracy"]
     # BLEU is that of the corpus: what can be resampled are its counts, not the BLEU of a sentence.
     for order in range(1, 5):
-        del result["per_item"][f"bleu_{order}"]
+        result["per_item"].pop(f"bleu_{order}", None)
     functions = sys.modules[type(metric).__module__]
     for item, several in zip(items, references, strict=True):
         tokens, targets = functions.tokenize(item["rationale"]), [functions.tokenize(text) for text in several]
@@ -245,6 +245,8 @@ def load(name):
 def keep_per_item(items, prefix, result):
     """Move what a module gives for each item to the items; the rest is returned."""
     for name, values in result.pop("per_item").items():
+        if values is None:  # a score whose parts are not installed
+            continue
         for item, value in zip(items, values, strict=True):
             item["per_item"][prefix + name] = value
     return result
