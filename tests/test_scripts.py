@@ -103,15 +103,6 @@ def test_method_and_layer_of_the_map_are_chosen(run, dataset, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_macro_f1_by_hand(run):
-    import evaluate_megl
-
-    pairs = [("a", "a"), ("a", "b"), ("b", "b"), ("c", "b")]
-    items = [{"label": label, "prediction": prediction} for label, prediction in pairs]
-    # a: 2 * 1 / (2 + 1), b: 2 * 1 / (1 + 3), c: 0
-    assert evaluate_megl.macro_f1(items) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
-
-
 def test_outputs_are_never_overwritten(run, dataset, untrained, tmp_path):
     kept = untrained / "config.json"
     before = kept.read_bytes()
