@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import ijson
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 SPLITS = ("train", "validation", "test")
@@ -178,8 +178,7 @@ class Picture:
 def read_picture(path: Path, where: str, field: str) -> Picture:
     """Reads a picture's original bytes and checks that they hold one whole picture that RGB can show.
 
-    PNG is checked by its checksums and JPEG by [`jpeg_head`], since decoding would take most of a build's time; other
-    formats are decoded.
+    Of a JPEG only what [`jpeg_head`] gives is decoded, since to decode all would take most of a build's time.
 
     Raises:
         `ValueError`: if the file does not decode, has more pixels than Pillow's limit for decompression bombs, has
@@ -195,17 +194,16 @@ def read_picture(path: Path, where: str, field: str) -> Picture:
         width, height = image.size
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         mode = image.mode
+        head = jpeg_head(content) if image.format == "JPEG" else None
+        image = image if head is None else Image.open(io.BytesIO(head))
+        image.draft("L", (1, 1))  # of a JPEG, an eighth of the size; of other formats, all
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        if image.format == "PNG":
-            image.verify()
-        else:
-            head = jpeg_head(content) if image.format == "JPEG" else None
-            image = image if head is None else Image.open(io.BytesIO(head))
-            image.draft("L", (1, 1))  # JPEG alone: at an eighth of the size, which reads all of the data as well
-            image.load()
+        image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"a picture of at most {Image.MAX_IMAGE_PIXELS:,} pixels"
         raise bad_item(where, f"`{field}` to be {limit}", f"{path.name} ({error})", "Store it smaller.") from error
+    except UnidentifiedImageError as error:  # its message has an address in memory
+        raise bad_item(where, expected, f"{path.name}, which does not decode (no known format)", replace) from error
     except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
         raise bad_item(where, expected, f"{path.name}, which does not decode ({error})", replace) from error
     if frames > 1:

@@ -38,7 +38,7 @@ class Release(Source):
 
     @classmethod
     def is_layout_of(cls, root: Path) -> bool:
-        return (root / "exp_annotation.json").exists()
+        return any((root / name).exists() for name in ("exp_annotation.json", "label_class_id_mapping.json"))
 
     @cached_property
     def label_names(self) -> list[str]:
