@@ -9,12 +9,11 @@ import json
 import os
 import re
 import reprlib
-import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import ijson
 from PIL import Image, UnidentifiedImageError
@@ -24,6 +23,7 @@ SPLITS = ("train", "validation", "test")
 EXIF_ORIENTATION = 0x0112
 LONGEST_RATIONALE = 10_000  # characters; rationales that people wrote have some hundred at most
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+JPEG_START = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither a byte of data nor a restart marker
 
@@ -123,15 +123,14 @@ def resolve_inside(root: Path, relative, field: str, where: str) -> Path:
     expected = f"`{field}` to be a path inside the source folder"
     if not isinstance(relative, str) or not relative.strip():
         raise bad_item(where, expected, shown(relative), "Give a path relative to the source folder.")
-    parts = PurePosixPath(relative)
-    if parts.is_absolute() or ".." in parts.parts:
+    if relative.startswith("/") or ".." in relative.split("/"):
         raise bad_item(where, expected, shown(relative), "Absolute paths and `..` are refused; move the file inside.")
     try:
-        path = resolve(root / relative)
-        is_file = path.is_file()
+        path = real_path(os.path.join(root, relative))
+        is_file = os.path.isfile(path)
     except (OSError, ValueError) as error:
         raise bad_item(where, expected, f"{shown(relative)} ({error})", "Correct the path.") from error
-    if not path.is_relative_to(resolve_folder(root)):
+    if not path.startswith(os.path.join(real_folder(str(root)), "")):
         raise bad_item(
             where,
             expected,
@@ -142,22 +141,19 @@ def resolve_inside(root: Path, relative, field: str, where: str) -> Path:
         raise bad_item(
             where, f"the file that `{field}` names", f"no file {shown(relative)}", "Restore it or drop the item."
         )
-    return path
+    return Path(path)
 
 
-def resolve(path: Path) -> Path:
-    """`Path.resolve`, which looks at every folder above, for many files of few folders."""
-    folder = resolve_folder(path.parent)
-    try:
-        is_link = stat.S_ISLNK(os.lstat(folder / path.name).st_mode)
-    except FileNotFoundError:
-        is_link = False
-    return path.resolve() if is_link else folder / path.name
+def real_path(path: str) -> str:
+    """`os.path.realpath`, which looks at every folder above, for many files of few folders."""
+    folder, name = os.path.split(path)
+    path = os.path.join(real_folder(folder), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
 
 
 @lru_cache(maxsize=4096)
-def resolve_folder(folder: Path) -> Path:
-    return folder.resolve()
+def real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 @dataclass(frozen=True)
@@ -190,12 +186,10 @@ def read_picture(path: Path, where: str, field: str) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(jpeg_head(content) or content))
         width, height = image.size
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         mode = image.mode
-        head = jpeg_head(content) if image.format == "JPEG" else None
-        image = image if head is None else Image.open(io.BytesIO(head))
         image.draft("L", (1, 1))  # of a JPEG, an eighth of the size; of other formats, all
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         image.load()
@@ -219,9 +213,11 @@ def read_picture(path: Path, where: str, field: str) -> Picture:
 def jpeg_head(content: bytes) -> bytes | None:
     """The header of a JPEG and the first of its data, which decodes if the whole does; `None` where all must decode.
 
-    libjpeg fails at a header, at an unexpected marker among the data, or where the data end without the end marker.
+    So it is for other formats, and for several scans or pictures in one file. libjpeg fails at a header, at an unexpected marker among the data, or where the data end without the end marker.
     """
-    position = 2
+    if not content.startswith(JPEG_START):
+        return None
+    position = len(JPEG_START)
     while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
         position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
     position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")

@@ -11,12 +11,22 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from .items import SPLITS, BadItem, Picture, bad_item, bad_source, check_shares, read_picture, resolve_inside
+from .items import (
+    SPLITS,
+    BadItem,
+    Picture,
+    bad_item,
+    bad_source,
+    check_shares,
+    read_picture,
+    real_folder,
+    resolve_inside,
+)
 from .maps import encode_map, read_map
 
 
@@ -63,7 +73,7 @@ class ItemIndex:
     def add(self, item: Item):
         """Adds an item, or raises `ValueError` if its id is taken."""
         picture = PurePosixPath(item.image).as_posix()
-        values = (item.id, picture, item.label, item.split, json.dumps(asdict(item)))
+        values = (item.id, picture, item.label, item.split, json.dumps(vars(item)))
         added = self.connection.execute(
             "INSERT OR IGNORE INTO items (id, picture, label, split, item) VALUES (?, ?, ?, ?, ?)", values
         )
@@ -160,6 +170,7 @@ class Source:
             raise ValueError(f"expected `on_error` to be 'stop' or 'skip', got {on_error!r}.")
         if num_proc < 1:
             raise ValueError(f"expected `num_proc` to be at least 1, got {num_proc}.")
+        real_folder.cache_clear()  # the folders may have changed since the last source
         self.root = Path(root)
         folders = [self.root / name for name in self.IMAGES]
         self.image_root = Path(images) if images else next((path for path in folders if path.is_dir()), self.root)
