@@ -213,7 +213,8 @@ def read_picture(path: Path, where: str, field: str) -> Picture:
 def jpeg_head(content: bytes) -> bytes | None:
     """The header of a JPEG and the first of its data, which decodes if the whole does; `None` where all must decode.
 
-    So it is for other formats, and for several scans or pictures in one file. libjpeg fails at a header, at an unexpected marker among the data, or where the data end without the end marker.
+    All must in other formats, and where a file has several scans or pictures. libjpeg fails at a header, at an
+    unexpected marker among the data, or where the data end without the end marker.
     """
     if not content.startswith(JPEG_START):
         return None

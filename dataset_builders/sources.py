@@ -13,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from .items import (
@@ -30,7 +29,10 @@ from .items import (
 from .maps import encode_map, read_map
 
 
-ITEMS_AT_ONCE = 16  # read by one process before the next one's turn
+# What one process reads before the next one's turn: enough to be worth handing over, little enough to be held.
+CHUNK_ITEMS = 64
+CHUNK_BYTES = 2_000_000
+CHUNKS_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -252,14 +254,25 @@ class Source:
 
     def rows(self, split: str) -> Iterator[dict]:
         """Yields the rows of one split in the source's order."""
-        items = self.index.read(split)
-        chunks = iter(lambda: list(islice(items, ITEMS_AT_ONCE)), [])
-        with closing(in_order(self.read_rows, chunks, self.num_proc)) as results:
+        with closing(in_order(self.read_rows, self.chunks(split), self.num_proc)) as results:
             for key, row, reason in (result for chunk in results for result in chunk):
                 if row is not None:
                     yield row
                 else:
                     self.refuse(key, split, BadItem(reason))
+
+    def chunks(self, split: str) -> Iterator[list[Item]]:
+        """The items of one split in lists, bounded in number and in bytes of their pictures."""
+        chunk, size = [], 0
+        for item in self.index.read(split):
+            chunk.append(item)
+            path = self.image_root / item.image
+            size += path.stat().st_size if path.exists() else 0
+            if len(chunk) == CHUNK_ITEMS or size >= CHUNK_BYTES:
+                yield chunk
+                chunk, size = [], 0
+        if chunk:
+            yield chunk
 
     def read_rows(self, items: Iterable[Item]) -> list[tuple[str, dict | None, str | None]]:
         """Reads items' files: (id, row, None), or (id, None, reason) for a bad item."""
@@ -300,7 +313,7 @@ def find(root: Path, name: str, *folders: str) -> Path | None:
 
 
 def in_order(function: Callable, chunks: Iterable, num_proc: int) -> Iterator:
-    """`map(function, chunks)` by `num_proc` processes, which are at most two chunks each ahead of what is taken."""
+    """`map(function, chunks)` by `num_proc` processes, which are a few chunks ahead of what is taken."""
     if num_proc == 1:
         yield from map(function, chunks)
         return
@@ -308,7 +321,7 @@ def in_order(function: Callable, chunks: Iterable, num_proc: int) -> Iterator:
         waiting = deque()
         for chunk in chunks:
             waiting.append(pool.submit(function, chunk))
-            if len(waiting) > 2 * num_proc:
+            if len(waiting) > CHUNKS_AHEAD * num_proc:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -9,6 +9,8 @@ python scripts/benchmark_builders.py --work_dir /tmp/benchmark --items 50000 --n
 import argparse
 import json
 import multiprocessing
+import os
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -81,10 +83,11 @@ def build(root: Path, target: Path, num_proc: int):
     build_dataset(ObjectMe, root, target, num_proc=num_proc)
 
 
-def measure(work, *arguments) -> tuple[float, float]:
-    """Runs a function in a process of its own: seconds, and the peak memory of it and its children in MB."""
+def measure(work, *arguments) -> np.ndarray:
+    """Runs a function in a process of its own: seconds that pass, seconds of CPU, peak memory in MB, with children."""
+    os.sync()  # what was written before is not written back meanwhile
     process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), cpu_seconds()
     process.start()
     peak = 0
     while process.is_alive():
@@ -92,7 +95,13 @@ def measure(work, *arguments) -> tuple[float, float]:
         process.join(0.05)
     if process.exitcode:
         raise SystemExit(f"benchmark_builders: {work.__name__} failed")
-    return time.perf_counter() - started, peak / 1e6
+    return np.array([time.perf_counter() - started, cpu_seconds() - used, peak / 1e6])
+
+
+def cpu_seconds() -> float:
+    """CPU time of all processes that this one has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def memory(pid: int) -> int:
@@ -118,19 +127,21 @@ def main():
     try:
         root = work / "release"
         generate(root, arguments.items)
-        start, _ = measure(idle)
-        copying, _ = measure(copy_files, root, work / "copy", 1)
-        report = {"items": arguments.items, "copied_per_second": round(arguments.items / (copying - start))}
+        start, start_cpu, _ = measure(idle)
+        seconds, cpu, _ = measure(copy_files, root, work / "copy", 1)
+        copying, copying_cpu = seconds - start, cpu - start_cpu
+        report = {"items": arguments.items, "copied_per_second": round(arguments.items / copying)}
         for num_proc in arguments.num_proc:
-            seconds, peak = measure(build, root, work / f"built_{num_proc}", num_proc)
-            rate = arguments.items / (seconds - start)
-            shards = [path.stat().st_size for path in (work / f"built_{num_proc}" / "data").iterdir()]
+            target = work / f"built_{num_proc}"
+            seconds, cpu, peak = measure(build, root, target, num_proc)
             report[f"num_proc {num_proc}"] = {
-                "rows_per_second": round(rate),
-                "share_of_copying": round(rate / (arguments.items / (copying - start)), 2),
+                "rows_per_second": round(arguments.items / (seconds - start)),
+                "share_of_copying": round(copying / (seconds - start), 2),
+                "share_of_copying_by_cpu_time": round(copying_cpu / (cpu - start_cpu), 2),
                 "peak_memory_mb": round(peak),
-                "largest_shard_mb": round(max(shards) / 1e6),
+                "largest_shard_mb": round(max(path.stat().st_size for path in (target / "data").iterdir()) / 1e6),
             }
+            shutil.rmtree(target)
         print(json.dumps(report, indent=2))
     finally:
         shutil.rmtree(work, ignore_errors=True)

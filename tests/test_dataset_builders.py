@@ -220,8 +220,8 @@ def test_encode_map_takes_eight_bits_only_where_they_are_exact():
 # The script
 
 
-def run_script(*arguments) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+def run_script(*arguments, **variables) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", **variables}
     command = [sys.executable, str(REPOSITORY / "scripts" / "prepare_dataset.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
@@ -239,6 +239,27 @@ def test_script_builds_and_refuses(tmp_path):
     result = run_script("object_me", "--source", root, "--output", tmp_path / "out", "--overwrite")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "item 'c': expected `image_path` to be a whole picture" in result.stderr.splitlines()[-1]
+
+
+def test_script_takes_hyphens_and_asks_for_a_token_first(tmp_path):
+    root = make_release(tmp_path / "source", number=10, ans="zebra")
+    options = ["--on-error=skip", "--validation-share", 0, "--num-proc", 2]
+    result = run_script("object_me", "--source", root, "--output", tmp_path / "out", *options)
+    assert result.returncode == 0, result.stderr
+    assert "| cat | 4 (0, 8) | 1 (0, 2) |" in result.stdout and "| class | train | test |" in result.stdout
+    assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 1
+    push = ["--push_to_hub", "me/own"]
+    nobody = {"HF_HOME": str(tmp_path / "nobody"), "HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": ""}
+    result = run_script("object_me", "--source", root, "--output", tmp_path / "new", *push, **nobody)
+    assert result.returncode == 1 and not (tmp_path / "new").exists()
+    assert result.stderr.startswith("prepare_dataset: expected a token of the Hub, to push to me/own, got none.")
+
+
+def test_builder_streams_without_building(tmp_path):
+    root = make_release(tmp_path / "source")
+    builder = ObjectMe(cache_dir=str(tmp_path / "cache"), source=str(root), validation_share=0, test_share=0)
+    rows = builder.as_streaming_dataset(split="train")
+    assert [(row["id"], row["label"]) for row in rows] == [("a", 1), ("b", 0), ("c", 1), ("d", 0)]
 
 
 # Real photographs
