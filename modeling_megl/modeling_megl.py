@@ -232,9 +232,13 @@ class MeglForImageClassification(MeglPreTrainedModel):
     def _tap_name(self):
         return self.config.saliency_layer or getattr(self.config.vision_config, "saliency_layer", None)
 
-    def check_saliency_layer(self):
-        """Raise a `ValueError` where `config.saliency_layer` is no module, or one at which every map would be zero."""
-        probe_tap(self._active_vision_model, self._tap_name, getattr(self.config.vision_config, "image_size", 224))
+    def probe_saliency_layer(self):
+        """
+        Channels of the layer that maps are computed on; a `ValueError` where `config.saliency_layer` is no module of
+        the vision model, or one at which every map would be zero.
+        """
+        image_size = getattr(self.config.vision_config, "image_size", 224)
+        return probe_tap(self._active_vision_model, self._tap_name, image_size)
 
     def _open_tap(self, pixel_values, create_graph):
         reads = SALIENCY_METHODS[self.config.saliency_method].reads

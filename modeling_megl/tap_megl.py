@@ -1,6 +1,7 @@
 """The tap: where a vision model is split, what a map is computed from there, and how it is found."""
 
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 
 import torch
 from torch import nn
@@ -249,22 +250,24 @@ def find_tap(vision_model):
 
 
 def _last_layer(vision_model):
-    """Name of the last element of the last stack that is not part of another."""
+    """Name of the last element of the largest stack."""
     for name, module in vision_model.named_modules():
         if getattr(module, "feature_info", None):  # timm's own list of its stages
             return ".".join(filter(None, (name, list(module.feature_info)[-1]["module"])))
-    stacks = []
+    stacks = {}
     for name, module in vision_model.named_modules():
-        inner = any(name.startswith(f"{outer}.") for outer, _ in stacks)
-        if isinstance(module, nn.ModuleList) and len(module) and not inner:
-            stacks.append((name, module))
+        if isinstance(module, nn.ModuleList) and len(module) and not any(name.startswith(f"{n}.") for n in stacks):
+            stacks[name] = module
     if not stacks:
         raise ValueError(
             f"No stack of layers was found in {type(vision_model).__name__}: name the module to explain by "
             "`saliency_layer`."
         )
-    name, stack = stacks[-1]
-    return f"{name}.{len(stack) - 1}"
+    name = max(stacks, key=lambda name: sum(parameter.numel() for parameter in stacks[name].parameters()))
+    layer = stacks[name]
+    while isinstance(layer, nn.ModuleList):
+        name, layer = f"{name}.{len(layer) - 1}", layer[-1]
+    return name
 
 
 def _convolutional_head(vision_model, last_layer):
@@ -272,10 +275,14 @@ def _convolutional_head(vision_model, last_layer):
     parent, _, stack = last_layer.rpartition(".")[0].rpartition(".")
     siblings = list(vision_model.get_submodule(parent).named_children())
     position = [name for name, _ in siblings].index(stack)
-    following = [(name, module) for name, module in siblings[position + 1 :] if "Pool" not in type(module).__name__]
-    if any(isinstance(layer, nn.Conv2d) for _, module in following for layer in module.modules()):
-        return ".".join(filter(None, (parent, following[-1][0])))
+    head = list(takewhile(lambda sibling: not _pools_or_classifies(sibling[1]), siblings[position + 1 :]))
+    if any(isinstance(layer, nn.Conv2d) for _, module in head for layer in module.modules()):
+        return ".".join(filter(None, (parent, head[-1][0])))
     return None
+
+
+def _pools_or_classifies(module):
+    return any(isinstance(layer, nn.Linear) or "Pool" in type(layer).__name__ for layer in module.modules())
 
 
 def count_prefix_tokens(vision_model):

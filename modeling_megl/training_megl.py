@@ -221,7 +221,7 @@ class MeglTrainer(Trainer):
             data_collator = MeglDataCollator(processing_class, model.config.id2label, seed=args.seed)
         for dataset in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
             check_labels(model.config.id2label, dataset)
-        model.check_saliency_layer()
+        model.probe_saliency_layer()
         if args.lora_rank is not None:
             model = add_lora(model, args.lora_rank)
         # On CPUs and GPUs alike convolutions run fastest on this layout; other layers do not mind.

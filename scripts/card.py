@@ -1,24 +1,51 @@
-"""Fills a model's card from the template `model_card.md`."""
+"""Fills a model's card from the template `model_card.md`, and the evaluation results beside it."""
 
 import json
-import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
+from output_folder import write_file
+from scores import at
 
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
 
+# What the card reports, of what there is: path in `metrics.json` to the metric's type and its name in words.
+FIGURES = {
+    ("accuracy",): ("accuracy", "Accuracy"),
+    ("worst_group_accuracy",): ("worst_group_accuracy", "Worst-group accuracy"),
+    ("macro_f1",): ("f1", "Macro F1"),
+    ("calibration", "ece"): ("expected_calibration_error", "Expected calibration error"),
+    ("saliency", "iou"): ("iou", "Saliency IoU at 0.5"),
+    ("saliency", "energy"): ("energy", "Energy pointing game"),
+    ("saliency", "pointing_game"): ("pointing_game", "Pointing game"),
+    ("rationale", "bleu_4"): ("bleu", "Rationale BLEU-4"),
+    ("rationale", "meteor"): ("meteor", "Rationale METEOR"),
+    ("rationale", "rouge_l"): ("rouge", "Rationale ROUGE-L"),
+    ("rationale", "cider"): ("cider", "Rationale CIDEr"),
+    ("clip_score",): ("clip_score", "CLIPScore"),
+}
 
-def write_card(folder, model, metrics):
+
+def write_card(folder, model, metrics, dataset_id=None):
     """
-    Write `README.md` into a local checkpoint folder, with the evaluation's figures in its metadata (`model-index`). A
-    model that lies on the Hub is left as it is.
+    Write `README.md` into a local checkpoint folder, with the evaluation's figures in its metadata (`model-index`),
+    and `.eval_results/<data set>.yaml`, where the Hub looks for them. A model that lies on the Hub is left as it is.
+
+    Args:
+        folder (`str`): The checkpoint.
+        model: The model.
+        metrics (`dict`): What is in `metrics.json`.
+        dataset_id (`str`, *optional*): The data set's id on the Hub, where `metrics` name a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         return
+    dataset_id = dataset_id or _dataset_id(metrics["dataset"])
     name = folder.resolve().name
     config = model.config
     data = ModelCardData(
@@ -28,7 +55,7 @@ def write_card(folder, model, metrics):
         license="apache-2.0",
         tags=["megl", "explainability", "saliency", "image-classification", "image-to-text"],
         datasets=None,
-        eval_results=_eval_results(metrics),
+        eval_results=_eval_results(metrics, dataset_id),
     )
     card = ModelCard.from_template(
         data,
@@ -41,52 +68,65 @@ def write_card(folder, model, metrics):
         saliency_method=config.saliency_method,
         rationale_gradient=config.rationale_gradient,
         training=_training_rows(folder),
-        dataset=Path(metrics["dataset"]).name,
+        dataset=dataset_id,
         split=metrics["split"],
         results=_result_rows(metrics),
         versions=", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "datasets", "peft")),
     )
-    partial = folder / ".README.md.partial"
-    partial.write_text(str(card))
-    os.replace(partial, folder / "README.md")
+    write_file(folder / "README.md", str(card))
+    results = folder / ".eval_results" / f"{dataset_id.replace('/', '--')}.yaml"
+    write_file(results, yaml_dump(eval_result_entries_to_yaml(_eval_result_entries(metrics, dataset_id))))
+
+
+def _dataset_id(dataset):
+    """An id on the Hub as it is, a folder by its name with the characters that an id can have."""
+    return re.sub(r"[^\w.-]+", "-", Path(dataset).resolve().name) if Path(dataset).is_dir() else dataset
 
 
 def _figures(metrics):
-    """`(metric type, name, value)` of what the card reports."""
-    saliency, rationale = metrics["saliency"] or {}, metrics["rationale"] or {}
-    figures = [
-        ("accuracy", "Accuracy", metrics["accuracy"]),
-        ("worst_group_accuracy", "Worst-group accuracy", metrics["worst_group_accuracy"]),
-        ("f1", "Macro F1", metrics["macro_f1"]),
-        ("iou", "Saliency IoU at 0.5", saliency.get("iou")),
-        ("energy", "Energy pointing game", saliency.get("energy")),
-        ("pointing_game", "Pointing game", saliency.get("pointing_game")),
-        ("bleu", "Rationale BLEU-4", rationale.get("bleu_4")),
-        ("rouge", "Rationale ROUGE-L", rationale.get("rouge_l")),
-        ("clip_score", "CLIPScore", metrics["clip_score"]),
-    ]
-    return [figure for figure in figures if figure[2] is not None]
+    """`(path, metric type, name, value)` of what the card reports."""
+    return [(path, *words, at(metrics, path)) for path, words in FIGURES.items() if at(metrics, path) is not None]
 
 
-def _eval_results(metrics):
-    dataset = Path(metrics["dataset"]).name
+def _eval_results(metrics, dataset_id):
     return [
         EvalResult(
             task_type="image-classification",
             task_name="Explained image classification",
-            dataset_type=dataset,
-            dataset_name=dataset,
+            dataset_type=dataset_id,
+            dataset_name=dataset_id.split("/")[-1],
             dataset_split=metrics["split"],
             metric_type=metric_type,
             metric_name=name,
             metric_value=round(value, 4),
         )
-        for metric_type, name, value in _figures(metrics)
+        for _, metric_type, name, value in _figures(metrics)
+    ]
+
+
+def _eval_result_entries(metrics, dataset_id):
+    """The same in the Hub's newer form: a benchmark's task, here the metric, and its value."""
+    return [
+        EvalResultEntry(
+            dataset_id=dataset_id,
+            task_id=metric_type,
+            value=round(value, 4),
+            notes=f"{name}, {metrics['split']} split{_interval(metrics, path, ', 95% interval {:.3f} to {:.3f}')}",
+        )
+        for path, metric_type, name, value in _figures(metrics)
     ]
 
 
 def _result_rows(metrics):
-    return "\n".join(f"| {name} | {value:.3f} |" for _, name, value in _figures(metrics))
+    return "\n".join(
+        f"| {name} | {value:.3f} | {_interval(metrics, path, '{:.3f} to {:.3f}')} |"
+        for path, _, name, value in _figures(metrics)
+    )
+
+
+def _interval(metrics, path, form):
+    ends = at(metrics["intervals"], path)
+    return "" if ends is None else form.format(*ends)
 
 
 def _training_rows(folder):

@@ -4,8 +4,8 @@
 python scripts/evaluate_llava.py --model llava --dataset object_me --split test --output evaluation
 ```
 
-Writes `metrics.json`, with the keys that `evaluate_megl.py` writes (a LLaVA has no saliency map), and
-`predictions.jsonl` (one line an image).
+Writes `metrics.json` and `predictions.jsonl` (one line an image), with the keys that `evaluate_megl.py` writes of label
+and rationale, so that `compare_evaluations.py` takes both. A LLaVA has no saliency map.
 """
 
 import argparse
@@ -17,10 +17,11 @@ from datasets import load_dataset
 from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedConfig
 
-from evaluate_megl import classification_metrics, score_rationales, table
+from evaluate_megl import metrics_table
 from llava import parse_answer, write_answers
 from modeling_megl.training_megl import check_labels
 from output_folder import new_folder
+from scores import classification_scores, rationale_scores, with_intervals
 
 
 def parse_arguments():
@@ -31,6 +32,8 @@ def parse_arguments():
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_new_tokens", type=int, default=96, help="greatest length of rationale and label")
+    parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
     return parser.parse_args()
 
 
@@ -69,21 +72,18 @@ def predict(model, processor, dataset, batch_size, max_new_tokens):
 
 
 def compute_metrics(arguments, predictions, dataset, class_names):
-    texts = [item["rationale"] for item in predictions]
-    unanswered = sum(item["prediction"] is None for item in predictions) / len(predictions)
-    return {
+    for item in predictions:
+        item["per_item"] = {"unanswered": float(item["prediction"] is None)}
+    metrics = {
         "model": arguments.model,
         "dataset": arguments.dataset,
         "split": arguments.split,
-        **classification_metrics(predictions),
-        "unanswered": unanswered,
         "saliency": None,
-        "rationale": {
-            **score_rationales(texts, dataset["textual_explanations"], class_names),
-            "shuffled_place_accuracy": None,
-        },
-        "clip_score": None,
+        "rationale": rationale_scores(predictions, dataset["textual_explanations"], class_names),
+        **classification_scores(predictions),
+        "unanswered": sum(item["prediction"] is None for item in predictions) / len(predictions),
     }
+    return with_intervals(metrics, predictions, arguments.resamples, arguments.seed)
 
 
 def main():
@@ -101,7 +101,7 @@ def main():
     except (ValueError, OSError) as error:
         sys.exit(f"evaluate_llava: {error}")
     print(f"{arguments.model} on {arguments.split} of {arguments.dataset}, {len(dataset)} images")
-    print(table(metrics))
+    print(metrics_table(metrics))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from datasets import load_dataset
 
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
+from modeling_megl.saliency_megl import SALIENCY_METHODS
 from output_folder import new_folder
 
 
@@ -27,6 +28,7 @@ def parse_arguments():
     parser.add_argument("--text", default="llama-small", help="language model to put behind --vision")
     parser.add_argument("--dataset", required=True, help="data set whose classes and rationales the model is made for")
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
+    parser.add_argument("--saliency_method", choices=list(SALIENCY_METHODS), help="how the map is made")
     parser.add_argument("--saliency_layer", help="module of the vision model to compute maps on, if not the default")
     parser.add_argument("--saliency_score", choices=["logit", "contrast"], help="what the map explains")
     parser.add_argument("--seed", type=int, default=0, help="draws the random weights")
@@ -39,14 +41,15 @@ def parse_arguments():
 
 def make_model(arguments, labels, rationales):
     """The model and its processor."""
-    settings = {
-        name: getattr(arguments, name) for name in ("saliency_layer", "saliency_score") if getattr(arguments, name)
-    }
+    names = ("saliency_method", "saliency_layer", "saliency_score")
+    settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
     if arguments.preset:
         processor = MeglProcessor.from_preset(arguments.preset, labels, rationales)
         config = MeglConfig.from_preset(arguments.preset, labels, **processor.text_config_kwargs())
         for name, value in settings.items():
             setattr(config, name, value)
+        if arguments.saliency_layer:  # which may have another width
+            config.feature_size = MeglForImageClassification(config).probe_saliency_layer()
         return MeglForImageClassification(config), processor
     parts = {"vision": arguments.vision, "trust_remote_code": arguments.trust_remote_code}
     if arguments.text in TEXT_PRESETS:

@@ -1,5 +1,6 @@
-"""An output folder that is either whole or absent: what all scripts write into."""
+"""Output that is either whole or absent: the folders and files that all scripts write."""
 
+import os
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -29,3 +30,24 @@ def new_folder(output):
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def check_new_file(output, overwrite):
+    """The path of a file to write, refused with a `FileExistsError` where it exists and may not be replaced."""
+    output = Path(output)
+    if output.is_dir():
+        raise FileExistsError(f"{output} is a folder: choose another `--output`.")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists: choose another `--output`, or set `--overwrite`.")
+    return output
+
+
+def write_file(output, text):
+    """Write a text file that is whole or absent, or the old one, at any moment."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)

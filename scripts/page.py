@@ -1,23 +1,12 @@
-"""A self-contained page of pictures: image, human map, model's map, label with probability, rationales."""
+"""Items as pictures and words: image, human map, model's map, label with probability, rationales."""
 
-import base64
 import html
-import io
 import textwrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-
-_STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
-h1 { font-size: 1.5em } .figures { color: #555 }
-.items { display: grid; grid-template-columns: repeat(auto-fill, minmax(34em, 1fr)); gap: 1.2em }
-.item { border: 1px solid #ddd; border-radius: 8px; padding: .8em }
-.pictures { display: flex; gap: .5em } figure { margin: 0; flex: 1 } img { width: 100%; border-radius: 4px }
-figcaption { font-size: .8em; color: #666; text-align: center }
-.right { color: #176f2c } .wrong { color: #b3261e } .reference { color: #666 } p { margin: .4em 0 0 }
-"""
+from html_page import figure
 
 
 def overlay(image, saliency, strength=0.6):
@@ -37,35 +26,19 @@ def overlay(image, saliency, strength=0.6):
     return Image.fromarray((np.asarray(image) * (1 - opacity) + colour * opacity).round().astype(np.uint8))
 
 
-def write_page(path, dataset, predictions, metrics, count):
-    """Write `count` items, evenly spaced over the data set, to the HTML file `path`."""
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-    items = "\n".join(_item(dataset[int(index)], predictions[index]) for index in chosen)
-    figures = {"accuracy": metrics["accuracy"], "IoU": (metrics["saliency"] or {}).get("iou")}
-    figures["place named rightly"] = metrics["rationale"]["place_accuracy"]
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in figures.items() if value is not None)
-    path.write_text(
-        f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>MEGL: {html.escape(metrics["split"])}</title>
-<style>{_STYLE}</style></head><body>
-<h1>What the model sees, where it looks and what it says</h1>
-<p class="figures">{len(dataset)} images of the {html.escape(metrics["split"])} split: {shown}. Shown: {len(chosen)},
-evenly spaced.</p>
-<div class="items">
-{items}
-</div></body></html>
-"""
-    )
+def evenly_spaced(count, total):
+    """The places of at most `count` of `total` items, evenly spaced over them, as `int`."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
 
 
 def write_sheet(path, dataset, predictions, columns=2, rows=3, side=160):
     """The same as a PNG of `columns` x `rows` items, evenly spaced over the data set, for a README."""
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(columns * rows, len(dataset))).round().astype(int))
+    chosen = evenly_spaced(columns * rows, len(dataset))
     width, height = 3 * (side + 8) + 24, side + 108
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for position, index in enumerate(chosen):
         corner = (position % columns * width + 16, position // columns * height + 12)
-        _paste_item(sheet, corner, side, dataset[int(index)], predictions[index])
+        _paste_item(sheet, corner, side, dataset[index], predictions[index])
     sheet.save(path)
 
 
@@ -99,23 +72,22 @@ def mask_array(mask):
     return np.asarray(mask, dtype=np.float32) / (65535 if mask.mode.startswith("I") else 255)
 
 
-def _item(row, prediction):
-    pictures = [_figure(picture, caption) for picture, caption in _pictures(row, prediction)]
+def item_html(row, prediction, kind="item", note=""):
+    """
+    One item of a page.
+
+    Args:
+        row (`dict`): The item of the data set.
+        prediction (`dict`): Its line of `predictions.jsonl`.
+        kind (`str`): CSS classes.
+        note (`str`): Text about the item.
+    """
+    pictures = [figure(picture, caption) for picture, caption in _pictures(row, prediction)]
     right = prediction["prediction"] == prediction["label"]
     verdict = "" if right else f" (it is: {html.escape(prediction['label'])})"
     references = "".join(f'<p class="reference">{html.escape(text)}</p>' for text in row["textual_explanations"])
-    return f"""<div class="item"><div class="pictures">{"".join(pictures)}</div>
+    details = f'<p class="figures">{html.escape(note)}</p>' if note else ""
+    return f"""<div class="{kind}"><div class="pictures">{"".join(pictures)}</div>
 <p class="{"right" if right else "wrong"}"><b>{html.escape(prediction["prediction"])}</b>
 {prediction["score"]:.0%}{verdict}</p>
-<p>{html.escape(prediction["rationale"])}</p>{references}</div>"""
-
-
-def _figure(image, caption):
-    buffer = io.BytesIO()
-    image.resize((192, round(192 * image.height / image.width)), Image.Resampling.LANCZOS).save(
-        buffer, "JPEG", quality=88
-    )
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-    )
+<p>{html.escape(prediction["rationale"])}</p>{references}{details}</div>"""

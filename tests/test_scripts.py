@@ -88,13 +88,19 @@ def test_from_data_to_explanation(run, dataset, untrained, tmp_path, capsys):
     assert Image.open(explanations / record["picture"]).width == 2 * 320 + 24
 
 
-def test_macro_f1_by_hand(run):
-    import evaluate_megl
-
-    pairs = [("a", "a"), ("a", "b"), ("b", "b"), ("c", "b")]
-    items = [{"label": label, "prediction": prediction} for label, prediction in pairs]
-    # a: 2 * 1 / (2 + 1), b: 2 * 1 / (1 + 3), c: 0
-    assert evaluate_megl.macro_f1(items) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+def test_method_and_layer_of_the_map_are_chosen(run, dataset, tmp_path):
+    layer = "resnet.encoder.stages.0"
+    options = ("--saliency_method", "layer_cam", "--saliency_layer", layer)
+    run("init_megl", "--preset", "megl-resnet-tiny", "--dataset", dataset, "--output", tmp_path / "model", *options)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["saliency_method"], config["saliency_layer"], config["feature_size"]) == ("layer_cam", layer, 48)
+    with pytest.raises(SystemExit, match="init_megl: `saliency_layer='resnet.stage'` is no module of ResNetFor"):
+        run(
+            "init_megl",
+            *("--preset", "megl-resnet-tiny", "--dataset", dataset, "--output", tmp_path / "other"),
+            *("--saliency_layer", "resnet.stage"),
+        )
+    assert not (tmp_path / "other").exists()
 
 
 def test_outputs_are_never_overwritten(run, dataset, untrained, tmp_path):

@@ -125,6 +125,25 @@ def test_tap_is_found_from_the_structure(model_type):
     maps.sum().backward()
 
 
+class LikeTimm(torch.nn.Module):
+    """What timm's models have: a list of their stages, a count of prefix tokens, and no ModuleList."""
+
+    def __init__(self, num_prefix_tokens):
+        super().__init__()
+        self.config = None
+        self.feature_info = [{"module": "blocks.0"}, {"module": "blocks.1"}]
+        self.blocks = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.LayerNorm(4)) for _ in range(2)))
+        self.conv_head, self.global_pool = torch.nn.Conv2d(4, 8, 1), torch.nn.AdaptiveAvgPool2d(1)
+        self.classifier = torch.nn.Linear(8, 2)
+        self.num_prefix_tokens = num_prefix_tokens
+
+
+def test_timm_models_tell_their_stages_and_prefix_tokens():
+    assert count_prefix_tokens(LikeTimm(5)) == 5
+    assert find_tap(LikeTimm(5)) == "blocks.1.0"
+    assert find_tap(LikeTimm(0)) == "conv_head"
+
+
 def test_prefix_tokens_are_left_out_of_the_grid():
     model = make_vision_model("dinov2_with_registers")
     tokens = torch.arange(3 + 16).float()[None, :, None].expand(1, 19, 16)

@@ -1,0 +1,1 @@
+../clip_score/clip_score.py

@@ -1,0 +1,193 @@
+"""The figures of an evaluation from its items, their bootstrap intervals, and the paired test of two runs.
+
+A figure is named by its path in `metrics.json`, such as `("saliency", "iou")`. Items are the lines of
+`predictions.jsonl`. A resample of the items is a row of weights: how often each item was drawn.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import evaluate
+import numpy as np
+
+
+METRICS = Path(__file__).resolve().parent.parent / "metrics"
+LEVEL = 0.95
+WEIGHTS_AT_ONCE = 2**22
+
+
+def figures(items, weights):
+    """
+    Every figure that can be resampled, for each resample.
+
+    Args:
+        items (`list[dict]`): Each with `label`, `prediction`, `group`, `per_item` and, for BLEU, `bleu_statistics`.
+        weights (`np.ndarray` of shape `(resamples, items)`): Not negative. All ones give the figures themselves.
+
+    Returns:
+        `dict[tuple[str, ...], np.ndarray]`: path to values of shape `(resamples,)`, NaN where no item counts.
+    """
+    columns = mean_columns(items)
+    values = np.stack(list(columns.values()), axis=1)
+    counts = weights @ ~np.isnan(values)
+    means = _divide(weights @ np.nan_to_num(values), counts)
+    found = dict(zip(columns, means.T, strict=True))
+    groups = [path for path in found if path[0] == "accuracy_by_group"]
+    if groups:
+        found["worst_group_accuracy",] = np.fmin.reduce([found[path] for path in groups])
+    found["macro_f1",] = _macro_f1(items, weights)
+    filtered = found.get(("explained_accuracy", "iou_filtered"))
+    if filtered is not None:
+        found["explained_accuracy", "iou_overall"] = found["accuracy",] * filtered
+    if all("bleu_statistics" in item for item in items):
+        totals = weights @ np.array([item["bleu_statistics"] for item in items], dtype=np.float64)
+        for order, scores in enumerate(_bleu(totals), start=1):
+            found["rationale", f"bleu_{order}"] = scores
+    return found
+
+
+def mean_columns(items):
+    """The figures that are means over items: path to values of shape `(items,)`, NaN where an item does not count."""
+    labels = np.array([item["label"] for item in items])
+    right = (labels == np.array([item["prediction"] for item in items])).astype(np.float64)
+    columns = {("accuracy",): right}
+    for name in sorted({name for item in items for name in item["per_item"]}):
+        scores = [item["per_item"].get(name) for item in items]
+        columns[tuple(name.split("."))] = np.array([np.nan if score is None else score for score in scores])
+    iou = columns.get(("saliency", "iou"))
+    if iou is not None:
+        columns["explained_accuracy", "iou_filtered"] = np.where(right == 1, iou, np.nan)
+    groups = np.array([item["group"] for item in items], dtype=object)
+    for name in sorted({group for group in groups if group is not None}):
+        columns["accuracy_by_group", name] = np.where(groups == name, right, np.nan)
+        if iou is not None:
+            columns["iou_by_group", name] = np.where(groups == name, iou, np.nan)
+    for name in sorted(set(labels)):
+        columns["accuracy_by_class", str(name)] = np.where(labels == name, right, np.nan)
+        if iou is not None:
+            columns["iou_by_class", str(name)] = np.where(labels == name, iou, np.nan)
+    return columns
+
+
+def _macro_f1(items, weights):
+    """Mean over the classes that occur of 2 TP / (2 TP + FP + FN)."""
+    labels, predictions = (np.array([item[key] for item in items]) for key in ("label", "prediction"))
+    names = np.unique(labels)
+    true, predicted = labels[:, None] == names, predictions[:, None] == names  # (items, classes)
+    hits, occurring = weights @ (true & predicted), weights @ true
+    scores = np.where(occurring > 0, _divide(2 * hits, occurring + weights @ predicted), np.nan)
+    return np.nanmean(scores, axis=1)
+
+
+def _bleu(totals):
+    """BLEU-1 to BLEU-4 of each row of summed statistics, by the formula of `metrics/rationale`."""
+    bleu = sys.modules[type(evaluate.load(str(METRICS / "rationale"))).__module__].bleu
+    return zip(*(bleu(row) for row in totals.tolist()), strict=True)
+
+
+def _divide(numerator, denominator):
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def draw_weights(count, resamples, seed):
+    """How often each of `count` items is drawn: `(resamples, count)` in blocks that fit into memory."""
+    rng = np.random.default_rng(seed)
+    step = max(1, WEIGHTS_AT_ONCE // count)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+
+
+def point_figures(items):
+    """The figures themselves: path to a number, or `None` where no item counts."""
+    values = figures(items, np.ones((1, len(items))))
+    return {path: None if np.isnan(value[0]) else float(value[0]) for path, value in values.items()}
+
+
+def resampled_figures(runs, resamples, seed):
+    """For each of the runs over the same items, its figures on the same resamples: path to `(resamples,)` values."""
+    blocks = [[figures(items, weights) for items in runs] for weights in draw_weights(len(runs[0]), resamples, seed)]
+    return [
+        {path: np.concatenate([np.asarray(block[run][path]) for block in blocks]) for path in blocks[0][run]}
+        for run in range(len(runs))
+    ]
+
+
+def intervals(items, resamples, seed):
+    """
+    Percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) at 95 %, over the items.
+
+    Returns:
+        `dict[tuple[str, ...], list[float]]`: path to lower and upper end; without figures that are defined nowhere.
+    """
+    (found,) = resampled_figures([items], resamples, seed)
+    ends = {path: _interval(values) for path, values in found.items()}
+    return {path: pair for path, pair in ends.items() if pair is not None}
+
+
+def _interval(values):
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    return np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+
+
+def check_same_items(first, second, name):
+    """Refuse runs that are not over the same items with the same labels, as no paired test can compare them."""
+    for run in (first, second):
+        repeated = [key for key, times in Counter(item["id"] for item in run).items() if times > 1]
+        if repeated:
+            raise ValueError(f"{name}: the item {repeated[0]!r} occurs more than once.")
+    labels, others = ({item["id"]: item["label"] for item in run} for run in (first, second))
+    if labels.keys() != others.keys():
+        odd = sorted(labels.keys() ^ others.keys())
+        raise ValueError(
+            f"{name}: expected the items of the first run, got {len(odd)} that only one of them has, such as "
+            f"{odd[0]!r}: evaluate both on the same split."
+        )
+    for key, label in labels.items():
+        if others[key] != label:
+            raise ValueError(
+                f"{name}: the item {key!r} has the label {others[key]!r}, but {label!r} in the first run."
+            )
+
+
+def paired_tests(runs, names, resamples, seed):
+    """
+    Each run against the first: paired bootstrap test (Efron and Tibshirani 1993, chapter 16; Koehn 2004), where both
+    runs are scored on the same resamples of the items.
+
+    Args:
+        runs (`list[list[dict]]`): Two or more runs over the same items, in any order.
+        names (`list[str]`): What errors call the runs.
+
+    Returns:
+        `list[dict[tuple[str, ...], dict]]`: for each run after the first, path to `difference` (this run minus the
+        first), its 95 % `interval`, and the two-sided `p`: twice the share of resamples in which the difference is 0
+        or has the other sign.
+    """
+    first, *rest = runs
+    order = {item["id"]: place for place, item in enumerate(first)}
+    for run, name in zip(rest, names[1:], strict=True):
+        check_same_items(first, run, name)
+    runs = [first, *(sorted(run, key=lambda item: order[item["id"]]) for run in rest)]
+    baseline, *others = resampled_figures(runs, resamples, seed)
+    points, *other_points = (point_figures(run) for run in runs)
+    return [
+        {
+            path: {"difference": point[path] - points[path], **_test(found[path] - baseline[path])}
+            for path in found
+            if point[path] is not None and points.get(path) is not None
+        }
+        for found, point in zip(others, other_points, strict=True)
+    ]
+
+
+def _test(differences):
+    differences = differences[~np.isnan(differences)]
+    # The figures themselves count as one more resample, so that p is never 0 (Davison and Hinkley 1997, 4.2.3).
+    # Rounding must not turn equal runs into different ones.
+    tails = [(np.sum(sign * differences <= 1e-12) + 1) / (len(differences) + 1) for sign in (1, -1)]
+    return {"interval": _interval(differences), "p": float(min(1, 2 * min(tails)))}

@@ -1,0 +1,147 @@
+"""Compares evaluations of several models on the same images: figures with intervals, and paired bootstrap tests.
+
+```
+python scripts/compare_evaluations.py evaluation-plain evaluation-megl --output comparison
+```
+
+Each folder is what `evaluate_megl.py` wrote for one model; the first is what the others are tested against. Writes
+`comparison.md` (a table for a paper, and the differences with their p values) and `comparison.json`, and prints the
+former.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from bootstrap import LEVEL, paired_tests
+from output_folder import new_folder
+from report import interval_text
+from scores import at, headlines
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluations", nargs="+", metavar="FOLDER", help="what evaluate_megl.py wrote, two or more")
+    parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
+    parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
+    arguments = parser.parse_args()
+    if len(arguments.evaluations) < 2:
+        parser.error("two or more folders are needed")
+    if arguments.resamples < 1:
+        parser.error(f"`--resamples` must be 1 or more, got {arguments.resamples}")
+    return arguments
+
+
+def read_evaluation(folder):
+    """`(metrics, items)` as `evaluate_megl.py` wrote them."""
+    folder = Path(folder)
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        items = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder} holds a file that is no JSON ({error}): run evaluate_megl.py again.") from error
+    if "intervals" not in metrics or not all("per_item" in item for item in items):
+        raise ValueError(f"{folder} has no scores of each item: it is of an older evaluate_megl.py; run it again.")
+    return metrics, items
+
+
+def compare(runs, resamples, seed):
+    """
+    Args:
+        runs (`dict[str, tuple[dict, list]]`): Name to `(metrics, items)`; two or more.
+
+    Returns:
+        `dict`: what is in `comparison.json`.
+    """
+    names = list(runs)
+    tests = paired_tests([items for _, items in runs.values()], names, resamples, seed)
+    return {
+        "baseline": names[0],
+        "bootstrap": {"level": LEVEL, "resamples": resamples, "seed": seed},
+        "runs": {
+            name: {
+                ".".join(path): {"value": value, "interval": at(metrics["intervals"], path)}
+                for path, _, value in headlines(metrics)
+            }
+            for name, (metrics, _) in runs.items()
+        },
+        "tests": {
+            name: {".".join(path): result for path, result in found.items()}
+            for name, found in zip(names[1:], tests, strict=True)
+        },
+    }
+
+
+def markdown(runs, comparison):
+    """The figures of the runs as a table for a paper, and each test against the first run."""
+    words = {}
+    for metrics, _ in runs.values():
+        words |= {".".join(path): name.strip() for path, name, _ in headlines(metrics)}
+    baseline, level = comparison["baseline"], f"{comparison['bootstrap']['level']:.0%}"
+    names = [_cell(name) for name in runs]
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for key, name in words.items():
+        cells = [_figure(key, found, comparison["tests"].get(run)) for run, found in comparison["runs"].items()]
+        lines.append(f"| {_cell(name)} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"In brackets: {level} bootstrap interval over the images. \\* differs from {_cell(baseline)}, p < 0.05:",
+    ]
+    lines += [
+        f"two-sided paired bootstrap test, {comparison['bootstrap']['resamples']} resamples, each figure by itself."
+    ]
+    for run, tests in comparison["tests"].items():
+        lines += ["", f"### {_cell(run)} against {_cell(baseline)}", ""]
+        lines += [f"| | difference | {level} interval | p |", "|---|---|---|---|"]
+        for key, name in words.items():
+            if key in tests:
+                test = tests[key]
+                ends = interval_text(test["interval"], "{:+.3f} to {:+.3f}")
+                lines.append(f"| {_cell(name)} | {test['difference']:+.3f} | {ends} | {test['p']:.3g} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(key, figures, tests):
+    if key not in figures:
+        return "-"
+    ends = interval_text(figures[key]["interval"], " ({:.3f}, {:.3f})")
+    star = "\\*" if tests and key in tests and tests[key]["p"] < 0.05 else ""
+    return f"{figures[key]['value']:.3f}{star}{ends}"
+
+
+def _cell(name):
+    return name.replace("|", "\\|")
+
+
+def write_comparison(folder, runs, resamples, seed):
+    """Compare the runs, write `comparison.json` and `comparison.md` into a folder, and print the latter."""
+    comparison = compare(runs, resamples, seed)
+    (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+    text = markdown(runs, comparison)
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def run_names(folders):
+    """The folders' own names where these tell them apart, else their paths."""
+    names = [Path(folder).resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def main():
+    arguments = parse_arguments()
+    try:
+        names = run_names(arguments.evaluations)
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected different folders, got {', '.join(names)}.")
+        runs = {name: read_evaluation(folder) for name, folder in zip(names, arguments.evaluations, strict=True)}
+        with new_folder(arguments.output) as folder:
+            write_comparison(folder, runs, arguments.resamples, arguments.seed)
+    except (ValueError, OSError) as error:
+        sys.exit(f"compare_evaluations: {error}")
+
+
+if __name__ == "__main__":
+    main()

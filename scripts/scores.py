@@ -1,0 +1,253 @@
+"""All scores of a run: the modules of `metrics/` on its items, calibration and confusion, with intervals.
+
+What a module gives for each item goes into the item's `per_item`, under its path in `metrics.json` joined by dots.
+"""
+
+import sys
+from collections import Counter
+
+import evaluate
+import numpy as np
+
+from bootstrap import LEVEL, METRICS, intervals, point_figures
+from dataset_builders import PLACES
+
+
+BINS = 10
+
+# What tables show, of what there is: path in `metrics.json` to its name in words.
+HEADLINES = {
+    ("accuracy",): "accuracy",
+    ("accuracy_by_group",): "accuracy, {}",
+    ("worst_group_accuracy",): "worst-group accuracy",
+    ("macro_f1",): "macro F1",
+    ("calibration", "ece"): "expected calibration error",
+    ("saliency", "iou"): "map IoU",
+    ("saliency", "precision"): "map precision",
+    ("saliency", "recall"): "map recall",
+    ("saliency", "f1"): "map F1",
+    ("saliency", "energy"): "map energy inside",
+    ("saliency", "pointing_game"): "map pointing game",
+    ("saliency", "mae"): "map mean absolute error",
+    ("saliency", "nss"): "map NSS",
+    ("saliency", "cc"): "map CC",
+    ("saliency", "kl"): "map KL",
+    ("saliency", "auc"): "map AUC",
+    ("rationale", "bleu_4"): "rationale BLEU-4",
+    ("rationale", "meteor"): "rationale METEOR",
+    ("rationale", "rouge_l"): "rationale ROUGE-L",
+    ("rationale", "cider"): "rationale CIDEr",
+    ("rationale", "kind_accuracy"): "rationale names the kind",
+    ("rationale", "place_accuracy"): "rationale names the place",
+    ("rationale", "shuffled_place_accuracy"): "  with another picture's map",
+    ("explained_accuracy", "iou_overall"): "accuracy x IoU where right",
+    ("explained_accuracy", "cider_overall"): "accuracy x CIDEr where right",
+    ("clip_score",): "CLIPScore",
+    ("ref_clip_score",): "RefCLIPScore",
+    ("grounding", "grounding"): "CLIP grounding",
+    ("grounding", "shuffled_grounding"): "  with another's rationale",
+}
+
+
+def compute_scores(items, dataset, masks, class_names, clip=None):
+    """
+    Args:
+        items (`list[dict]`): What `predict` in `evaluate_megl.py` gives; filled with `per_item`.
+        dataset: The split, with the columns of the data set builders.
+        masks (`list[np.ndarray or None]`): Visual explanations in [0, 1].
+        class_names (`list[str]`): In the order of their ids.
+        clip (`str`, *optional*): Hub id or folder of a CLIP model.
+
+    Returns:
+        `dict`: the parts of `metrics.json` that need no resampling.
+    """
+    for item in items:
+        item["per_item"] = {}
+    references = dataset["textual_explanations"]
+    scores = {
+        "saliency": saliency_scores(items, masks),
+        "rationale": rationale_scores(items, references, class_names),
+        **clip_scores(items, dataset, references, clip),
+    }
+    scores["explained_accuracy"] = explained_accuracy(items, references, scores["saliency"])
+    return {
+        **classification_scores(items),
+        **scores,
+        "calibration": calibration(items),
+        "confusion": confusion(items, class_names),
+        "label_and_map": label_and_map(items),
+    }
+
+
+def classification_scores(items):
+    """Accuracy over all items, groups and classes, and macro F1; with how many items there are of each."""
+    found = point_figures(items)
+    groups = Counter(item["group"] for item in items if item["group"] is not None)
+    by = {
+        name: {path[1]: value for path, value in found.items() if path[0] == name}
+        for name in ("accuracy_by_group", "accuracy_by_class", "iou_by_group", "iou_by_class")
+    }
+    return {
+        "accuracy": found["accuracy",],
+        "accuracy_by_group": by.pop("accuracy_by_group"),
+        "worst_group_accuracy": found.get(("worst_group_accuracy",)),
+        "macro_f1": found["macro_f1",],
+        **by,
+        "n": {"accuracy": len(items), **dict(sorted(groups.items()))},
+        "n_by_class": dict(sorted(Counter(item["label"] for item in items).items())),
+    }
+
+
+def saliency_scores(items, masks):
+    """The metrics of `metrics/saliency` on the items that have a visual explanation, or `None` where none has."""
+    given = [(item, mask) for item, mask in zip(items, masks, strict=True) if mask is not None]
+    if not given:
+        return None
+    maps, masks = [item["saliency"] for item, _ in given], [mask for _, mask in given]
+    result = load("saliency").compute(predictions=maps, references=masks, per_item=True)
+    return keep_per_item([item for item, _ in given], "saliency.", result)
+
+
+def rationale_scores(items, references, class_names):
+    """
+    The metrics of `metrics/rationale`, with the share of rationales that name the right kind of object and the right
+    place where the references name one; `shuffled_place_accuracy` is the latter with another picture's map, where the
+    items have a `shuffled_rationale`.
+    """
+    metric = load("rationale")
+    common = {"references": references, "phrases": {"kind": class_names, "place": list(PLACES)}, "per_item": True}
+    result = metric.compute(predictions=[item["rationale"] for item in items], **common)
+    if all("shuffled_rationale" in item for item in items):
+        control = metric.compute(predictions=[item["shuffled_rationale"] for item in items], **common)
+        result["shuffled_place_accuracy"] = control["place_accuracy"]
+        result["per_item"]["shuffled_place_accuracy"] = control["per_item"]["place_accuracy"]
+    # BLEU is that of the corpus: what can be resampled are its counts, not the BLEU of a sentence.
+    for order in range(1, 5):
+        result["per_item"].pop(f"bleu_{order}", None)
+    functions = sys.modules[type(metric).__module__]
+    for item, several in zip(items, references, strict=True):
+        tokens, targets = functions.tokenize(item["rationale"]), [functions.tokenize(text) for text in several]
+        item["bleu_statistics"] = functions.bleu_statistics(tokens, targets)
+    return keep_per_item(items, "rationale.", result)
+
+
+def clip_scores(items, dataset, references, clip):
+    """What `metrics/clip_score` and `metrics/grounding` give; `None` without a CLIP model."""
+    names = ("clip_score", "ref_clip_score", "n_truncated")
+    if clip is None:
+        return {**dict.fromkeys(names[:2]), "clip_n_truncated": None, "grounding": None}
+    texts, images, maps = [item["rationale"] for item in items], list(dataset["image"]), [x["saliency"] for x in items]
+    common = {"predictions": texts, "images": images, "model_name_or_path": clip, "per_item": True}
+    result = keep_per_item(items, "", load("clip_score").compute(references=references, **common))
+    score, ref_score, truncated = (result[name] for name in names)
+    return {
+        "clip_score": score,
+        "ref_clip_score": ref_score,
+        "clip_n_truncated": truncated,
+        "grounding": keep_per_item(items, "grounding.", load("grounding").compute(maps=maps, **common)),
+    }
+
+
+def explained_accuracy(items, references, saliency):
+    """The metrics of `metrics/explained_accuracy`, for each score of the rationales and for the IoU of the maps."""
+    metric = load("explained_accuracy")
+    labels = {
+        "predictions": [item["prediction"] for item in items],
+        "references": [item["label"] for item in items],
+    }
+    result = metric.compute(
+        **labels,
+        explanations=[item["rationale"] for item in items],
+        explanation_references=references,
+        explanation_metric=load("rationale"),
+    )
+    del result["n_undefined"]  # every rationale has a score
+    if saliency is None or saliency["iou"] is None:
+        return result
+    ious = [item["per_item"].get("saliency.iou") for item in items]
+    of_maps = metric.compute(**labels, explanation_scores=ious, score_name="iou")
+    return {**result, **of_maps, "iou_n_undefined": of_maps["n_undefined"]}
+
+
+def calibration(items):
+    """
+    The expected calibration error (Guo et al. 2017, equation 5) over `BINS` bins of equal width of the probability of
+    the predicted class, with the bins of the reliability curve.
+    """
+    scores = np.array([item["score"] for item in items])
+    right = np.array([item["prediction"] == item["label"] for item in items])
+    # A bin holds its upper end and not its lower one, but for the first, which holds both.
+    places = (np.ceil(scores * BINS) - 1).clip(0, BINS - 1).astype(int)
+    counts = np.bincount(places, minlength=BINS)
+    sums = [np.bincount(places, weights=values, minlength=BINS) for values in (scores, right)]
+    bins = []
+    for place, count in enumerate(counts.tolist()):
+        confidence, accuracy = (float(total[place]) / count if count else None for total in sums)
+        ends = {"low": place / BINS, "high": (place + 1) / BINS}
+        bins.append({**ends, "n": count, "confidence": confidence, "accuracy": accuracy})
+    return {"ece": float(np.abs(sums[0] - sums[1]).sum() / len(items)), "bins": bins}
+
+
+def confusion(items, class_names):
+    """How often an item of each class (row) was taken for each class (column)."""
+    places = {name: place for place, name in enumerate(class_names)}
+    counts = np.zeros((len(class_names), len(class_names)), dtype=int)
+    np.add.at(counts, tuple([places[item[key]] for item in items] for key in ("label", "prediction")), 1)
+    return {"classes": class_names, "counts": counts.tolist()}
+
+
+def label_and_map(items):
+    """How many items have a right or wrong label and a map that peaks inside the human map or not; `None` without."""
+    pairs = Counter(
+        (item["prediction"] == item["label"], item["per_item"]["saliency.pointing_game"] == 1)
+        for item in items
+        if item["per_item"].get("saliency.pointing_game") is not None
+    )
+    if not pairs:
+        return None
+    words = {True: "right", False: "wrong"}
+    return {f"label_{words[a]}_map_{words[b]}": pairs[a, b] for a in (True, False) for b in (True, False)}
+
+
+def with_intervals(metrics, items, resamples, seed):
+    """The metrics, with the intervals of those that can be resampled under `intervals`, in the same structure."""
+    nested = {}
+    for path, ends in intervals(items, resamples, seed).items():
+        part = nested
+        for name in path[:-1]:
+            part = part.setdefault(name, {})
+        part[path[-1]] = ends
+    return {**metrics, "bootstrap": {"level": LEVEL, "resamples": resamples, "seed": seed}, "intervals": nested}
+
+
+def headlines(metrics):
+    """`(path, name, value)` of the figures that tables show."""
+    for path, name in HEADLINES.items():
+        value = at(metrics, path)
+        parts = value.items() if isinstance(value, dict) else [(None, value)]
+        for part, number in parts:
+            if number is not None:
+                yield (*path, part) if part else path, name.format(part), number
+
+
+def at(metrics, path):
+    """The value at a path of nested dictionaries, or `None` where there is none."""
+    for name in path:
+        if metrics is None:
+            return None
+        metrics = metrics.get(name)
+    return metrics
+
+
+def load(name):
+    return evaluate.load(str(METRICS / name))
+
+
+def keep_per_item(items, prefix, result):
+    """Move what a module gives for each item to the items; the rest is returned."""
+    for name, values in result.pop("per_item").items():
+        if values is None:  # a score whose parts are not installed
+            continue
+        for item, value in zip(items, values, strict=True):
+            item["per_item"][prefix + name] = value
+    return result

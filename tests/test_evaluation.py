@@ -1,0 +1,496 @@
+"""Intervals, tests, report and comparison of evaluations."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from datasets import Dataset
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from PIL import Image
+from test_metrics import CLIP, clip_workplace  # noqa: F401
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import bootstrap  # noqa: E402
+import charts  # noqa: E402
+import compare_evaluations  # noqa: E402
+import evaluate_megl  # noqa: E402
+import report  # noqa: E402
+import scores  # noqa: E402
+from dataset_builders import ObjectMe, build_dataset  # noqa: E402
+from dataset_builders.build import features  # noqa: E402
+
+
+def make_item(number, label="a", prediction="a", group=None, **per_item):
+    names = {name.replace("__", "."): value for name, value in per_item.items()}
+    return {"id": f"i{number}", "label": label, "prediction": prediction, "group": group, "per_item": names}
+
+
+def random_items(count, seed=0):
+    rng = np.random.default_rng(seed)
+    items = []
+    for number in range(count):
+        label, prediction = rng.choice(["a", "b", "c"], size=2, p=[0.6, 0.3, 0.1]).tolist()
+        iou = None if rng.random() < 0.2 else float(rng.random())
+        item = make_item(number, label, prediction, str(rng.choice(["x", "y"])), saliency__iou=iou)
+        lengths, counts = rng.integers(4, 9, size=2), rng.integers(1, 5, size=(4, 2)).cumsum(axis=1)
+        items.append({**item, "bleu_statistics": [*lengths.tolist(), *counts.ravel().tolist()]})
+    return items
+
+
+# figures and resamples
+
+
+def test_figures_by_hand():
+    rows = [("a", "a", "x", 1), ("a", "b", "x", 0.5), ("b", "b", "y", None), ("c", "b", None, 0.1)]
+    items = [make_item(i, *row[:3], saliency__iou=row[3]) for i, row in enumerate(rows)]
+    found = bootstrap.point_figures(items)
+    assert found["accuracy",] == 0.5 and found["worst_group_accuracy",] == 0.5
+    assert (found["accuracy_by_group", "x"], found["accuracy_by_group", "y"]) == (0.5, 1)
+    assert (found["iou_by_class", "a"], found["iou_by_class", "b"]) == (0.75, None)
+    assert found["saliency", "iou"] == pytest.approx(1.6 / 3)
+    assert found["explained_accuracy", "iou_filtered"] == 1 and found["explained_accuracy", "iou_overall"] == 0.5
+    # a: 2 * 1 / (2 + 1), b: 2 * 1 / (1 + 3), c: 0
+    assert found["macro_f1",] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+
+
+def test_a_resample_is_the_figures_of_the_items_drawn():
+    items = random_items(12)
+    weights = np.concatenate([*bootstrap.draw_weights(12, 20, seed=1)])
+    assert weights.shape == (20, 12) and np.all(weights.sum(axis=1) == 12) and len(np.unique(weights)) > 2
+    found = bootstrap.figures(items, weights)
+    for number, row in enumerate(weights.astype(int)):
+        drawn = [item for item, times in zip(items, row, strict=True) for _ in range(times)]
+        for path, value in bootstrap.point_figures(drawn).items():
+            assert found[path][number] == pytest.approx(np.nan if value is None else value, nan_ok=True), path
+    assert {("rationale", "bleu_4"), ("macro_f1",), ("accuracy_by_group", "x"), ("saliency", "iou")} <= set(found)
+
+
+def test_resamples_are_seeded_and_need_no_memory_for_all_at_once(monkeypatch):
+    items = random_items(9)
+    expected = bootstrap.intervals(items, 50, seed=3)
+    monkeypatch.setattr(bootstrap, "WEIGHTS_AT_ONCE", 4 * 9)
+    assert [len(block) for block in bootstrap.draw_weights(9, 50, seed=3)] == [4] * 12 + [2]
+    assert bootstrap.intervals(items, 50, seed=3) == expected
+    assert bootstrap.intervals(items, 50, seed=4) != expected
+
+
+def test_interval_of_a_constant_has_no_width():
+    items = [make_item(i, saliency__iou=0.25, saliency__nss=None) for i in range(7)]
+    found = bootstrap.intervals(items, 100, seed=0)
+    assert found["saliency", "iou"] == [0.25, 0.25] and found["accuracy",] == [1, 1]
+    assert ("saliency", "nss") not in found  # defined nowhere
+
+
+def test_interval_of_known_quantiles():
+    """One right and one wrong: resampled accuracy is 0, 1/2, 1 with 1/4, 1/2, 1/4."""
+    items = [make_item(0), make_item(1, prediction="b")]
+    (found,) = bootstrap.resampled_figures([items], 4000, seed=0)
+    shares = [np.mean(found["accuracy",] == value) for value in (0, 0.5, 1)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    assert bootstrap.intervals(items, 4000, seed=0)["accuracy",] == [0, 1]
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(5)
+    covered = []
+    for _ in range(200):
+        items = [make_item(i, prediction="a" if right else "b") for i, right in enumerate(rng.random(80) < 0.7)]
+        low, high = bootstrap.intervals(items, 200, seed=0)["accuracy",]
+        covered.append(low <= 0.7 <= high)
+    assert 0.90 <= np.mean(covered) <= 0.98
+
+
+# paired test
+
+
+def test_paired_test_by_hand():
+    first = [make_item(0, prediction="b"), make_item(1)]
+    second = [make_item(0), make_item(1)]
+    (found,) = bootstrap.paired_tests([first, second], ["first", "second"], 4000, seed=0)
+    test = found["accuracy",]
+    # The first item is drawn 0, 1, 2 times with 1/4, 1/2, 1/4; the difference is 0, 1/2, 1.
+    assert test["difference"] == 0.5 and test["interval"] == [0, 1]
+    assert test["p"] == pytest.approx(2 * 0.25, abs=0.05)
+    (swapped,) = bootstrap.paired_tests([second, first], ["second", "first"], 4000, seed=0)
+    assert swapped["accuracy",] == {"difference": -0.5, "interval": [-1, 0], "p": test["p"]}
+
+
+def test_paired_test_of_equal_and_of_always_better_runs():
+    items = random_items(30)
+    better = [{**item, "per_item": {"saliency.iou": (item["per_item"]["saliency.iou"] or 0) + 0.1}} for item in items]
+    equal, higher = bootstrap.paired_tests([items, items[::-1], better], ["1", "2", "3"], 99, seed=0)
+    assert all(test == {"difference": 0, "interval": [0, 0], "p": 1} for test in map(rounded, equal.values()))
+    defined = [item for item in items if item["per_item"]["saliency.iou"] is not None]
+    found = bootstrap.paired_tests(
+        [defined, [item for item in better if item["id"] in {x["id"] for x in defined}]], ["1", "2"], 99, seed=0
+    )[0]["saliency", "iou"]
+    assert found["difference"] == pytest.approx(0.1) and found["interval"] == pytest.approx([0.1, 0.1])
+    assert found["p"] == 2 / 100  # no resample has the other sign
+    assert higher["accuracy",]["p"] == 1
+
+
+def rounded(test):
+    return {name: np.round(value, 9).tolist() for name, value in test.items()}
+
+
+def test_paired_test_sees_what_intervals_of_each_run_do_not():
+    rng = np.random.default_rng(0)
+    ious = rng.random(60)
+    runs = [[make_item(i, saliency__iou=float(iou + 0.02 * run)) for i, iou in enumerate(ious)] for run in range(2)]
+    low, high = (bootstrap.intervals(run, 300, seed=0)["saliency", "iou"] for run in runs)
+    assert low[1] > high[0]  # the intervals overlap
+    assert bootstrap.paired_tests(runs, ["a", "b"], 300, seed=0)[0]["saliency", "iou"]["p"] < 0.05
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ([make_item(0)], "second: expected the items of the first run, got 1 that only one of them has, such as 'i1'"),
+        ([make_item(0), make_item(1, label="b")], "second: the item 'i1' has the label 'b', but 'a' in the first run"),
+        ([make_item(0), make_item(0)], "second: the item 'i0' occurs more than once"),
+    ],
+)
+def test_paired_test_refuses_other_items(other, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap.paired_tests([[make_item(0), make_item(1)], other], ["first", "second"], 10, seed=0)
+
+
+# calibration, confusion, cases
+
+
+def test_calibration_by_hand():
+    rows = [(0.95, True), (0.91, False), (0.9, True), (0.35, False), (0.0, False)]
+    items = [{"score": score, "label": "a", "prediction": "a" if right else "b"} for score, right in rows]
+    found = scores.calibration(items)
+    counts = {f"{part['low']:.1f}": part["n"] for part in found["bins"] if part["n"]}
+    assert counts == {"0.0": 1, "0.3": 1, "0.8": 1, "0.9": 2}  # 0.9 is the upper end of its bin
+    assert found["bins"][9] == pytest.approx({"low": 0.9, "high": 1, "n": 2, "confidence": 0.93, "accuracy": 0.5})
+    assert found["bins"][5]["accuracy"] is None
+    assert found["ece"] == pytest.approx((2 * 0.43 + 0.1 + 0.35 + 0) / 5)
+    perfect = [{"score": 1.0, "label": "a", "prediction": "a"}] * 3
+    assert scores.calibration(perfect)["ece"] == 0
+
+
+def test_confusion_and_label_and_map_by_hand():
+    rows = [("a", "a", 1), ("a", "b", 1), ("b", "b", 0), ("b", "b", None)]
+    items = [make_item(i, *row[:2], saliency__pointing_game=row[2]) for i, row in enumerate(rows)]
+    assert scores.confusion(items, ["b", "a"]) == {"classes": ["b", "a"], "counts": [[2, 0], [1, 1]]}
+    expected = {"label_right_map_right": 1, "label_right_map_wrong": 1}
+    assert scores.label_and_map(items) == {**expected, "label_wrong_map_right": 1, "label_wrong_map_wrong": 0}
+    assert scores.label_and_map([make_item(0)]) is None
+
+
+def test_cases_by_hand():
+    rows = [("a", 0.9, 1, 0.9), ("a", 0.1, 0, 0.9), ("b", 0.8, 1, 0.1), ("b", 0.0, 0, 0.0), ("a", 0.05, 0, 1.0)]
+    items = [
+        make_item(i, "a", prediction, saliency__iou=iou, saliency__pointing_game=peak, rationale__rouge_l=rouge)
+        for i, (prediction, iou, peak, rouge) in enumerate(rows)
+    ]
+    found = {title: indices.tolist() for title, _, indices in report.cases(items)}
+    assert found == {"Best": [0, 4], "Worst": [3, 2], "Label right, map wrong": [4, 1], "Label wrong, map right": [2]}
+    without_maps = [make_item(i, rationale__rouge_l=i / 4) for i in range(4)]
+    assert [title for title, _, _ in report.cases(without_maps)] == ["Best", "Worst"]
+
+
+# the report of hand-made items
+
+NASTY = "<script>alert('x')</script>"
+
+
+@pytest.fixture(scope="module")
+def nasty_report(tmp_path_factory):
+    """The report of four items whose names and texts are HTML: two right, one of them with a map that is wrong."""
+    rng = np.random.default_rng(0)
+    labels = [NASTY, "b & c"]
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4, :4] = 255
+    inside, outside = np.eye(2, dtype=np.float32)[0] * [[1], [0]], np.eye(2, dtype=np.float32)[1] * [[0], [1]]
+    rows, items = [], []
+    for number, (prediction, saliency) in enumerate(
+        [(NASTY, inside), (NASTY, outside), ("b & c", inside), ("b & c", outside)]
+    ):
+        picture = Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8))
+        texts = [f"reference {number} {NASTY}"]
+        rows.append(
+            {
+                "id": f"id{number}<i>",
+                "image": picture,
+                "label": 0,
+                "visual_explanation": Image.fromarray(mask),
+                "textual_explanations": texts,
+                "group": f"g<b>{number % 2}",
+            }
+        )
+        told = {"rationale": f"rationale {number} {NASTY}", "shuffled_rationale": "", "score": 0.6 + number / 10}
+        item = {key: rows[-1][key] for key in ("id", "group")}
+        items.append({**item, **told, "label": NASTY, "prediction": prediction, "saliency": saliency})
+    dataset = Dataset.from_list(rows, features=features(labels))
+    masks = [evaluate_megl.mask_array(mask) for mask in dataset["visual_explanation"]]
+    metrics = {"model": f"model {NASTY}", "dataset": "data", "split": "test"}
+    metrics |= scores.compute_scores(items, dataset, masks, labels)
+    metrics = scores.with_intervals(metrics, items, 20, 0)
+    path = tmp_path_factory.mktemp("report") / "index.html"
+    report.write_report(path, dataset, items, metrics, count=3)
+    return path.read_text(encoding="utf-8"), metrics
+
+
+def section(page, title):
+    return page.split(f"<h2>{title}</h2>")[1].split("<h2>")[0]
+
+
+def test_report_shows_the_right_items_escaped(nasty_report):
+    page, metrics = nasty_report
+    assert "<script" not in page and "id0<i>" not in page and "g<b>" not in page and "b & c" not in page
+    assert page.count("&lt;script&gt;") > 10
+    shown = {
+        title: [number for number in range(4) if f"rationale {number} " in section(page, title)]
+        for title in ("Best", "Worst", "Label right, map wrong", "Label wrong, map right", "Examples")
+    }
+    assert shown == {
+        "Best": [0, 1],
+        "Worst": [2, 3],
+        "Label right, map wrong": [1],
+        "Label wrong, map right": [2],
+        "Examples": [0, 2, 3],
+    }
+    assert page.count('class="item"') == 3 and page.count('class="item case"') == 6
+    assert page.count('src="data:image/jpeg') == 3 * 9 and "http" not in page.split("</style>")[1]
+    assert f"{metrics['saliency']['iou']:.3f}" in section(page, "Figures")
+    pairs = metrics["label_and_map"]
+    assert pairs == dict.fromkeys(pairs, 1)
+
+
+def test_report_charts_hold_the_figures(nasty_report):
+    page, metrics = nasty_report
+    assert f"{metrics['calibration']['ece']:.3f}" in section(page, "Reliability")
+    classes = section(page, "Classes and groups")
+    assert classes.count('<rect class="bar"') == 6  # one class and two groups, accuracy and IoU
+    assert '<td style="background: color-mix(in srgb, var(--pale) 50%, var(--paper))" title="50%">2</td>' in classes
+    assert section(page, "Label and map").count("<circle") == 3 + 4  # classes and groups, and images
+
+
+def test_bars_and_dots_are_where_the_figures_are():
+    chart = charts.bars("t", [("name", 0.5, [0.25, 0.75], "n = 4"), ("none", None, None, "n = 0")])
+    assert 'x="160" y="8" width="140.0"' in chart and 'd="M230.0 18.0H370.0' in chart
+    assert charts.place(0, 0) == (56, 332) and charts.place(1, 1) == (464, 12)
+    names = charts.named_dots([(0.5, 0.5, "one", "", ""), (0.5, 0.5, "two", "", "")])
+    heights = [float(mark.split(' y="')[1].split('"')[0]) for mark in names if mark.startswith("<text")]
+    assert heights[1] - heights[0] == 12
+
+
+def test_confusion_of_many_classes_is_a_list_of_the_largest():
+    classes = [f"c{number}" for number in range(30)]
+    counts = (5 * np.eye(30, dtype=int)).tolist()
+    counts[3][7], counts[4][8] = 2, 9
+    text = report._confusion(classes, counts)
+    assert text.index("c4 taken for c8") < text.index("c3 taken for c7") and text.count("taken for") == 2
+
+
+# the scripts, on a small sample
+
+
+@pytest.fixture
+def run(monkeypatch):
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        __import__(script).main()
+
+    return run
+
+
+SIZES = {"train": 16, "validation": 4, "test": 9}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A small data set, two untrained models of it, and their evaluation with a tiny random CLIP."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture
+def evaluated(work, run, clip_workplace):  # noqa: F811
+    if not (work / "evaluations").exists():
+        build_dataset(ObjectMe, "sample", work / "object_me", sample_sizes=SIZES)
+        for seed in (0, 1):
+            common = ("--preset", "megl-resnet-tiny", "--dataset", work / "object_me", "--seed", seed)
+            run("init_megl", *common, "--output", work / f"model{seed}")
+        run(
+            "evaluate_megl",
+            *("--model", work / "model0", work / "model1", "--dataset", work / "object_me", "--split", "test"),
+            *("--output", work / "evaluations", "--clip", clip_workplace / CLIP, "--resamples", 60),
+            *("--batch_size", 4, "--dataset_id", "org/object-me"),
+        )
+    return work
+
+
+def read(folder):
+    return compare_evaluations.read_evaluation(folder)
+
+
+def test_metrics_are_as_documented(evaluated):
+    metrics, items = read(evaluated / "evaluations" / "1-model0")
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = text.split("## `metrics.json`")[1].split("##")[0].splitlines()
+    documented = [key.strip(" `") for row in rows if row.startswith("| `") for key in row.split("|")[1].split(",")]
+    assert sorted(documented) == sorted(metrics)
+    lines = text.split("## `predictions.jsonl`")[1].split("##")[0]
+    assert all(f"`{key}`" in lines for key in items[0]) and len(items) == SIZES["test"]
+
+
+def paths(part, start=()):
+    for name, value in part.items():
+        yield from paths(value, (*start, name)) if isinstance(value, dict) else [((*start, name), value)]
+
+
+def test_intervals_lie_at_their_figures(evaluated):
+    metrics, items = read(evaluated / "evaluations" / "1-model0")
+    found = dict(paths(metrics["intervals"]))
+    figures = bootstrap.point_figures(items)
+    assert len(found) > 25 and metrics["bootstrap"] == {"level": 0.95, "resamples": 60, "seed": 0}
+    for path, (low, high) in found.items():
+        value = scores.at(metrics, path)
+        assert value == pytest.approx(figures[path], abs=1e-6), path  # the figure is that of the saved items
+        assert low <= high, path
+    wanted = [("accuracy",), ("saliency", "iou"), ("rationale", "bleu_4"), ("rationale", "cider"), ("clip_score",)]
+    assert {*wanted, ("grounding", "grounding"), ("explained_accuracy", "iou_overall")} <= set(found)
+    counts = np.array(metrics["confusion"]["counts"])
+    assert counts.sum() == 9 and counts.trace() / 9 == pytest.approx(metrics["accuracy"])
+    assert metrics["n_by_class"] == Counter(item["label"] for item in items)
+
+
+def test_clip_figures_are_those_of_the_modules(evaluated, clip_workplace):  # noqa: F811
+    from datasets import load_dataset
+
+    metrics, items = read(evaluated / "evaluations" / "2-model1")
+    dataset = load_dataset(str(evaluated / "object_me"), split="test")
+    common = {
+        "predictions": [item["rationale"] for item in items],
+        "images": list(dataset["image"]),
+        "model_name_or_path": str(clip_workplace / CLIP),
+    }
+    direct = scores.load("clip_score").compute(references=dataset["textual_explanations"], **common)
+    assert [metrics[name] for name in ("clip_score", "ref_clip_score")] == pytest.approx(
+        [direct[name] for name in ("clip_score", "ref_clip_score")]
+    )
+    assert metrics["clip_n_truncated"] == direct["n_truncated"]
+    direct = scores.load("grounding").compute(maps=[item["saliency"] for item in items], **common)
+    assert metrics["grounding"] == pytest.approx(direct, abs=1e-3)  # the saved maps are rounded
+
+
+def test_several_models_are_compared_as_saved_evaluations_are(evaluated, run, tmp_path, capsys):
+    folder = evaluated / "evaluations"
+    names = ["1-model0", "2-model1"]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "comparison.json", "comparison.md"]
+    compared = json.loads((folder / "comparison.json").read_text())
+    run(
+        *("compare_evaluations", folder / names[0], folder / names[1], "--output", tmp_path / "out"),
+        *("--resamples", 60),
+    )
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == compared
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert text in capsys.readouterr().out and text == (folder / "comparison.md").read_text()
+
+    first, second = (read(folder / name)[0] for name in names)
+    test = compared["tests"]["2-model1"]["saliency.iou"]
+    assert test["difference"] == pytest.approx(second["saliency"]["iou"] - first["saliency"]["iou"])
+    assert compared["runs"]["1-model0"]["accuracy"]["interval"] == first["intervals"]["accuracy"]
+    row = next(line for line in text.splitlines() if line.startswith("| map IoU"))
+    assert f"{first['saliency']['iou']:.3f} (" in row and f"{second['saliency']['iou']:.3f}" in row
+
+
+def test_markdown_marks_what_differs():
+    def figures(value):
+        return {"accuracy": {"value": value, "interval": [value - 0.1, value + 0.1]}}
+
+    test = {"difference": 0.25, "interval": [0.1, 0.4], "p": 0.01}
+    comparison = {"baseline": "a|b", "bootstrap": {"level": 0.95, "resamples": 10}}
+    comparison |= {"runs": {"a|b": figures(0.5), "c": figures(0.75)}, "tests": {"c": {"accuracy": test}}}
+    runs = {name: ({"accuracy": 0.5}, []) for name in comparison["runs"]}
+    lines = compare_evaluations.markdown(runs, comparison).splitlines()
+    assert lines[:3] == [
+        "| | a\\|b | c |",
+        "|---|---|---|",
+        "| accuracy | 0.500 (0.400, 0.600) | 0.750\\* (0.650, 0.850) |",
+    ]
+    assert lines[-1] == "| accuracy | +0.250 | +0.100 to +0.400 | 0.01 |"
+
+
+def test_card_carries_the_results_in_both_forms(evaluated):
+    metrics, _ = read(evaluated / "evaluations" / "1-model0")
+    card = ModelCard.load(evaluated / "model0" / "README.md")
+    old = {result.metric_type: result for result in card.data.eval_results}
+    text = (evaluated / "model0" / ".eval_results" / "org--object-me.yaml").read_text(encoding="utf-8")
+    new = {entry.task_id: entry for entry in parse_eval_result_entries(yaml.safe_load(text))}
+    assert set(old) == set(new) >= {"accuracy", "f1", "iou", "bleu", "cider", "clip_score"}
+    for name, value in (("accuracy", metrics["accuracy"]), ("clip_score", metrics["clip_score"])):
+        assert old[name].metric_value == new[name].value == pytest.approx(value, abs=1e-4)
+    assert {result.dataset_type for result in old.values()} == {entry.dataset_id for entry in new.values()}
+    assert new["accuracy"].dataset_id == "org/object-me" and old["accuracy"].dataset_split == "test"
+    low, high = metrics["intervals"]["accuracy"]
+    assert new["accuracy"].notes == f"Accuracy, test split, 95% interval {low:.3f} to {high:.3f}"
+    assert f"| Accuracy | {metrics['accuracy']:.3f} | {low:.3f} to {high:.3f} |" in card.content
+
+
+def test_control_takes_another_items_map_whatever_the_batches(evaluated, monkeypatch):
+    """A batch of one took its own map."""
+    from datasets import load_dataset
+
+    model = evaluate_megl.MeglForImageClassification.from_pretrained(evaluated / "model0").eval()
+    processor = evaluate_megl.MeglProcessor.from_pretrained(evaluated / "model0")
+    dataset = load_dataset(str(evaluated / "object_me"), split="test").select(range(4))
+    ground, maps, seen = model.ground, [], {}
+
+    def watched(pixel_values, saliency):
+        maps.extend(saliency)
+        return ground(pixel_values, saliency)
+
+    monkeypatch.setattr(model, "ground", watched)
+    for batch_size in (1, 3, 4):
+        maps.clear()
+        items = evaluate_megl.predict(model, processor, dataset, batch_size)
+        seen[batch_size] = [item["shuffled_rationale"] for item in items][1:]
+        for index in range(1, 4):
+            np.testing.assert_allclose(maps[index], items[index - 1]["saliency"], atol=1e-5)
+    assert seen[1] == seen[3] == seen[4]
+
+
+# refusals
+
+
+def test_comparison_refuses_what_it_cannot_compare(evaluated, run, tmp_path):
+    good = evaluated / "evaluations" / "1-model0"
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "metrics.json").write_text('{"accuracy": 1}')
+    (old / "predictions.jsonl").write_text('{"id": "x"}\n')
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "metrics.json").write_text("{")
+    for folders, message in (
+        ([good, old], "old has no scores of each item: it is of an older evaluate_megl.py; run it again"),
+        ([good, broken], "broken holds a file that is no JSON"),
+        ([good, tmp_path / "absent"], "No such file or directory: .*absent"),
+        ([good, good], "expected different folders"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run("compare_evaluations", *folders, "--output", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script, arguments", [("compare_evaluations", ["x"]), ("evaluate_megl", [])])
+def test_bad_command_lines(run, capsys, script, arguments):
+    with pytest.raises(SystemExit):
+        run(script, *arguments, "--output", "out")
+    assert {"compare_evaluations": "two or more folders are needed", "evaluate_megl": "--model"}[script] in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        run(script, *(arguments * 2 or ["--model", "m", "--dataset", "d"]), "--output", "out", "--resamples", 0)
+    assert "`--resamples` must be 1 or more, got 0" in capsys.readouterr().err
