@@ -4,8 +4,8 @@
 python scripts/evaluate_llava.py --model llava --dataset object_me --split test --output evaluation
 ```
 
-Writes `metrics.json` and `predictions.jsonl` (one line an image), with the keys that `evaluate_megl.py` writes of label
-and rationale, so that `compare_evaluations.py` takes both. A LLaVA has no saliency map.
+Writes `metrics.json` and `predictions.jsonl` (one line an image), with what `evaluate_megl.py` writes there of the
+label and the rationale, so that `compare_evaluations.py` takes both. A LLaVA has no saliency map.
 """
 
 import argparse
