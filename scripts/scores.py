@@ -117,12 +117,14 @@ def rationale_scores(items, references, class_names):
     phrases = {"kind": class_names, "place": list(PLACES)}
     texts, shuffled = ([item[name] for item in items] for name in ("rationale", "shuffled_rationale"))
     result = metric.compute(predictions=texts, references=references, phrases=phrases, per_item=True)
-    control = metric.compute(predictions=shuffled, references=references, phrases=phrases, per_item=True)
+    control = metric.compute(
+        predictions=shuffled, references=references, phrases=phrases, meteor=False, per_item=True
+    )
     result["shuffled_place_accuracy"] = control["place_accuracy"]
     result["per_item"]["shuffled_place_accuracy"] = control["per_item"]["place_accuracy"]
-    # BLEU is that of the corpus: what can be resampled are its counts, not the BLEU of a sentence.
-    for order in range(1, 5):
-        result["per_item"].pop(f"bleu_{order}", None)
+    # BLEU and METEOR are those of the corpus, not means over sentences: what can be resampled are BLEU's counts.
+    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor"):
+        del result["per_item"][name]
     functions = sys.modules[type(metric).__module__]
     for item, several in zip(items, references, strict=True):
         tokens, targets = functions.tokenize(item["rationale"]), [functions.tokenize(text) for text in several]
@@ -245,8 +247,6 @@ def load(name):
 def keep_per_item(items, prefix, result):
     """Move what a module gives for each item to the items; the rest is returned."""
     for name, values in result.pop("per_item").items():
-        if values is None:  # a score whose parts are not installed
-            continue
         for item, value in zip(items, values, strict=True):
             item["per_item"][prefix + name] = value
     return result

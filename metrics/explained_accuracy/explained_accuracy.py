@@ -23,7 +23,8 @@ Args:
     explanation_references (`list` of `list` of `str`): with `explanations`: one or more human texts per item.
     explanation_metric: with `explanations`: a loaded `evaluate` module, or any object whose
         `compute(predictions=..., references=...)` returns a `dict`. S_E is each `float` in it, computed over the
-        correctly classified items alone, so that scores of a whole corpus, such as BLEU, are right.
+        correctly classified items alone, so that scores of a whole corpus, such as BLEU, are right. A score that it
+        cannot compute, which is `None`, stays `None`.
     score_name (`str`, defaults to `"explanation_score"`): what the results call the mean of `explanation_scores`.
     per_item (`bool`, defaults to `False`): also return the scores of each item.
 Returns:
@@ -150,7 +151,7 @@ class ExplainedAccuracy(evaluate.Metric):
         for name, score in unfiltered.items():
             results[f"{name}_unfiltered"] = score
             results[f"{name}_filtered"] = filtered.get(name)
-            results[f"{name}_overall"] = product(task_score, filtered.get(name))
+            results[f"{name}_overall"] = None if score is None else product(task_score, filtered.get(name))
         results["n"], results["n_filtered"] = len(correct), len(chosen)
         results["n_undefined"] = 0 if explanation_metric is not None else scores.count(None)
         if per_item:
