@@ -117,9 +117,7 @@ def rationale_scores(items, references, class_names):
     phrases = {"kind": class_names, "place": list(PLACES)}
     texts, shuffled = ([item[name] for item in items] for name in ("rationale", "shuffled_rationale"))
     result = metric.compute(predictions=texts, references=references, phrases=phrases, per_item=True)
-    control = metric.compute(
-        predictions=shuffled, references=references, phrases=phrases, meteor=False, per_item=True
-    )
+    control = metric.compute(predictions=shuffled, references=references, phrases=phrases, meteor=False, per_item=True)
     result["shuffled_place_accuracy"] = control["place_accuracy"]
     result["per_item"]["shuffled_place_accuracy"] = control["per_item"]["place_accuracy"]
     # BLEU and METEOR are those of the corpus, not means over sentences: what can be resampled are BLEU's counts.

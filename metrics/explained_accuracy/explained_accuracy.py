@@ -1,5 +1,6 @@
 """Task score and explanation score together: right answers that are also explained well."""
 
+import math
 import numbers
 
 import datasets
@@ -107,12 +108,16 @@ class ExplainedAccuracy(evaluate.Metric):
     def add(self, *, prediction=None, reference=None, **kwargs):
         """Add one item, with `explanation_scores` or `explanations` and `explanation_references`."""
         prediction, reference = class_text(prediction, "prediction"), class_text(reference, "reference")
+        if "explanation_scores" in kwargs:
+            kwargs["explanation_scores"] = undefined_as_nan(kwargs["explanation_scores"])
         super().add(prediction=prediction, reference=reference, **BLANKS | kwargs)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add items, with `explanation_scores` or `explanations` and `explanation_references`."""
         # `evaluate` stores every declared input of every item.
         given = {name: values for name, values in kwargs.items() if values is not None}
+        if "explanation_scores" in given:
+            given["explanation_scores"] = [undefined_as_nan(score) for score in given["explanation_scores"]]
         if predictions is not None:
             given = {name: [blank] * len(predictions) for name, blank in BLANKS.items()} | given
             predictions = [class_text(value, f"predictions[{i}]") for i, value in enumerate(predictions)]
@@ -131,9 +136,9 @@ class ExplainedAccuracy(evaluate.Metric):
         score_name="explanation_score",
         per_item=False,
     ):
-        scores = [None if score is None or score != score else score for score in explanation_scores]
         if predictions:
-            check_explanations(scores, explanation_references, explanation_metric)
+            check_explanations(explanation_scores, explanation_references, explanation_metric)
+        scores = [None if score is None or math.isnan(score) else score for score in explanation_scores]
         correct = [prediction == true for prediction, true in zip(predictions, references, strict=True)]
         chosen = [index for index, is_correct in enumerate(correct) if is_correct]
         items = {"correct": [int(is_correct) for is_correct in correct]}
@@ -164,6 +169,11 @@ def class_text(value, name):
     if not isinstance(value, (str, numbers.Integral)):
         raise ValueError(f"`{name}` must be the name or id of a class, a string or an integer, got {value!r}.")
     return str(value)
+
+
+def undefined_as_nan(score):
+    """A score that is given and undefined, unlike the `None` that is stored where none is given."""
+    return math.nan if score is None else score
 
 
 def check_explanations(scores, references, metric):
