@@ -160,12 +160,15 @@ def explained_accuracy(items, references, saliency):
         explanation_references=references,
         explanation_metric=load("rationale"),
     )
-    del result["n_undefined"]  # every rationale has a score
+    for name in ("n_undefined", "n_undefined_filtered"):  # every rationale has a score
+        del result[name]
     if saliency is None or saliency["iou"] is None:
         return result
     ious = [item["per_item"].get("saliency.iou") for item in items]
     of_maps = metric.compute(**labels, explanation_scores=ious, score_name="iou")
-    return {**result, **of_maps, "iou_n_undefined": of_maps["n_undefined"]}
+    for name in ("n_undefined", "n_undefined_filtered"):
+        of_maps[f"iou_{name}"] = of_maps.pop(name)
+    return {**result, **of_maps}
 
 
 def calibration(items):

@@ -48,7 +48,7 @@ def test_explained_accuracy_hand_computed(explained_accuracy):
     scores = [1.0, 0.4, 0.2, 0.1, None]
     results = explained_accuracy.compute(**LABELS, explanation_scores=scores, score_name="iou", per_item=True)
     expected = {"task_score": 3 / 5, "iou_unfiltered": 1.7 / 4, "iou_filtered": 0.7, "iou_overall": 0.42}
-    expected |= {"n": 5, "n_filtered": 3, "n_undefined": 1}
+    expected |= {"n": 5, "n_filtered": 3, "n_undefined": 1, "n_undefined_filtered": 1}
     assert results.pop("per_item") == {"correct": [1, 1, 0, 0, 1], "iou": scores}
     assert results == pytest.approx(expected)
 
@@ -80,7 +80,8 @@ def test_explained_accuracy_filters_before_the_corpus_is_scored(explained_accura
         assert results[f"{name}_overall"] == pytest.approx(0.6 * filtered[name])
     assert results["bleu_1_filtered"] != pytest.approx(results["bleu_1_unfiltered"])
     assert (results["n"], results["n_filtered"], results["n_undefined"]) == (5, 3, 0)
-    assert not any(name.startswith("n_") and name.endswith("_filtered") for name in results if name != "n_filtered")
+    counts = {"n", "n_filtered", "n_undefined", "n_undefined_filtered"}
+    assert {name for name in results if name.startswith("n_") or name == "n"} == counts
 
 
 def test_explained_accuracy_extremes(explained_accuracy):
@@ -89,10 +90,11 @@ def test_explained_accuracy_extremes(explained_accuracy):
     wrong = explained_accuracy.compute(predictions=["a"], references=["b"], explanation_scores=[1.0])
     assert (wrong["explanation_score_filtered"], wrong["explanation_score_overall"]) == (None, 0)
     undefined = explained_accuracy.compute(
-        predictions=["a", "a"], references=["a", "b"], explanation_scores=[float("nan"), 0.5]
+        predictions=["a", "a", "a"], references=["a", "b", "b"], explanation_scores=[float("nan"), 0.5, None]
     )
     assert undefined["explanation_score_filtered"] is None and undefined["explanation_score_overall"] is None
-    assert (undefined["task_score"], undefined["n_undefined"]) == (0.5, 1)
+    assert undefined["task_score"] == pytest.approx(1 / 3)
+    assert (undefined["n_undefined"], undefined["n_undefined_filtered"]) == (2, 1)
     lost = explained_accuracy.compute(predictions=["a"], references=["b"], explanation_scores=[None])
     assert (lost["task_score"], lost["explanation_score_overall"], lost["n_undefined"]) == (0, None, 1)
     nothing = explained_accuracy.compute(predictions=[], references=[], explanation_scores=[])

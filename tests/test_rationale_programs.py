@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,11 @@ import pytest
 import torch
 from test_metrics import load, needs_golden, rationale, read_golden, without_meteor  # noqa: F401
 from transformers import BertConfig, BertModel, BertTokenizer
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import benchmark_captions  # noqa: E402
 
 
 TEXTS = ["the owl sits at the upper left", "a red apple lies in the centre", ""]
@@ -143,6 +149,22 @@ def test_spice_names_what_is_missing(rationale, spice, monkeypatch):  # noqa: F8
     monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", None)
     assert rationale.compute(**inputs)["absent"]["spice"].startswith("SPICE needs the package pycocoevalcap")
     assert len(spice.given) == 1
+
+
+# CIDEr, which is our own
+
+
+def test_cider_equals_pycocoevalcap_where_they_are_timed():
+    pytest.importorskip("pycocoevalcap", reason="needs pycocoevalcap, which is in the extra `captions`")
+    pairs = benchmark_captions.compare_cider(items=30, references=3, repeats=2)  # compares their scores first
+    assert len(pairs) == 2 and all(seconds > 0 for pair in pairs for seconds in pair)
+
+
+def test_benchmark_names_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
+    monkeypatch.setattr(sys, "argv", ["benchmark_captions.py"])
+    with pytest.raises(SystemExit, match="compares with pycocoevalcap: `pip install pycocoevalcap`"):
+        benchmark_captions.main()
 
 
 # BERTScore

@@ -34,7 +34,7 @@ Returns:
         The name is `score_name`, or each one that `explanation_metric` gives. `None` where no item counts; the overall
         score is 0 where no item is classified correctly.
     `n`, `n_filtered`: the number of items, and of correctly classified ones.
-    `n_undefined`: the number of items without an explanation score, which are left out of S_E.
+    `n_undefined`, `n_undefined_filtered`: how many of these have no explanation score. They are left out of its means.
     `per_item`: with `per_item=True`, a dict of lists: `correct` (1 or 0) and, with `explanation_scores`, these.
 Examples:
     >>> import evaluate
@@ -158,7 +158,9 @@ class ExplainedAccuracy(evaluate.Metric):
             results[f"{name}_filtered"] = filtered.get(name)
             results[f"{name}_overall"] = None if score is None else product(task_score, filtered.get(name))
         results["n"], results["n_filtered"] = len(correct), len(chosen)
-        results["n_undefined"] = 0 if explanation_metric is not None else scores.count(None)
+        undefined = [explanation_metric is None and score is None for score in scores]
+        results["n_undefined"] = sum(undefined)
+        results["n_undefined_filtered"] = sum(undefined[i] for i in chosen)
         if per_item:
             results["per_item"] = items
         return results

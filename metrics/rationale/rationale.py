@@ -232,7 +232,7 @@ def tokenize(text):
 
 
 def ngram_counts(tokens, n):
-    return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
+    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def bleu_statistics(hypothesis, references):
@@ -289,33 +289,36 @@ def longest_common_subsequence(first, second):
 
 def cider(hypotheses, references):
     """CIDEr of each item; the document frequencies are those of all references given."""
+    targets = [[ngrams_of_all_orders(tokens) for tokens in texts] for texts in references]
     frequencies = Counter()
-    for texts in references:
-        frequencies.update({ngram for tokens in texts for ngram in all_ngrams(tokens)})
-    log_items = math.log(len(references)) if references else 0.0
+    for texts in targets:
+        frequencies.update(set().union(*texts))
+    unseen = math.log(len(references)) if references else 0.0
+    idf = {ngram: unseen - math.log(frequency) for ngram, frequency in frequencies.items()}
     scores = []
-    for hypothesis, texts in zip(hypotheses, references, strict=True):
-        vector = tf_idf(hypothesis, frequencies, log_items)
-        similarities = [cider_similarity(vector, tf_idf(tokens, frequencies, log_items)) for tokens in texts]
-        scores.append(10 * mean(similarities))
+    for hypothesis, texts in zip(hypotheses, targets, strict=True):
+        vector = tf_idf(ngrams_of_all_orders(hypothesis), idf, unseen)
+        scores.append(10 * mean([cider_similarity(vector, tf_idf(counts, idf, unseen)) for counts in texts]))
     return scores
 
 
-def all_ngrams(tokens):
-    """Counts of the n-grams of all orders, 1 to 4."""
-    counts = Counter()
+def ngrams_of_all_orders(tokens):
+    """Counts of the n-grams of orders 1 to 4."""
+    counts = {}
     for n in range(1, MAX_NGRAM + 1):
         counts.update(ngram_counts(tokens, n))
     return counts
 
 
-def tf_idf(tokens, frequencies, log_items):
+def tf_idf(counts, idf, unseen):
     """One dict of n-gram weights for each order, their norms, and the number of bigrams, which is CIDEr's length."""
     weights = [{} for _ in range(MAX_NGRAM)]
-    for ngram, count in all_ngrams(tokens).items():
-        weights[len(ngram) - 1][ngram] = count * (log_items - math.log(max(1, frequencies[ngram])))
+    length = 0
+    for ngram, count in counts.items():
+        weights[len(ngram) - 1][ngram] = count * idf.get(ngram, unseen)
+        length += count * (len(ngram) == 2)
     norms = [math.sqrt(sum(weight**2 for weight in order.values())) for order in weights]
-    return weights, norms, max(0, len(tokens) - 1)
+    return weights, norms, length
 
 
 def cider_similarity(hypothesis, reference):
