@@ -12,8 +12,8 @@ import torch
 
 _DESCRIPTION = """
 Measures whether an image classifier decides by what its saliency maps show: deletion and insertion AUC, sufficiency
-and comprehensiveness. Pixels are replaced in the order of the map, and the classifier is asked again. As a control, the
-same is done with each map's cells in random order. `sanity_check` tells whether maps depend on the weights at all.
+and comprehensiveness. Pixels are replaced in the order of the map, and the classifier is asked again. As a control,
+the same is done with each map's cells in random order. `sanity_check` tells whether maps depend on the weights at all.
 """
 
 _KWARGS_DESCRIPTION = """
