@@ -390,22 +390,20 @@ def curves(classifier, pixels, blanks, ranks, target, counts, ends, batch_size):
     """
     counts = torch.from_numpy(counts).to(pixels.device)
     sides, places = torch.arange(2, device=pixels.device), torch.arange(len(pixels), device=pixels.device)
-    found = [torch.zeros(0, device=pixels.device)]
     # Every image, side and count is a job of its own, so that all batches are full.
-    for side, place, count in zip(*(j.split(batch_size) for j in cartesian(sides, places, counts)), strict=True):
-        chosen = ranks[place] < count[:, None]  # (jobs, H * W)
-        shown = (chosen == side[:, None]).view(-1, 1, *pixels.shape[2:])
+    sides, places, counts = (part.flatten() for part in torch.meshgrid(sides, places, counts, indexing="ij"))
+    found = torch.zeros(len(sides), device=pixels.device)
+    for start in range(0, len(sides), batch_size):
+        jobs = slice(start, start + batch_size)
+        place = places[jobs]
+        chosen = ranks[place] < counts[jobs, None]  # (jobs, H * W)
+        shown = (chosen == sides[jobs, None]).view(-1, 1, *pixels.shape[2:])
         mixed = torch.where(shown, pixels[place], blanks[place])
-        found.append(classifier(mixed).gather(1, target[place, None])[:, 0])
-    deleted, inserted = torch.cat(found).view(2, len(pixels), -1)
+        found[jobs] = classifier(mixed).gather(1, target[place, None])[:, 0]
+    deleted, inserted = found.view(2, len(pixels), -1)
     full, blank = ends
     pair = torch.cat([full, deleted, blank], dim=1), torch.cat([blank, inserted, full], dim=1)
     return [curve.double().cpu().numpy() for curve in pair]
-
-
-def cartesian(*parts):
-    """All combinations, the last part fastest, as one tensor for each part."""
-    return [part.flatten() for part in torch.meshgrid(*parts, indexing="ij")]
 
 
 class PixelCounts:
