@@ -390,7 +390,7 @@ def curves(classifier, pixels, blanks, ranks, target, counts, ends, batch_size):
     """
     counts = torch.from_numpy(counts).to(pixels.device)
     sides, places = torch.arange(2, device=pixels.device), torch.arange(len(pixels), device=pixels.device)
-    # Every image, side and count is a job of its own, so that all batches are full.
+    # Every side (0: deletion, 1: insertion), image and count is a job of its own, so that all batches are full.
     sides, places, counts = (part.flatten() for part in torch.meshgrid(sides, places, counts, indexing="ij"))
     found = torch.zeros(len(sides), device=pixels.device)
     for start in range(0, len(sides), batch_size):
