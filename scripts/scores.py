@@ -169,12 +169,12 @@ def rationale_scores(items, references, class_names):
     common = {"references": references, "phrases": {"kind": class_names, "place": list(PLACES)}, "per_item": True}
     result = metric.compute(predictions=[item["rationale"] for item in items], **common)
     if all("shuffled_rationale" in item for item in items):
-        control = metric.compute(predictions=[item["shuffled_rationale"] for item in items], **common)
+        control = metric.compute(predictions=[item["shuffled_rationale"] for item in items], meteor=False, **common)
         result["shuffled_place_accuracy"] = control["place_accuracy"]
         result["per_item"]["shuffled_place_accuracy"] = control["per_item"]["place_accuracy"]
-    # BLEU is that of the corpus: what can be resampled are its counts, not the BLEU of a sentence.
-    for order in range(1, 5):
-        result["per_item"].pop(f"bleu_{order}", None)
+    # BLEU and METEOR are those of the corpus, not means over sentences: what can be resampled are BLEU's counts.
+    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor"):
+        del result["per_item"][name]
     functions = sys.modules[type(metric).__module__]
     for item, several in zip(items, references, strict=True):
         tokens, targets = functions.tokenize(item["rationale"]), [functions.tokenize(text) for text in several]
@@ -212,12 +212,15 @@ def explained_accuracy(items, references, saliency):
         explanation_references=references,
         explanation_metric=load("rationale"),
     )
-    del result["n_undefined"]  # every rationale has a score
+    for name in ("n_undefined", "n_undefined_filtered"):  # every rationale has a score
+        del result[name]
     if saliency is None or saliency["iou"] is None:
         return result
     ious = [item["per_item"].get("saliency.iou") for item in items]
     of_maps = metric.compute(**labels, explanation_scores=ious, score_name="iou")
-    return {**result, **of_maps, "iou_n_undefined": of_maps["n_undefined"]}
+    for name in ("n_undefined", "n_undefined_filtered"):
+        of_maps[f"iou_{name}"] = of_maps.pop(name)
+    return {**result, **of_maps}
 
 
 def calibration(items):
@@ -297,8 +300,6 @@ def load(name):
 def keep_per_item(items, prefix, result):
     """Move what a module gives for each item to the items; the rest is returned."""
     for name, values in result.pop("per_item").items():
-        if values is None:  # a score whose parts are not installed
-            continue
         for item, value in zip(items, values, strict=True):
             item["per_item"][prefix + name] = value
     return result
