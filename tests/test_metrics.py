@@ -136,6 +136,14 @@ def test_saliency_benchmarks_scores_at_their_ends(saliency):
     assert (both["cc"], both["auc"], both["n"], both["n_undefined"]) == (pytest.approx(1), 1.0, 2, 1)
 
 
+def test_saliency_equals_the_loop_that_it_is_timed_against(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from benchmark_metrics import compare_saliency
+
+    pairs = compare_saliency(items=5, repeats=2, size=28)  # compares their scores first
+    assert len(pairs) == 2 and all(seconds > 0 for pair in pairs for seconds in pair)
+
+
 def test_saliency_perfect_and_disjoint(saliency):
     _, masks = random_maps(3)
     higher_is_better = ["iou", "precision", "recall", "f1", "energy", "pointing_game"]

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
-import benchmark_captions  # noqa: E402
+import benchmark_metrics  # noqa: E402
 
 
 TEXTS = ["the owl sits at the upper left", "a red apple lies in the centre", ""]
@@ -156,15 +156,15 @@ def test_spice_names_what_is_missing(rationale, spice, monkeypatch):  # noqa: F8
 
 def test_cider_equals_pycocoevalcap_where_they_are_timed():
     pytest.importorskip("pycocoevalcap", reason="needs pycocoevalcap, which is in the extra `captions`")
-    pairs = benchmark_captions.compare_cider(items=30, references=3, repeats=2)  # compares their scores first
+    pairs = benchmark_metrics.compare_cider(items=30, references=3, repeats=2)  # compares their scores first
     assert len(pairs) == 2 and all(seconds > 0 for pair in pairs for seconds in pair)
 
 
 def test_benchmark_names_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
-    monkeypatch.setattr(sys, "argv", ["benchmark_captions.py"])
+    monkeypatch.setattr(sys, "argv", ["benchmark_metrics.py", "--maps", "2", "--repeats", "1"])
     with pytest.raises(SystemExit, match="compares with pycocoevalcap: `pip install pycocoevalcap`"):
-        benchmark_captions.main()
+        benchmark_metrics.main()
 
 
 # BERTScore

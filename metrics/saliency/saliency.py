@@ -203,22 +203,26 @@ class Batch:
         self.peak = resized.max(axis=(1, 2))
         self.scaled = resized / np.where(self.peak > 0, self.peak, 1)[:, None, None]
         without_outside = ~(self.labelled & ~self.inside).any(axis=(1, 2))
-        self.undefined = (self.peak == 0) | ~self.inside.any(axis=(1, 2)) | without_outside | is_constant(self)
+        self.standardized_target = self.standardize(self.target)
+        # A mask of one value correlates with nothing.
+        self.constant = ~self.standardized_target.any(axis=(1, 2))
+        self.undefined = (self.peak == 0) | ~self.inside.any(axis=(1, 2)) | without_outside | self.constant
 
     def mean(self, values):
         """Mean over the labelled pixels of each item."""
-        return divide((values * self.labelled).sum(axis=(1, 2)), self.labelled.sum(axis=(1, 2)))
+        return divide(product_sum(values, self.labelled), self.labelled.sum(axis=(1, 2)))
 
     def standardize(self, values):
         """Mean 0 and standard deviation 1 over the labelled pixels; constant values become 0."""
         centred = values - self.mean(values)[:, None, None]
-        deviation = np.sqrt(self.mean(centred**2))[:, None, None]
-        return np.where(deviation > SLACK, centred / np.where(deviation > SLACK, deviation, 1), 0) * self.labelled
+        centred *= self.labelled
+        deviation = np.sqrt(divide(product_sum(centred, centred), self.labelled.sum(axis=(1, 2))))
+        return centred * divide(np.ones(len(deviation)), np.where(deviation > SLACK, deviation, 0))[:, None, None]
 
 
-def is_constant(batch):
-    """Whether the mask has one value at all labelled pixels, so that it correlates with nothing."""
-    return ~batch.standardize(batch.target).any(axis=(1, 2))
+def product_sum(first, second):
+    """Sum over the pixels of the product, for each item."""
+    return np.einsum("bhw,bhw->b", first, second)
 
 
 def to_arrays(column, name, lowest):
@@ -312,7 +316,7 @@ def overlap(batch, thresholds):
 
 def energy(batch):
     """Energy pointing game (Wang et al. 2020): the share of the map's sum that lies inside."""
-    return divide((batch.scaled * batch.inside).sum(axis=(1, 2)), (batch.scaled * batch.labelled).sum(axis=(1, 2)))
+    return divide(product_sum(batch.scaled, batch.inside), product_sum(batch.scaled, batch.labelled))
 
 
 def pointing_game(batch, tolerance):
@@ -334,13 +338,13 @@ def mean_absolute_error(batch):
 def normalized_scanpath_saliency(batch):
     """NSS (Peters et al. 2005), every pixel inside being a fixation."""
     standardized = batch.standardize(batch.scaled)
-    return divide((standardized * batch.inside).sum(axis=(1, 2)), batch.inside.sum(axis=(1, 2)))
+    return divide(product_sum(standardized, batch.inside), batch.inside.sum(axis=(1, 2)))
 
 
 def correlation(batch):
     """CC; NaN where the mask is constant."""
-    product = batch.mean(batch.standardize(batch.scaled) * batch.standardize(batch.target))
-    return np.where(is_constant(batch), np.nan, product)
+    product = batch.mean(batch.standardize(batch.scaled) * batch.standardized_target)
+    return np.where(batch.constant, np.nan, product)
 
 
 def divergence(batch):
@@ -363,7 +367,8 @@ def auc_judd(batch):
     areas = np.full(len(batch.scaled), np.nan)
     outside = batch.labelled & ~batch.inside
     for index, values in enumerate(batch.scaled):
-        positives, negatives = values[batch.inside[index]], np.sort(values[outside[index]])
+        # Sorted places are looked up in order, which is several times faster.
+        positives, negatives = np.sort(values[batch.inside[index]]), np.sort(values[outside[index]])
         if len(positives) and len(negatives):
             below, up_to = (np.searchsorted(negatives, positives, side=side).mean() for side in ("left", "right"))
             areas[index] = (below + up_to) / 2 / len(negatives)
