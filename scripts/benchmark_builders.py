@@ -125,6 +125,43 @@ def idle(*arguments):
     """What starting a process with the imports takes."""
 
 
+def forget(root: Path):
+    """Drops a source's files from memory, so that they are read from the disk, as those of a large source are."""
+    os.sync()
+    for path in root.rglob("*"):
+        if path.is_file():
+            file = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
+
+
+def compare(root: Path, work: Path, processes: list[int], from_disk: bool) -> dict:
+    """Copying and building, with the source's files in memory or on the disk alone."""
+
+    def timed(function, *arguments):
+        if from_disk:
+            forget(root)
+        return measure(function, root, *arguments) - start
+
+    start = measure(idle) * [1, 1, 0]
+    items = sum(1 for _ in (root / "images").iterdir())
+    copying, copying_cpu, _ = timed(copy_files, work / "copy", 1)
+    shutil.rmtree(work / "copy")
+    report = {"copied_per_second": round(items / copying)}
+    for num_proc in processes:
+        target = work / f"built_{num_proc}"
+        seconds, cpu, peak = timed(build, target, num_proc)
+        report[f"num_proc {num_proc}"] = {
+            "rows_per_second": round(items / seconds),
+            "share_of_copying": round(copying / seconds, 2),
+            "share_of_copying_by_cpu_time": round(copying_cpu / cpu, 2),
+            "peak_memory_mb": round(peak),
+            "largest_shard_mb": round(max(path.stat().st_size for path in (target / "data").iterdir()) / 1e6),
+        }
+        shutil.rmtree(target)
+    return report
+
+
 def main():
     arguments = parse_arguments()
     work = Path(arguments.work_dir)
@@ -132,26 +169,13 @@ def main():
     try:
         root = work / "release"
         generate(root, arguments.items, *arguments.size)
-        start, start_cpu, _ = measure(idle)
-        seconds, cpu, _ = measure(copy_files, root, work / "copy", 1)
-        copying, copying_cpu = seconds - start, cpu - start_cpu
         sizes = [path.stat().st_size for path in (root / "images").iterdir()]
         report = {
             "items": arguments.items,
             "picture_kb": round(statistics.mean(sizes) / 1e3),
-            "copied_per_second": round(arguments.items / copying),
+            "from_memory": compare(root, work, arguments.num_proc, from_disk=False),
+            "from_disk": compare(root, work, arguments.num_proc, from_disk=True),
         }
-        for num_proc in arguments.num_proc:
-            target = work / f"built_{num_proc}"
-            seconds, cpu, peak = measure(build, root, target, num_proc)
-            report[f"num_proc {num_proc}"] = {
-                "rows_per_second": round(arguments.items / (seconds - start)),
-                "share_of_copying": round(copying / (seconds - start), 2),
-                "share_of_copying_by_cpu_time": round(copying_cpu / (cpu - start_cpu), 2),
-                "peak_memory_mb": round(peak),
-                "largest_shard_mb": round(max(path.stat().st_size for path in (target / "data").iterdir()) / 1e6),
-            }
-            shutil.rmtree(target)
         print(json.dumps(report, indent=2))
     finally:
         shutil.rmtree(work, ignore_errors=True)
