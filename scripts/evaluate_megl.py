@@ -62,15 +62,20 @@ def predict(model, processor, dataset, batch_size):
     predictions, names, previous = [], model.config.id2label, None
     for start in tqdm(range(0, len(dataset), batch_size), desc="predict"):
         rows = dataset[start : start + batch_size]
-        pixel_values = processor(images=rows["image"])["pixel_values"].to(model.device)
-        output = model(pixel_values)
+        inputs = processor(images=rows["image"], visual_explanations=rows["visual_explanation"]).to(model.device)
+        pixel_values = inputs["pixel_values"]
+        # The masks are read by a model alone whose evidence is to be weighted by them, the upper bound.
+        output = model(**inputs)
         scores, labels = output.logits.softmax(dim=-1).max(dim=-1)
         prompts = processor.prompts([names[label] for label in labels.tolist()]).to(model.device)
+        maps = model.grounding_maps(
+            output.saliency, inputs["visual_explanations"], inputs["has_visual_explanation"]
+        )
         # The map of the item before, over the ends of batches too.
-        others = output.saliency.roll(1, dims=0)
+        others = maps.roll(1, dims=0)
         if previous is not None:
             others[0] = previous
-        previous = output.saliency[-1]
+        previous = maps[-1]
         shuffled = model.ground(pixel_values, others)
         texts, shuffled_texts = (
             processor.batch_decode_rationales(model.generate_rationales(**prompts, evidence_tokens=evidence))
