@@ -1,201 +1,277 @@
-"""What every source of explained pictures checks: paths, pictures, visual explanations, rationales, splits.
+"""What every source of explained pictures checks: JSON files, paths, pictures, rationales, shares.
 
 Each function takes `where`, the annotation file and item that an error should name, and raises one `ValueError` that
 says what was expected, what came and what to do about it.
 """
 
-import hashlib
 import io
 import json
-from pathlib import Path, PurePosixPath
+import os
+import re
+import reprlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
-import numpy as np
-from PIL import Image
+import ijson
+from PIL import Image, UnidentifiedImageError
 
 
 SPLITS = ("train", "validation", "test")
 EXIF_ORIENTATION = 0x0112
+LONGEST_RATIONALE = 10_000  # characters; rationales that people wrote have some hundred at most
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+JPEG_START = b"\xff\xd8"
+JPEG_END = b"\xff\xd9"
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither a byte of data nor a restart marker
+
+_reprs = reprlib.Repr()
+_reprs.maxstring = _reprs.maxother = 120
 
 
-def bad_item(where: str, expected: str, got: str, remedy: str) -> ValueError:
+class BadItem(ValueError):
+    """One item of a source is not as it should be; the others may be."""
+
+
+def bad_item(where: str, expected: str, got: str, remedy: str) -> BadItem:
     """The error for one bad item, ready to be raised."""
+    return BadItem(f"{where}: expected {expected}, got {got}. {remedy}")
+
+
+def bad_source(where: str | Path, expected: str, got: str, remedy: str) -> ValueError:
+    """The error for a source that cannot be read at all, ready to be raised."""
     return ValueError(f"{where}: expected {expected}, got {got}. {remedy}")
 
 
+def shown(value) -> str:
+    """`repr`, cut short where it is long."""
+    return _reprs.repr(value)
+
+
+# JSON
+
+
 def read_json_object(path: Path) -> dict:
-    """Reads a JSON object, with or without a byte order mark.
+    """Reads a small JSON object, with or without a byte order mark.
 
     Raises:
         `ValueError`: if the file is missing, is not UTF-8 JSON, is not an object, or holds a key twice.
     """
-
-    def unique(pairs):
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            names = [key for key, _ in pairs]
-            repeated = next(key for key in names if names.count(key) > 1)
-            raise ValueError(f"the key {repeated!r} occurs twice in one object")
-        return content
-
-    if not path.is_file():
-        raise bad_item(str(path), "a JSON file", "no such file", "Check the source folder and its layout.")
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique)
-    except ValueError as error:
-        raise bad_item(str(path), "a JSON object in UTF-8", f"text that is not: {error}", "Write it again.") from error
-    if not isinstance(content, dict):
-        raise bad_item(str(path), "a JSON object", f"a {type(content).__name__}", "Check the source's layout.")
+    content = {}
+    for key, value in stream_json(path):
+        if key in content:
+            raise bad_source(path, "every key once", f"the key {key!r} twice", "Remove one.")
+        content[key] = value
     return content
+
+
+def stream_json(path: Path, field: str | None = None) -> Iterator:
+    """Yields what a JSON object holds without holding the file in memory, so that it may be of any size.
+
+    Args:
+        field (`str`, *optional*): a key of the object whose value is a list, to yield the elements of that list; by
+            default the object's own keys and values are yielded, in pairs.
+
+    Raises:
+        `ValueError`: if the file is missing, is not UTF-8 JSON, or is not an object.
+    """
+    if not path.is_file():
+        raise bad_source(path, "a JSON file", "no such file", "Check the source folder and its layout.")
+    with open(path, "rb") as file:
+        if file.peek(3)[:3] == BYTE_ORDER_MARK:
+            file.seek(3)
+        start = file.peek(64)[:64].lstrip()[:1]
+        if start != b"{":
+            got = f"text that begins with {start!r}" if start else "an empty file"
+            raise bad_source(path, "a JSON object in UTF-8", got, "Check the source's layout.")
+        try:
+            if field is None:
+                yield from ijson.kvitems(file, "", use_float=True)
+            else:
+                yield from ijson.items(file, f"{field}.item", use_float=True)
+        except (ijson.JSONError, UnicodeError) as error:
+            reason = " ".join(str(error).split())
+            raise bad_source(
+                path, "a JSON object in UTF-8", f"text that is not: {reason}", "Write it again."
+            ) from error
+
+
+def parse_json_line(line: bytes, where: str) -> dict:
+    """The object on one line of a JSON Lines file."""
+    try:
+        content = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise bad_item(where, "a JSON object in UTF-8", f"text that is not: {error}", "Write it again.") from error
+    if not isinstance(content, dict):
+        raise bad_item(where, "a JSON object", shown(content), "Check the source's layout.")
+    return content
+
+
+# Files
 
 
 def resolve_inside(root: Path, relative, field: str, where: str) -> Path:
     """The path of a source's file, which must lie inside `root` even after symbolic links are followed.
 
     Args:
-        root (`Path`): the source's folder.
+        root (`Path`): the folder that the path starts from.
         relative (`str`): what the annotation gives.
         field (`str`): the annotation's key, for the message.
     """
     expected = f"`{field}` to be a path inside the source folder"
     if not isinstance(relative, str) or not relative.strip():
-        raise bad_item(where, expected, repr(relative), "Give a path relative to the annotation file.")
-    parts = PurePosixPath(relative)
-    if parts.is_absolute() or ".." in parts.parts:
-        raise bad_item(where, expected, repr(relative), "Absolute paths and `..` are refused; move the file inside.")
+        raise bad_item(where, expected, shown(relative), "Give a path relative to the source folder.")
+    if relative.startswith("/") or ".." in relative.split("/"):
+        raise bad_item(where, expected, shown(relative), "Absolute paths and `..` are refused; move the file inside.")
     try:
-        path = (root / relative).resolve()
-        is_file = path.is_file()
+        path = real_path(os.path.join(root, relative))
+        is_file = os.path.isfile(path)
     except (OSError, ValueError) as error:
-        raise bad_item(where, expected, f"{relative!r} ({error})", "Correct the path.") from error
-    if not path.is_relative_to(root.resolve()):
+        raise bad_item(where, expected, f"{shown(relative)} ({error})", "Correct the path.") from error
+    if not path.startswith(os.path.join(real_folder(str(root)), "")):
         raise bad_item(
-            where, expected, f"{relative!r}, a symbolic link out of it", "Copy the file into the source folder."
+            where,
+            expected,
+            f"{shown(relative)}, a symbolic link out of it",
+            "Copy the file into the source folder, or name the folder of the pictures by `--images`.",
         )
     if not is_file:
         raise bad_item(
-            where, f"the file that `{field}` names", f"no file {relative!r}", "Restore it or drop the item."
+            where, f"the file that `{field}` names", f"no file {shown(relative)}", "Restore it or drop the item."
         )
-    return path
+    return Path(path)
 
 
-def read_image(path: Path, where: str) -> tuple[bytes, tuple[int, int]]:
-    """Reads a picture's original bytes and checks that they decode.
+def real_path(path: str) -> str:
+    """`os.path.realpath`, which looks at every folder above, for many files of few folders."""
+    folder, name = os.path.split(path)
+    path = os.path.join(real_folder(folder), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
 
-    Returns:
-        `tuple(bytes, (int, int))`: the file's bytes, and its width and height as seen, EXIF orientation applied.
+
+@lru_cache(maxsize=4096)
+def real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture's file.
+
+    Attributes:
+        content (`bytes`): the file, unchanged.
+        size (`tuple[int, int]`): width and height in pixels as seen, EXIF orientation applied.
+        orientation (`int`): the EXIF orientation, 1 to 8; `datasets` and [`MeglProcessor`] apply it when they load.
     """
-    content = path.read_bytes()
+
+    content: bytes
+    size: tuple[int, int]
+    orientation: int
+
+
+def read_picture(path: Path, where: str, field: str) -> Picture:
+    """Reads a picture's original bytes and checks that they hold one whole picture that RGB can show.
+
+    Of a JPEG only what [`jpeg_head`] gives is decoded, since to decode all would take most of a build's time.
+
+    Raises:
+        `ValueError`: if the file does not decode, has more pixels than Pillow's limit for decompression bombs, has
+            several frames, or has 16 bits, which a conversion to RGB would clip to white.
+    """
+    expected = f"`{field}` to be a whole picture"
+    replace = "Replace the file or drop the item."
+    content = read_bytes(path, expected, where)
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(jpeg_head(content) or content))
+        width, height = image.size
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        mode = image.mode
+        image.draft("L", (1, 1))  # of a JPEG, an eighth of the size; of other formats, all
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = f"a picture of at most {Image.MAX_IMAGE_PIXELS:,} pixels"
+        raise bad_item(where, f"`{field}` to be {limit}", f"{path.name} ({error})", "Store it smaller.") from error
+    except UnidentifiedImageError as error:  # its message has an address in memory
+        raise bad_item(where, expected, f"{path.name}, which does not decode (no known format)", replace) from error
     except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
-        raise bad_item(
-            where,
-            "`image_path` to be a whole picture",
-            f"{path.name}, which does not decode ({error})",
-            "Replace the file or drop the item.",
-        ) from error
-    return content, (height, width) if turned else (width, height)
+        raise bad_item(where, expected, f"{path.name}, which does not decode ({error})", replace) from error
+    if frames > 1:
+        still = f"`{field}` to be a still picture"
+        raise bad_item(where, still, f"{path.name} with {frames} frames", "Store the frame that the label is of.")
+    if mode.startswith(("I", "F")):
+        eight = f"`{field}` to be a picture of 8 bits a channel"
+        raise bad_item(where, eight, f"{path.name} of mode {mode}", "Convert it: RGB would clip it to white.")
+    orientation = orientation if orientation in range(1, 9) else 1
+    return Picture(content, (height, width) if orientation >= 5 else (width, height), orientation)
 
 
-def read_map(path: Path, where: str, image_size: tuple[int, int]) -> np.ndarray:
-    """Reads a visual explanation stored as `.npy`.
+def jpeg_head(content: bytes) -> bytes | None:
+    """The header of a JPEG and the first of its data, which decodes if the whole does; `None` where all must decode.
 
-    Accepted are `(3, H, W)` floats in [0, 1] (the mean of the channels is taken), `(H, W)` integers in 0..255,
-    `(H, W)` floats in [0, 1] and `(H, W)` booleans. H x W may be any grid of the picture's aspect ratio.
-
-    Args:
-        image_size (`tuple(int, int)`): the picture's width and height in pixels.
-
-    Returns:
-        `np.ndarray` of shape `(H, W)`, float64 in [0, 1]: 1 is where the explanation points.
+    All must in other formats, and where a file has several scans or pictures. libjpeg fails at a header, at an
+    unexpected marker among the data, or where the data end without the end marker.
     """
+    if not content.startswith(JPEG_START):
+        return None
+    position = len(JPEG_START)
+    while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    marker = JPEG_MARKER.search(content, position)
+    if marker is None or marker.group() != JPEG_END or marker.end() < len(content):
+        return None
+    return content[: position + 256] + JPEG_END
+
+
+def read_bytes(path: Path, expected: str, where: str) -> bytes:
     try:
-        values = np.load(path, allow_pickle=False)  # a pickled array can carry code
-    except (ValueError, EOFError, OSError, MemoryError) as error:
-        raise bad_item(
-            where,
-            "`visual_exp` to be a whole .npy file of plain numbers",
-            f"{path.name}: {error}",
-            "Pickled content is never loaded; write it again with `np.save(path, array, allow_pickle=False)`.",
-        ) from error
-    values = scale_map(values, path.name, where)
-    height, width = values.shape
-    # A grid of whole cells may be off by half a cell in each direction.
-    if abs(width * image_size[1] - height * image_size[0]) > 0.5 * sum(image_size):
-        raise bad_item(
-            where,
-            f"a visual explanation of the picture's aspect ratio ({image_size[0]} x {image_size[1]} pixels)",
-            f"{path.name} of {width} x {height}",
-            "Store the map over the whole picture, uncropped and unstretched.",
-        )
-    return values
+        return path.read_bytes()
+    except OSError as error:
+        raise bad_item(where, expected, f"{path.name}, which cannot be read ({error})", "Mend its rights.") from error
 
 
-def scale_map(values, name: str, where: str) -> np.ndarray:
-    """Brings a stored visual explanation to a `(H, W)` float64 array in [0, 1], or raises `ValueError`."""
-    forms = "(3, H, W) floats in [0, 1], (H, W) integers in 0..255 or (H, W) floats in [0, 1]"
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "buif":
-        kind = values.dtype if isinstance(values, np.ndarray) else "an archive of arrays"
-        raise bad_item(where, forms, f"{name} of type {kind}", "Store one array of plain numbers.")
-    if values.size == 0 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[0] == 3)):
-        raise bad_item(where, forms, f"{name} of shape {values.shape}", "Store one map a picture.")
-    whole = values.dtype.kind in "ui"
-    top = 255 if whole else 1
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise bad_item(where, forms, f"{name} with NaN or infinite values", "Repair the map, or give null.")
-    if values.min() < 0 or values.max() > top:
-        raise bad_item(
-            where,
-            f"a visual explanation of type {values.dtype} in 0..{top}",
-            f"{name} with values from {values.min()} to {values.max()}",
-            "Rescale the map.",
-        )
-    if whole and values.max() == 1:
-        raise bad_item(
-            where,
-            "an integer visual explanation in 0..255",
-            f"{name} with 0 and 1 only, which would be almost black",
-            "Multiply it by 255, or store floats or booleans.",
-        )
-    values = values.astype(np.float64) / top
-    values = values.mean(axis=0) if values.ndim == 3 else values
-    if values.max() * 65535 < 0.5:
-        raise bad_item(
-            where, "a visual explanation that points somewhere", f"{name}, all zero", "Give null for a missing one."
-        )
-    return values
+# Text and numbers
 
 
-def encode_map(values: np.ndarray) -> bytes:
-    """Writes a `(H, W)` map in [0, 1] as a grey PNG.
-
-    The PNG has 8 bits (1 is 255) where that holds the values exactly, otherwise 16 bits (1 is 65535).
-    """
-    eight_bit = np.rint(values * 255)
-    if np.abs(values * 255 - eight_bit).max() < 1e-3:
-        return encode_png(Image.fromarray(eight_bit.astype(np.uint8)))
-    return encode_png(Image.fromarray(np.rint(values * 65535).astype(np.uint16)))
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """The bytes of `image` as PNG."""
-    stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def check_rationales(rationales, where: str) -> list[str]:
+def check_rationales(rationales, where: str, field: str) -> list[str]:
     """Returns the rationales of an item if they are a list of one or more non-blank strings."""
-    expected = "`exp` to be a list of one or more rationales"
+    expected = f"`{field}` to be a list of one or more rationales"
     if not isinstance(rationales, list) or not rationales:
-        raise bad_item(where, expected, repr(rationales), "Write a rationale or drop the item.")
+        raise bad_item(where, expected, shown(rationales), "Write a rationale or drop the item.")
     for rationale in rationales:
         if not isinstance(rationale, str) or not rationale.strip():
-            raise bad_item(where, "every rationale to be text", repr(rationale), "Write it or take it out.")
+            raise bad_item(where, "every rationale to be text", shown(rationale), "Write it or take it out.")
+        if len(rationale) > LONGEST_RATIONALE:
+            raise bad_item(
+                where,
+                f"every rationale to have at most {LONGEST_RATIONALE:,} characters",
+                f"{shown(rationale)} of {len(rationale):,}",
+                "Shorten it or take it out.",
+            )
+        try:
+            rationale.encode()
+        except UnicodeError as error:
+            raise bad_item(where, "every rationale to be text", f"half a character ({error})", "Mend it.") from error
     return rationales
+
+
+def check_name(value, where: str, field: str) -> str:
+    """Returns a class's, group's or item's name if it is a non-blank string."""
+    if not isinstance(value, str) or not value.strip():
+        raise bad_item(where, f"`{field}` to be a name", shown(value), "Correct it.")
+    return value
+
+
+def check_own_split(split, where: str) -> str | None:
+    """Returns the split that an item asks for, or `None`."""
+    if split is not None and split not in SPLITS:
+        raise bad_item(where, f"`split` to be one of {list(SPLITS)}", shown(split), "Rename it or leave it out.")
+    return split
 
 
 def check_shares(validation_share: float, test_share: float):
@@ -205,31 +281,3 @@ def check_shares(validation_share: float, test_share: float):
             "expected `validation_share` and `test_share` to be at least 0 and to sum to less than 1, got "
             f"{validation_share} and {test_share}."
         )
-
-
-def stratified_splits(
-    classes: dict[str, str], validation_share: float, test_share: float, seed: int
-) -> dict[str, str]:
-    """Draws a split for each picture, with the same shares in every class.
-
-    The order within a class is that of a hash of seed and picture, so it depends on neither the order of the items nor
-    the version of a random number generator.
-
-    Args:
-        classes (`dict[str, str]`): picture to class name.
-
-    Returns:
-        `dict[str, str]`: picture to one of `SPLITS`.
-    """
-    check_shares(validation_share, test_share)
-    by_class = {}
-    for picture, name in classes.items():
-        by_class.setdefault(name, []).append(picture)
-    splits = {}
-    for pictures in by_class.values():
-        pictures.sort(key=lambda picture: hashlib.sha256(f"{seed}:{picture}".encode()).digest())
-        test = int(len(pictures) * test_share + 0.5)
-        validation = test + int(len(pictures) * validation_share + 0.5)
-        for position, picture in enumerate(pictures):
-            splits[picture] = "test" if position < test else "validation" if position < validation else "train"
-    return splits

@@ -5,13 +5,15 @@ stands on the background of its class, in validation and test on any. Subjects a
 the picture and reduced, and a subject's alpha channel is its visual explanation.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .items import SPLITS, encode_png
+from .items import SPLITS
+from .maps import encode_png
 
 
 SIZE = 128  # pixels of a picture's side
@@ -80,6 +82,7 @@ class Scenes:
     """
 
     license = "apache-2.0"
+    citation = None
 
     def __init__(self, subjects: tuple[Subject, ...], seed: int = 0, sizes: dict[str, int] | None = None):
         sizes = SAMPLE_SIZES if sizes is None else sizes
@@ -93,6 +96,7 @@ class Scenes:
         self.subjects = subjects
         self.seed = seed
         self.sizes = sizes
+        self.skipped = self.dropped = Counter()  # no item is bad, none left out
         self.label_names = [subject.label for subject in subjects]
         self.splits = [split for split in SPLITS if split in sizes]
 

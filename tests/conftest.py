@@ -81,3 +81,9 @@ def shared():
     if not (folder / "golden").is_dir():
         pytest.skip(f"no reference numbers at {folder}: set MEGL_SHARED to the folder that holds golden/")
     return folder
+
+
+@pytest.fixture()
+def own_cache(tmp_path, monkeypatch):
+    """`load_dataset` caches in the test's own folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

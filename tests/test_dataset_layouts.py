@@ -1,0 +1,399 @@
+"""Tests of the layouts: ACT-X, VQA-X, an image folder, COCO instances, and how a layout is told."""
+
+import json
+
+import numpy as np
+import pytest
+from dataset_sources import (
+    GRID,
+    REPOSITORY,
+    load,
+    make_act_x,
+    make_coco,
+    make_image_folder,
+    make_release,
+    make_vqa_x,
+    values_of,
+    write_json,
+    write_map,
+    write_picture,
+)
+from datasets import Image
+from huggingface_hub import DatasetCard
+from PIL import Image as PILImage
+
+from dataset_builders import ActionMe, ObjectMe, build_dataset
+from dataset_builders.coco import read_runs
+from dataset_builders.vqa_x import VqaX, read_categories
+
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+WHOLE = {"validation_share": 0, "test_share": 0}
+
+
+def rows_of(folder, *splits) -> dict[str, dict]:
+    return {row["id"]: row for split in splits for row in load(folder, split)}
+
+
+def label_names(folder, split) -> list[str]:
+    return load(folder, split).features["label"].names
+
+
+# ACT-X
+
+
+def test_act_x(tmp_path):
+    root = make_act_x(tmp_path / "ACT-X")
+    counts = build_dataset(ActionMe, root, tmp_path / "out")
+    names = ["bicycling, mountain", "bicycling, racing", "rowing", "yoga, Power"]
+    assert label_names(tmp_path / "out", "train") == names
+    assert {split: sum(number for number, *_ in classes.values()) for split, classes in counts.items()} == {
+        "train": 1,
+        "validation": 1,
+        "test": 2,
+    }
+    rows = rows_of(tmp_path / "out", "train", "validation", "test")
+    assert [names[rows[key]["label"]] for key in ("t1", "v1", "s1", "s2")] == [names[0], names[1], names[3], names[2]]
+    assert rows["t1"]["textual_explanations"] == ["he rides a bike uphill", "he wears a helmet"]
+    assert rows["s1"]["textual_explanations"] == ["she stands on one leg"]
+    assert rows["t1"]["visual_explanation"] is rows["s1"]["visual_explanation"] is None
+    np.testing.assert_allclose(values_of(rows["v1"]["visual_explanation"]), GRID / 255 * 2 / 3, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(rows["s2"]["visual_explanation"]), GRID)
+    raw = load(tmp_path / "out", "train").cast_column("image", Image(decode=False))[0]["image"]
+    assert raw == {"bytes": (root / "images" / "0001.jpg").read_bytes(), "path": "0001.jpg"}
+    assert "park2018multimodal" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_act_x_by_the_first_part_of_the_activity(tmp_path):
+    build_dataset(ActionMe, make_act_x(tmp_path / "ACT-X"), tmp_path / "out", activity_level="first")
+    assert label_names(tmp_path / "out", "train") == ["bicycling", "rowing", "yoga"]
+
+
+def test_pictures_may_lie_elsewhere(tmp_path):
+    root = make_act_x(tmp_path / "ACT-X")
+    (root / "images").rename(tmp_path / "mpii")
+    with pytest.raises(ValueError, match="item 't1': expected the file that `iid` names, got no file '0001.jpg'"):
+        build_dataset(ActionMe, root, tmp_path / "out")
+    (root / "images").symlink_to(tmp_path / "mpii")
+    assert build_dataset(ActionMe, root, tmp_path / "out", images=str(tmp_path / "mpii"))["test"]["rowing"][0] == 1
+    with pytest.raises(ValueError, match="which holds the source"):
+        build_dataset(ActionMe, root, tmp_path / "mpii", images=str(tmp_path / "mpii"), overwrite=True)
+    with pytest.raises(ValueError, match="nowhere: expected a folder of pictures.*`--images`"):
+        build_dataset(ActionMe, root, tmp_path / "out2", images=str(tmp_path / "nowhere"))
+
+
+def test_maps_that_belong_to_no_item_are_not_lost_unseen(tmp_path):
+    root = make_act_x(tmp_path / "ACT-X")
+    for path in root.rglob("*.npy"):
+        path.rename(path.with_name(f"map_{path.name}"))
+    with pytest.raises(ValueError, match="visual: expected maps named <id>.npy .* got map_s2.npy"):
+        build_dataset(ActionMe, root, tmp_path / "out")
+
+
+def test_maps_in_archives(tmp_path):
+    root = make_act_x(tmp_path / "ACT-X")
+    (root / "visual" / "test" / "s2.npy").unlink()
+    np.savez(root / "visual" / "test" / "0004.npz", GRID)
+    build_dataset(ActionMe, root, tmp_path / "out")
+    explanation = rows_of(tmp_path / "out", "test")["s2"]["visual_explanation"]
+    np.testing.assert_array_equal(np.asarray(explanation), GRID)
+
+
+# VQA-X
+
+
+def test_vqa_x_keeps_what_names_one_category(tmp_path):
+    counts = build_dataset(ObjectMe, make_vqa_x(tmp_path / "VQA-X"), tmp_path / "out")
+    # In COCO's order; "cat" names no item that is kept.
+    assert label_names(tmp_path / "out", "train") == ["person", "dog", "couch", "tv"]
+    assert counts["train"] == {"person": (0, 0, 0), "dog": (2, 0, 2), "couch": (0, 0, 0), "tv": (0, 0, 0)}
+    assert counts["validation"]["couch"] == (1, 1, 1) and counts["test"]["tv"] == (1, 0, 1)
+    rows = rows_of(tmp_path / "out", "train", "validation", "test")
+    assert list(rows) == ["42001", "42002", "9001", "10002", "11001"]
+    assert rows["42002"]["textual_explanations"] == ["because of 42002"]
+    np.testing.assert_array_equal(np.asarray(rows["9001"]["visual_explanation"]), GRID)
+    raw = load(tmp_path / "out", "train").cast_column("image", Image(decode=False))["image"]
+    assert [image["path"] for image in raw] == ["COCO_train2014_000000000042.jpg"] * 2
+    text = DatasetCard.load(tmp_path / "out" / "README.md").text
+    assert "- 1 items: the answer names no object category" in text
+    assert "- 2 items: the picture's answers name different categories" in text
+    assert "- 1 items: the picture is also in a later split" in text
+
+
+def test_vqa_x_as_the_archive_is_published(tmp_path):
+    root = make_vqa_x(tmp_path / "VQA-X")
+    (root / "Annotations" / "visual").rename(root / "visual")
+    (root / "Annotations").rename(root / "textual")
+    assert build_dataset(ObjectMe, root, tmp_path / "out")["validation"]["couch"] == (1, 1, 1)
+
+
+def test_vqa_x_needs_the_answers(tmp_path):
+    root = make_vqa_x(tmp_path / "VQA-X")
+    (root / "Annotations" / "v2_mscoco_val2014_annotations.json").unlink()
+    with pytest.raises(ValueError, match="item '9001': expected a question of VQA v2's annotations, got none"):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+    (root / "Annotations" / "v2_mscoco_train2014_annotations.json").unlink()
+    with pytest.raises(ValueError, match=r"expected v2_mscoco_.*annotations.json of VQA v2"):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+
+
+def test_synonyms_cover_cocos_categories(tmp_path):
+    forms = read_categories()
+    assert len(set(forms.values())) == 80
+    assert all(form == form.lower().strip() for form in forms)
+    source = VqaX(make_vqa_x(tmp_path))
+    for answer, category in {
+        "mice": "mouse",
+        "Knives.": "knife",
+        "the  sheep": "sheep",
+        "a teddy bear": "teddy bear",
+        "bear": "bear",
+        "yes": None,
+        "": None,
+        "dog and cat": None,
+    }.items():
+        assert source.category(answer) == category, answer
+
+
+def test_synonyms_are_one_to_one():
+    """A form under two categories would silently get the later one."""
+    table = json.loads((REPOSITORY / "dataset_builders" / "coco_synonyms.json").read_text())
+    forms = [form for category, others in table.items() for form in (category, *others)]
+    assert len(forms) == len(set(forms))
+
+
+# An image folder
+
+
+def test_image_folder(tmp_path):
+    root = make_image_folder(
+        tmp_path / "own", visual_explanation_file_name="maps/b.png", id="second", group="aligned", split="test"
+    )
+    (root / "maps").mkdir()
+    PILImage.fromarray(GRID).save(root / "maps" / "b.png")
+    counts = build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE)
+    assert counts == {"train": {"cat": (2, 0, 2), "dog": (1, 0, 1)}, "test": {"cat": (0, 0, 0), "dog": (1, 1, 1)}}
+    rows = rows_of(tmp_path / "out", "train", "test")
+    assert list(rows) == ["a.jpg", "c.jpg", "d.jpg", "second"]
+    assert rows["second"]["group"] == "aligned" and rows["second"]["label"] == 1
+    np.testing.assert_array_equal(np.asarray(rows["second"]["visual_explanation"]), GRID)
+
+
+def test_image_folder_with_folders_as_splits(tmp_path):
+    for split in ("train", "val", "test"):
+        make_image_folder(tmp_path / "own" / split, number=2)
+    counts = build_dataset(ObjectMe, tmp_path / "own", tmp_path / "out")
+    assert {split: sum(number for number, *_ in classes.values()) for split, classes in counts.items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 2,
+    }
+    assert list(rows_of(tmp_path / "out", "validation")) == ["val/a.jpg", "val/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: PILImage.fromarray(GRID).convert("RGB"), GRID / 255),
+        (lambda: PILImage.fromarray(GRID.astype(np.uint16) * 250), GRID / 65535.0 * 250),
+        (lambda: PILImage.fromarray(GRID.astype(np.int32) * 250), GRID / 65535.0 * 250),
+        (lambda: PILImage.fromarray((GRID / 255).astype(np.float32)), GRID / 255),
+        (lambda: PILImage.fromarray(GRID > 100), GRID > 100),
+        (lambda: PILImage.fromarray(GRID).convert("P"), GRID / 255),
+        (lambda: PILImage.merge("LA", [PILImage.new("L", (8, 6), 255), PILImage.fromarray(GRID)]), GRID / 255),
+    ],
+    ids=["RGB", "16 bits", "32 bits", "floats", "1 bit", "palette", "alpha"],
+)
+def test_maps_from_pictures_of_any_kind(tmp_path, make, expected):
+    root = make_image_folder(tmp_path / "own", visual_explanation_file_name="b.tiff")
+    picture = make()
+    name = "b.tiff" if picture.mode in ("F", "I") else "b.png"
+    picture.save(root / name)
+    metadata = root / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("b.tiff", name))
+    build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE)
+    explanation = rows_of(tmp_path / "out", "train")["b.jpg"]["visual_explanation"]
+    np.testing.assert_allclose(values_of(explanation), expected, atol=1 / 65535)
+
+
+# COCO instances
+
+
+def test_coco_instances_explain_the_category(tmp_path):
+    counts = build_dataset(ObjectMe, make_coco(tmp_path / "own"), tmp_path / "out", explain_category=True)
+    assert counts == {"validation": {"dog": (1, 1, 0), "cat": (1, 1, 0)}}
+    rows = rows_of(tmp_path / "out", "validation")
+    assert list(rows) == ["images/val2014/000000000007.jpg", "images/val2014/000000000008.jpg"]
+    # The cats' square and box, without the dog; the dog's run lengths.
+    cats, dog = np.zeros((30, 40)), np.zeros((30, 40))
+    cats[3:13, 2:12] = cats[20:28, 30:35] = 1
+    dog[:, 10:20] = 1
+    for row, expected in zip(rows.values(), (cats, dog), strict=True):
+        assert row["visual_explanation"].mode == "L" and row["textual_explanations"] == []
+        np.testing.assert_array_equal(values_of(row["visual_explanation"]), expected)
+    assert "- 1 items: the picture has no instances" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_coco_instances_without_explanations(tmp_path):
+    counts = build_dataset(ObjectMe, make_coco(tmp_path / "own"), tmp_path / "out")
+    assert counts == {"validation": {"dog": (1, 0, 0), "cat": (1, 0, 0)}}
+
+
+def test_coco_masks_of_the_category_that_a_label_names(tmp_path):
+    root = make_coco(tmp_path / "own")
+    lines = [
+        {"file_name": f"images/val2014/{key:012d}.jpg", "label": label, "textual_explanations": ["It is."]}
+        for key, label in ((7, "dog"), (8, "cat"), (9, "zebra"))
+    ]
+    (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="those of image_folder and coco. Choose one by `--layout`"):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+    build_dataset(ObjectMe, root, tmp_path / "out", layout="coco", explain_category=True, **WHOLE)
+    rows = list(rows_of(tmp_path / "out", "train").values())
+    assert label_names(tmp_path / "out", "train") == ["cat", "dog", "zebra"]
+    expected = np.zeros((30, 40))
+    expected[:10, :5] = 1
+    np.testing.assert_array_equal(values_of(rows[0]["visual_explanation"]), expected)
+    assert rows[1]["visual_explanation"] is rows[2]["visual_explanation"] is None
+    assert rows[0]["textual_explanations"] == ["It is."]
+
+
+def test_run_lengths_are_read_as_pycocotools_writes_them():
+    masks = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.5, 0.98):
+        mask = np.asfortranarray(rng.random((37, 53)) < share, dtype=np.uint8)
+        mask[:, 10:30] = 1
+        text = masks.encode(mask)["counts"].decode()
+        runs = read_runs(text)
+        assert sum(runs) == mask.size
+        np.testing.assert_array_equal(np.repeat(np.arange(len(runs)) % 2, runs).reshape(53, 37).T, mask)
+
+
+def change_coco(root, picture=None, instance=None):
+    path = root / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    content["images"][0].update(picture or {})
+    content["annotations"][0].update(instance or {})
+    write_json(path, content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("picture", "instance", "message"),
+    [
+        ({"width": 41}, {}, "instances on the picture's 40 x 30 pixels, got a `width` and `height` of 41 x 30"),
+        ({"width": 10**9}, {}, "of 1000000000 x 30"),
+        ({}, {"segmentation": [[2, 3, 12, 3]]}, r"polygons, run lengths or a box .* got \[\[2, 3, 12, 3\]\]"),
+        ({}, {"segmentation": [[2, 3, 12, 3, 1e9, 13]]}, "Export the instances again"),
+        ({}, {"segmentation": {"size": [30, 40], "counts": "zzzz"}}, "polygons, run lengths"),
+        ({}, {"segmentation": {"size": [30, 40], "counts": [600, 599]}}, "polygons, run lengths"),
+        ({}, {"segmentation": {"size": [30, 40], "counts": [-1, 1201]}}, "polygons, run lengths"),
+        ({}, {"segmentation": {"size": [40, 30], "counts": [600, 600]}}, "polygons, run lengths"),
+        ({}, {"segmentation": [], "bbox": [1, 2, 3]}, "polygons, run lengths"),
+        ({"file_name": "/etc/hostname"}, {}, "Absolute paths and `..` are refused"),
+        ({"file_name": "../7.jpg"}, {}, "Absolute paths and `..` are refused"),
+        ({"file_name": "none.jpg"}, {}, "no file 'none.jpg'"),
+    ],
+)
+def test_bad_coco_items(tmp_path, picture, instance, message):
+    root = change_coco(make_coco(tmp_path / "own"), picture, instance)
+    with pytest.raises(ValueError, match=message) as caught:
+        build_dataset(ObjectMe, root, tmp_path / "out", explain_category=True)
+    assert str(caught.value).startswith(f"{root / 'annotations' / 'instances_val2014.json'}: picture '")
+
+
+def test_empty_masks(tmp_path):
+    root = make_coco(tmp_path / "own")
+    content = json.loads((root / "annotations" / "instances_val2014.json").read_text())
+    content["annotations"] = [{"id": 1, "image_id": 7, "category_id": 18, "bbox": [0, 0, 0, 0]}]
+    write_json(root / "annotations" / "instances_val2014.json", content)
+    with pytest.raises(ValueError, match="expected masks that cover a pixel, got empty ones"):
+        build_dataset(ObjectMe, root, tmp_path / "out", explain_category=True)
+
+
+@pytest.mark.parametrize(
+    ("picture", "instance", "message"),
+    [
+        ({"id": 8}, {}, "instances in COCO's format, each id once, got .*UNIQUE"),
+        ({}, {"category_id": 3}, r"got an entry that is not \(KeyError: 3\)"),
+    ],
+)
+def test_bad_coco_files(tmp_path, picture, instance, message):
+    root = change_coco(make_coco(tmp_path / "own"), picture, instance)
+    with pytest.raises(ValueError, match=message):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+
+
+# Turned pictures
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_picture_and_map_alike(tmp_path, orientation):
+    """The map's bright cell lies over the picture's bright quarter, whether the map was made of the stored pixels or
+    of the picture as seen; only a map that may be both is taken as seen."""
+    pixels = np.zeros((60, 80, 3), dtype=np.uint8)
+    pixels[:30, :40] = 255
+    stored = np.zeros((6, 8))
+    stored[1, 1] = 1
+    exif = PILImage.Exif()
+    exif[0x0112] = orientation
+    root = make_image_folder(tmp_path / "own", visual_explanation_file_name="b.npy")
+    PILImage.fromarray(pixels).save(root / "b.jpg", exif=exif, quality=95)
+    write_map(root / "b.npy", stored)
+    build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE)
+    row = rows_of(tmp_path / "out", "train")["b.jpg"]
+    assert row["image"].size == ((60, 80) if orientation >= 5 else (80, 60))
+    explanation = row["visual_explanation"].resize(row["image"].size, PILImage.Resampling.NEAREST)
+    bright = np.asarray(row["image"].convert("L")) > 128
+    if orientation in (1, 5, 6, 7, 8):
+        assert bright[np.asarray(explanation) > 0].all()
+    else:
+        np.testing.assert_array_equal(np.asarray(row["visual_explanation"]) / 255, stored)
+    raw = load(tmp_path / "out", "train").cast_column("image", Image(decode=False))[1]["image"]
+    assert raw["bytes"] == (root / "b.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40)])
+def test_coco_masks_of_turned_pictures(tmp_path, size):
+    """Instances on the stored pixels turn with the picture, instances on the picture as seen do not."""
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    root = make_coco(tmp_path / "own")
+    write_picture(root / "images" / "val2014" / "000000000007.jpg", exif=exif)
+    instance = {"segmentation": [], "bbox": [0, 0, 10, 5]}
+    change_coco(root, {"width": size[0], "height": size[1]}, {**instance, "area": 1000})
+    path = root / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = content["annotations"][:1]
+    write_json(path, content)
+    build_dataset(ObjectMe, root, tmp_path / "out", explain_category=True)
+    mask = values_of(rows_of(tmp_path / "out", "validation")["images/val2014/000000000007.jpg"]["visual_explanation"])
+    expected = np.zeros((size[1], size[0]))
+    expected[:5, :10] = 1
+    np.testing.assert_array_equal(mask, np.rot90(expected, -1) if size == (40, 30) else expected)
+
+
+# Which layout it is
+
+
+def test_layout_is_told_or_asked_for(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"files of one layout \(release: exp_annotation.json .* got none of them"):
+        build_dataset(ObjectMe, tmp_path / "empty", tmp_path / "out")
+    root = make_image_folder(make_release(tmp_path / "both"))
+    with pytest.raises(ValueError, match="those of release and image_folder. Choose one by `--layout`"):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+    assert "owl" not in build_dataset(ObjectMe, root, tmp_path / "out", layout="image_folder", **WHOLE)["train"]
+    with pytest.raises(ValueError, match="expected `layout` to be one of .*, got 'voc'"):
+        build_dataset(ObjectMe, root, tmp_path / "out2", layout="voc")
+
+
+def test_options_that_a_layout_has_no_use_for(tmp_path):
+    root = make_release(tmp_path / "source")
+    with pytest.raises(ValueError, match="`explain_category` with the layout coco alone, got release"):
+        build_dataset(ObjectMe, root, tmp_path / "out", explain_category=True)
+    with pytest.raises(ValueError, match="`activity_level` with the layout act_x alone, got release"):
+        build_dataset(ObjectMe, root, tmp_path / "out", activity_level="first")
+    with pytest.raises(ValueError, match="the builder action_me for the layout act_x, got object_me"):
+        build_dataset(ObjectMe, make_act_x(tmp_path / "act"), tmp_path / "out")

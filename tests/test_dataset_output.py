@@ -1,0 +1,418 @@
+"""Tests of the folder that a build writes: whole or absent, the same whatever the processes, read by its users."""
+
+import json
+import multiprocessing
+import os
+import pkgutil
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+from dataset_sources import (
+    SMALL,
+    build_release,
+    digests,
+    leftovers,
+    make_image_folder,
+    make_release,
+    make_vqa_x,
+)
+from datasets import load_dataset, load_dataset_builder
+from huggingface_hub import DatasetCard
+from huggingface_hub.errors import RepositoryNotFoundError
+
+import dataset_builders.hub
+from dataset_builders import ActionMe, HubTarget, ObjectMe, build, build_dataset, staging
+from dataset_builders.staging import clean_leftovers
+
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_full_folder_is_refused_and_replaced_on_demand(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="new or empty folder.*set `overwrite`"):
+        build_dataset(ObjectMe, "sample", output, sample_sizes=SMALL)
+    assert (output / "mine.txt").read_text() == "keep"
+    with pytest.raises(ValueError, match="expected a source folder"):
+        build_release(tmp_path / "nowhere", output, overwrite=True)
+    assert (output / "mine.txt").read_text() == "keep"
+    build_dataset(ObjectMe, "sample", output, sample_sizes=SMALL, overwrite=True)
+    assert sorted(path.name for path in output.iterdir()) == ["README.md", "data"]
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_empty_folder_is_used_and_a_file_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    build_release(make_release(tmp_path / "source"), tmp_path / "out")
+    assert leftovers(tmp_path) == ["out"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileExistsError, match="got the file"):
+        build_release(tmp_path / "source", tmp_path / "file", overwrite=True)
+
+
+def test_source_and_working_folder_are_never_replaced(tmp_path, monkeypatch):
+    root = make_release(tmp_path / "source")
+    with pytest.raises(ValueError, match="which holds the source"):
+        build_release(root, root, overwrite=True)
+    monkeypatch.chdir(root / "images")
+    with pytest.raises(ValueError, match="folder you are in"):
+        build_dataset(ObjectMe, "sample", tmp_path / "source", overwrite=True)
+    assert (root / "exp_annotation.json").is_file()
+
+
+def test_what_a_killed_build_left_does_no_harm(tmp_path):
+    """`datasets` keeps `<folder>.incomplete` after a kill and would take its junk shards into the next build."""
+    stale = tmp_path / ".out.building-dead" / "parquet.incomplete"
+    stale.mkdir(parents=True)
+    (stale / "object_me-train-00000-00001-of-NNNNN.parquet").touch()
+    foreign = tmp_path / "out.incomplete"
+    foreign.mkdir()
+    (foreign / "object_me-train-00000-00001-of-NNNNN.parquet").touch()
+    build_release(make_release(tmp_path / "source"), tmp_path / "out")
+    assert leftovers(tmp_path) == ["out", "out.incomplete"]
+    assert [path.name for path in (tmp_path / "out" / "data").iterdir()] == ["train-00000-of-00001.parquet"]
+    assert len(load_dataset(str(tmp_path / "out"), split="train")) == 4
+
+
+def test_old_folder_is_put_back_after_a_kill_between_the_renames(tmp_path):
+    old = tmp_path / ".out.old-dead"
+    old.mkdir()
+    (old / "README.md").write_text("old")
+    clean_leftovers(tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text() == "old"
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_failed_move_puts_the_old_folder_back(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    build_release(make_release(tmp_path / "source"), output)
+    before = digests(output)
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "dataset":
+            raise OSError("disk trouble")
+        return rename(path, target)
+
+    monkeypatch.setattr("dataset_builders.staging.exchange", lambda first, second: False)
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk trouble"):
+        build_release(tmp_path / "source", output, overwrite=True)
+    assert digests(output) == before
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_rebuilt_data_set_is_not_read_from_a_stale_cache(tmp_path):
+    """The two builds have equal counts and sizes; `load_dataset` keys its cache on the card, not on the shards."""
+    root = make_release(tmp_path / "source", exp=["It is b."])
+    build_release(root, tmp_path / "out")
+    assert load_dataset(str(tmp_path / "out"), split="train")[1]["textual_explanations"] == ["It is b."]
+    annotation = root / "exp_annotation.json"
+    annotation.write_text(annotation.read_text().replace("It is b.", "It is B."))
+    build_release(root, tmp_path / "out", overwrite=True)
+    assert load_dataset(str(tmp_path / "out"), split="train")[1]["textual_explanations"] == ["It is B."]
+
+
+# Killed at any moment
+
+
+# What is killed at which call, before or after it; whether the new folder is already in its place then.
+KILLS = {
+    "indexing": ("dataset_builders.sources.ItemIndex", "add", 3, "before", False),
+    "reading": ("dataset_builders.sources.Source", "row", 3, "before", False),
+    "written": ("dataset_builders.build", "write_shards", 1, "after", False),
+    "collecting": ("dataset_builders.build", "collect", 1, "after", False),
+    "describing": ("dataset_builders.build", "card", 1, "after", False),
+    "replacing": ("dataset_builders.build", "replace_folder", 1, "before", False),
+    "replaced": ("dataset_builders.build", "replace_folder", 1, "after", True),
+    "cleaning": ("shutil", "rmtree", 1, "before", True),
+}
+
+
+def killed_build(owner, name, call, when, exchange, root, output):
+    """Builds, in a process of its own that kills itself."""
+    owner = pkgutil.resolve_name(owner)
+    function, calls = getattr(owner, name), []
+
+    def kill(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*arguments, **options)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, kill)
+    if not exchange:
+        staging.exchange = lambda first, second: False
+    build_release(root, output, overwrite=True)
+
+
+def run_killed(target, *arguments):
+    # From a server that has the imports: a fork of this process would have its threads' locks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dataset_builders"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+@pytest.mark.parametrize("step", KILLS)
+def test_killed_build_leaves_the_old_folder_or_none(tmp_path, step, overwrite):
+    if step == "cleaning" and not overwrite:
+        pytest.skip("nothing else is removed before")
+    *kill, done = KILLS[step]
+    output = tmp_path / "out"
+    root = make_release(tmp_path / "source")
+    old = {}
+    if overwrite:
+        build_release(make_release(tmp_path / "before" / "source", number=2), output)
+        shutil.rmtree(tmp_path / "before")
+        old = digests(output)
+    process = run_killed(killed_build, *kill, True, root, output)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(leftovers(tmp_path)) == 1 + output.exists(), "it was killed before it began or after it ended"
+    assert output.exists() == (overwrite or done)
+    after_kill = digests(output)
+    assert done or after_kill == old
+    build_release(root, output, overwrite=True)
+    assert leftovers(tmp_path) == ["out"]
+    assert not done or after_kill == digests(output)
+    assert list(load_dataset(str(output), split="train")["id"]) == ["a", "b", "c", "d"]
+
+
+def test_old_folder_survives_a_kill_between_two_renames(tmp_path):
+    """Where the system cannot swap folders, there is a moment without one, and the next build puts it back."""
+    output = tmp_path / "out"
+    root = make_release(tmp_path / "source")
+    build_release(root, output)
+    old = digests(output)
+    process = run_killed(killed_build, "pathlib.Path", "rename", 4, "before", False, root, output)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not output.exists()
+    (root / "images" / "a.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="which does not decode"):
+        build_release(root, output, overwrite=True)
+    assert digests(output) == old
+    assert leftovers(tmp_path) == ["out"]
+
+
+def build_in_parallel(root, output):
+    build_release(root, output, overwrite=True, num_proc=2)
+
+
+def test_build_killed_from_outside_at_random(tmp_path):
+    """With processes that read: they end with the build, and what is there is the old folder or the new one."""
+    output = tmp_path / "out"
+    root = make_image_folder(tmp_path / "source", number=26)
+    build_release(root, output)
+    new = digests(output)
+    (root / "metadata.jsonl").write_text("".join((root / "metadata.jsonl").read_text().splitlines(True)[:7]))
+    build_release(root, output, overwrite=True)
+    old = digests(output)
+    make_image_folder(root, number=26)
+    pauses = random.Random(0)
+    outcomes = Counter()
+    for _ in range(8):
+        process = run_killed(build_in_parallel, root, output)
+        time.sleep(pauses.uniform(0, 0.8))
+        process.kill()
+        process.join()
+        found = digests(output)
+        outcomes["new" if found == new else "old"] += 1
+        assert found in (old, new)
+    build_in_parallel(root, output)
+    assert digests(output) == new
+    assert leftovers(tmp_path) == ["out"]
+
+
+def wait_in_build(root, output, started):
+    function = build.write_shards
+
+    def wait(*arguments):
+        started.set()
+        time.sleep(60)
+        return function(*arguments)
+
+    build.write_shards = wait
+    build_release(root, output)
+
+
+def test_two_builds_of_one_folder_do_not_meet(tmp_path):
+    root = make_release(tmp_path / "source")
+    started = multiprocessing.get_context("forkserver").Event()
+    process = run_killed(wait_in_build, root, tmp_path / "out", started)
+    assert started.wait(60)
+    with pytest.raises(FileExistsError, match="the only build of .*out, got another one at work in"):
+        build_release(root, tmp_path / "out")
+    process.kill()
+    process.join()
+    build_release(root, tmp_path / "out")
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_swap_of_two_folders(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if not staging.exchange(tmp_path / "first", tmp_path / "second"):
+        pytest.skip("this system cannot swap folders")
+    assert (tmp_path / "first" / "second").exists() and (tmp_path / "second" / "first").exists()
+    assert not staging.exchange(tmp_path / "first", tmp_path / "nowhere")
+
+
+# Size and order
+
+
+def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
+    root = make_image_folder(tmp_path / "source", number=26)
+    (root / "e.jpg").write_bytes(b"")
+    (root / "z.jpg").write_bytes(b"text")
+    options = {"validation_share": 0.1, "test_share": 0.2, "on_error": "skip"}
+    build_release(root, tmp_path / "one", **options)
+    build_release(root, tmp_path / "two" / "one", num_proc=2, **options)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two" / "one")
+    assert len((tmp_path / "one" / "skipped.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(ValueError, match="line 5 .*e.jpg, which does not decode"):
+        build_release(root, tmp_path / "three", num_proc=2)
+    with pytest.raises(ValueError, match="`num_proc` to be at least 1, got 0"):
+        build_release(root, tmp_path / "three", num_proc=0)
+
+
+def test_shards_and_batches_are_bounded_in_bytes(tmp_path, monkeypatch):
+    """Pictures of 60 kB, batches of 200 kB, shards of 500 kB: four rows a batch, two batches a shard."""
+    monkeypatch.setattr(build, "BATCH_BYTES", 200_000)
+    root = make_image_folder(tmp_path / "source", number=20)
+    for path in root.glob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:-2] + bytes(60_000 - path.stat().st_size) + b"\xff\xd9")
+    build_release(root, tmp_path / "out", max_shard_size="500KB")
+    shards = sorted((tmp_path / "out" / "data").iterdir())
+    assert [shard.name for shard in shards] == [f"train-{index:05d}-of-00003.parquet" for index in range(3)]
+    assert all(shard.stat().st_size < 500_000 for shard in shards)
+    groups = [pq.ParquetFile(shard).metadata for shard in shards]
+    assert [meta.row_group(i).num_rows for meta in groups for i in range(meta.num_row_groups)] == [4] * 5
+    rows = load_dataset(str(tmp_path / "out"), split="train")
+    assert list(rows["id"]) == [f"{chr(ord('a') + index)}.jpg" for index in range(20)]
+
+
+def test_streaming_resumes(tmp_path):
+    root = make_image_folder(tmp_path / "source", number=26)
+    build_release(root, tmp_path / "out", max_shard_size="6KB")
+    assert len(list((tmp_path / "out" / "data").iterdir())) >= 1
+    stream = load_dataset(str(tmp_path / "out"), split="train", streaming=True)
+    rows = iter(stream)
+    first = [next(rows)["id"] for _ in range(11)]
+    state = json.loads(json.dumps(stream.state_dict()))
+    resumed = load_dataset(str(tmp_path / "out"), split="train", streaming=True)
+    resumed.load_state_dict(state)
+    rest = list(resumed)
+    assert first + [row["id"] for row in rest] == [f"{chr(ord('a') + index)}.jpg" for index in range(26)]
+    assert rest[0]["image"].size == (40, 30)
+
+
+# The card
+
+
+def test_card_is_read_back(tmp_path):
+    build_dataset(ActionMe, "sample", tmp_path / "action_me", sample_sizes=SMALL)
+    card = DatasetCard.load(tmp_path / "action_me" / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert "| running | 4 (1, 8) | 1 (1, 2) | 2 (2, 4) |" in card.text
+    assert "2411.13053" in card.text
+    info = load_dataset_builder(str(tmp_path / "action_me")).info
+    assert {name: split.num_examples for name, split in info.splits.items()} == SMALL
+    assert info.features["label"].names == ["running", "waving", "sitting", "lifting", "kicking"]
+    shards = sorted((tmp_path / "action_me" / "data").iterdir())
+    assert [shard.name for shard in shards] == [
+        f"{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")
+    ]
+    assert info.download_size == sum(shard.stat().st_size for shard in shards)
+
+
+@pytest.mark.parametrize("make", [make_release, make_vqa_x, make_image_folder])
+def test_card_of_every_source_tells_features_and_counts(tmp_path, make):
+    counts = build_dataset(ObjectMe, make(tmp_path / "source"), tmp_path / "out")
+    info = load_dataset_builder(str(tmp_path / "out")).info
+    totals = {split: sum(pictures for pictures, *_ in classes.values()) for split, classes in counts.items()}
+    assert {name: split.num_examples for name, split in info.splits.items()} == totals
+    data = DatasetCard.load(tmp_path / "out" / "README.md").data
+    assert data.size_categories == ["n<1K"] and data.license == "unknown" and data.pretty_name == "Object-ME"
+    for split, number in totals.items():
+        rows = load_dataset(str(tmp_path / "out"), split=split)
+        assert rows.features == info.features and len(rows) == number
+        for label, name in enumerate(info.features["label"].names):
+            own = [row for row in rows if row["label"] == label]
+            maps = sum(row["visual_explanation"] is not None for row in own)
+            assert counts[split][name] == (len(own), maps, sum(len(row["textual_explanations"]) for row in own))
+
+
+# The Hub
+
+
+class Hub:
+    """Notes what a client of the Hub is asked to do."""
+
+    def __init__(self, private=None):
+        self.private = private
+        self.asked = []
+
+    def __call__(self):
+        return self
+
+    def repo_info(self, repository, repo_type):
+        if self.private is None:
+            raise RepositoryNotFoundError("no such repository", response=SimpleNamespace(headers={}, request=None))
+        return SimpleNamespace(private=self.private)
+
+    def create_repo(self, repository, **options):
+        self.asked.append(("create", repository, options))
+        return f"https://huggingface.co/datasets/{repository}"
+
+    def upload_folder(self, **options):
+        self.asked.append(("upload", options["repo_id"], options))
+
+
+@pytest.fixture()
+def hub(monkeypatch):
+    def set_up(token="secret", **options):
+        hub = Hub(**options)
+        monkeypatch.setattr(dataset_builders.hub, "HfApi", hub)
+        monkeypatch.setattr(dataset_builders.hub, "get_token", lambda: token)
+        return hub
+
+    return set_up
+
+
+def test_push_is_private_and_removes_earlier_shards(tmp_path, hub):
+    asked = hub().asked
+    assert HubTarget("me/own").push(tmp_path) == "https://huggingface.co/datasets/me/own"
+    (created, name, creation), (uploaded, repository, upload) = asked
+    assert (created, name, uploaded, repository) == ("create", "me/own", "upload", "me/own")
+    assert creation == {"repo_type": "dataset", "private": True, "exist_ok": True}
+    assert upload["folder_path"] == str(tmp_path) and upload["repo_type"] == "dataset"
+    assert upload["delete_patterns"] == ["data/*", "skipped.jsonl"]
+
+
+def test_push_needs_a_token_and_never_publishes_unasked(hub):
+    hub(token=None)
+    with pytest.raises(ValueError, match="expected a token of the Hub, to push to me/own, got none"):
+        HubTarget("me/own")
+    hub(private=True)
+    HubTarget("me/own")
+    asked = hub(private=False).asked
+    with pytest.raises(ValueError, match="me/own to be new or private, got a public data set"):
+        HubTarget("me/own")
+    HubTarget("me/own", private=False).push("folder")
+    assert asked[0][2]["private"] is False
