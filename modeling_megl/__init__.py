@@ -2,12 +2,14 @@
 
 from .configuration_megl import PRESETS, TEXT_PRESETS, MeglConfig
 from .modeling_megl import MeglForImageClassification, MeglOutput, MeglPreTrainedModel
+from .pipeline_megl import ExplainedImageClassificationPipeline
 from .processing_megl import MeglProcessor
 
 
 __all__ = [
     "PRESETS",
     "TEXT_PRESETS",
+    "ExplainedImageClassificationPipeline",
     "MeglConfig",
     "MeglForImageClassification",
     "MeglOutput",

@@ -170,6 +170,12 @@ class MeglConfig(PreTrainedConfig):
             "AutoModelForImageClassification": "modeling_megl.MeglForImageClassification",
             "AutoProcessor": "processing_megl.MeglProcessor",
         }
+        self.custom_pipelines = {
+            "explained-image-classification": {
+                "impl": "pipeline_megl.ExplainedImageClassificationPipeline",
+                "pt": ["AutoModelForImageClassification"],
+            }
+        }
 
     @classmethod
     def from_preset(cls, name, labels, **text_kwargs):

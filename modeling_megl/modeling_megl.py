@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,11 @@ from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
 from .processing_megl import split_gguf
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
 from .tap_megl import open_tap, probe_tap
+
+
+if TYPE_CHECKING:
+    # Never run: a saved checkpoint takes along the files that are named in imports here, and the pipeline's is needed.
+    from .pipeline_megl import ExplainedImageClassificationPipeline  # noqa: F401
 
 
 @dataclass
@@ -463,6 +469,31 @@ class MeglForImageClassification(MeglPreTrainedModel):
         Raises:
             `ValueError`: in training mode, and where `target` or `foil` is no class of the model or both are the same.
         """
+        images = processor.load_images(images)
+        explanations = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
+            explained = self.explain_pixels(pixel_values, processor, target, foil, **generate_kwargs)
+            sizes = [(image.height, image.width) for image in batch]
+            explanations += self.read_explanations(explained, sizes, processor)
+        return explanations
+
+    def explain_pixels(self, pixel_values, processor, target=None, foil=None, **generate_kwargs):
+        """
+        What [`~MeglForImageClassification.explain`] gives, as tensors, of images that are processed already.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): The images.
+            processor, target, foil, generate_kwargs: As in `explain`.
+
+        Returns:
+            `dict`: `"labels"` and `"scores"` of shape `(batch_size,)`, `"saliency"` `(batch_size, map_height,
+            map_width)` and `"rationale_ids"` `(batch_size, length)`.
+
+        Raises:
+            `ValueError`: as `explain`.
+        """
         if self.training:
             raise ValueError("`explain` needs the model in evaluation mode: call `model.eval()` first.")
         target, foil = self._class_id(target, "target"), self._class_id(foil, "foil")
@@ -470,12 +501,33 @@ class MeglForImageClassification(MeglPreTrainedModel):
             raise ValueError(
                 f"`foil` must be another class than `target`, got {self.config.id2label[foil]!r} as both."
             )
-        images = processor.load_images(images)
-        explanations = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            explanations += self._explain_batch(batch, processor, target, foil, generate_kwargs)
-        return explanations
+        target, foil = (
+            None if class_id is None else torch.full((len(pixel_values),), class_id, device=self.device)
+            for class_id in (target, foil)
+        )
+        output = self(pixel_values, target=target, foil=foil)
+        labels = output.logits.argmax(dim=-1) if target is None else target
+        scores = output.logits.float().softmax(dim=-1).gather(1, labels[:, None])[:, 0]
+        prompts = processor.prompts([self.config.id2label[label] for label in labels.tolist()]).to(self.device)
+        rationales = self.generate_rationales(**prompts, evidence_tokens=output.evidence_tokens, **generate_kwargs)
+        return {"labels": labels, "scores": scores, "saliency": output.saliency, "rationale_ids": rationales}
+
+    def read_explanations(self, explained, sizes, processor):
+        """
+        The tensors of [`~MeglForImageClassification.explain_pixels`] as a dictionary for each image, see `explain`.
+
+        Args:
+            explained (`dict`): What `explain_pixels` returned.
+            sizes (`list[tuple[int, int]]`): Height and width of each picture.
+            processor ([`MeglProcessor`]): The checkpoint's processor.
+        """
+        names = [self.config.id2label[label] for label in explained["labels"].tolist()]
+        maps = [_resize_map(*pair) for pair in zip(explained["saliency"], sizes, strict=True)]
+        texts = processor.batch_decode_rationales(explained["rationale_ids"])
+        return [
+            {"label": name, "score": score, "saliency": saliency, "rationale": text}
+            for name, score, saliency, text in zip(names, explained["scores"].tolist(), maps, texts, strict=True)
+        ]
 
     def _class_id(self, name, argument):
         """The id of a class that is given by name or id; `None` stays."""
@@ -483,30 +535,6 @@ class MeglForImageClassification(MeglPreTrainedModel):
         if class_id in self.config.id2label or name is None:
             return class_id
         raise ValueError(f"`{argument}` must be one of {sorted(self.config.label2id)} or its id, got {name!r}.")
-
-    def _explain_batch(self, images, processor, target, foil, generate_kwargs):
-        pixel_values = processor(images=images, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-        target, foil = (
-            None if class_id is None else torch.full((len(images),), class_id, device=self.device)
-            for class_id in (target, foil)
-        )
-        output = self(pixel_values, target=target, foil=foil)
-        labels = output.logits.argmax(dim=-1) if target is None else target
-        scores = output.logits.float().softmax(dim=-1).gather(1, labels[:, None])[:, 0]
-        names = [self.config.id2label[label] for label in labels.tolist()]
-        prompts = processor.prompts(names).to(self.device)
-        rationales = self.generate_rationales(**prompts, evidence_tokens=output.evidence_tokens, **generate_kwargs)
-        maps = [_resize_map(*pair) for pair in zip(output.saliency, images, strict=True)]
-        return [
-            {"label": name, "score": score, "saliency": saliency, "rationale": rationale}
-            for name, score, saliency, rationale in zip(
-                names,
-                scores.tolist(),
-                maps,
-                processor.batch_decode_rationales(rationales),
-                strict=True,
-            )
-        ]
 
     @classmethod
     def from_vision_text_pretrained(cls, vision, text, labels, trust_remote_code=False, **config_kwargs):
@@ -524,7 +552,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         """
         id2label = dict(enumerate(labels))
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
-        language_model = _load_language_model(text)
+        language_model = load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
         feature_size = probe_tap(vision_model, saliency_layer, getattr(vision_config, "image_size", 224))
@@ -557,7 +585,8 @@ def _load_vision_model(vision, id2label, trust_remote_code):
     return vision_model
 
 
-def _load_language_model(text):
+def load_language_model(text):
+    """A causal language model by Hub id, folder or GGUF file, or with random weights by its configuration."""
     if not isinstance(text, str):
         config = AutoConfig.for_model(**text) if isinstance(text, dict) else text
         return AutoModelForCausalLM.from_config(config)
@@ -601,10 +630,9 @@ def _weighted_sum(losses, weights):
     return sum(weights.get(name, 1.0) * loss for name, loss in losses.items() if loss is not None)
 
 
-def _resize_map(saliency, image):
-    """One map `(h, w)` at the size of its picture, as `np.ndarray`."""
-    size = (image.height, image.width)
-    resized = F.interpolate(saliency[None, None].float(), size=size, mode="bilinear", align_corners=False)
+def _resize_map(saliency, size):
+    """One map `(h, w)` at the size of its picture, height and width, as `np.ndarray`."""
+    resized = F.interpolate(saliency[None, None].float(), size=tuple(size), mode="bilinear", align_corners=False)
     return resized[0, 0].cpu().numpy()
 
 

@@ -111,15 +111,16 @@ def saliency_scores(items, masks):
 def rationale_scores(items, references, class_names):
     """
     The metrics of `metrics/rationale`, with the share of rationales that name the right kind of object and the right
-    place where the references name one; `shuffled_place_accuracy` is the latter with another picture's map.
+    place where the references name one; `shuffled_place_accuracy` is the latter with another picture's map, where the
+    items have a `shuffled_rationale`.
     """
     metric = load("rationale")
-    phrases = {"kind": class_names, "place": list(PLACES)}
-    texts, shuffled = ([item[name] for item in items] for name in ("rationale", "shuffled_rationale"))
-    result = metric.compute(predictions=texts, references=references, phrases=phrases, per_item=True)
-    control = metric.compute(predictions=shuffled, references=references, phrases=phrases, per_item=True)
-    result["shuffled_place_accuracy"] = control["place_accuracy"]
-    result["per_item"]["shuffled_place_accuracy"] = control["per_item"]["place_accuracy"]
+    common = {"references": references, "phrases": {"kind": class_names, "place": list(PLACES)}, "per_item": True}
+    result = metric.compute(predictions=[item["rationale"] for item in items], **common)
+    if all("shuffled_rationale" in item for item in items):
+        control = metric.compute(predictions=[item["shuffled_rationale"] for item in items], **common)
+        result["shuffled_place_accuracy"] = control["place_accuracy"]
+        result["per_item"]["shuffled_place_accuracy"] = control["per_item"]["place_accuracy"]
     # BLEU is that of the corpus: what can be resampled are its counts, not the BLEU of a sentence.
     for order in range(1, 5):
         result["per_item"].pop(f"bleu_{order}", None)

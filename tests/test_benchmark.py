@@ -44,8 +44,35 @@ def test_one_image_at_a_time_computes_what_the_batched_step_does():
             torch.testing.assert_close(single[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_published_loop_has_the_batched_maps_with_constant_weights():
+    bench = benchmark.Bench("resnet18", ARGUMENTS)
+    found = gradients_of(bench, "literature_step")
+    # The score's own parameters learn from the labels alone.
+    plain = gradients_of(bench, "plain_step")
+    torch.testing.assert_close(
+        found["vision_model.classifier.1.weight"], plain["vision_model.classifier.1.weight"], rtol=1e-3, atol=1e-6
+    )
+
+    def guided_by_constant_weights():
+        classifier = bench.model.vision_model
+        layer, features = classifier.get_submodule(benchmark.RESNET_TAP), []
+        handle = layer.register_forward_hook(lambda module, args, output: features.append(output))
+        logits = classifier(bench.images).logits
+        handle.remove()
+        score = logits.gather(1, bench.labels[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, features[0], retain_graph=True)
+        saliency = benchmark.normalize_map((gradient.mean(dim=(2, 3), keepdim=True) * features[0]).sum(dim=1))
+        guidance = bench._guidance(saliency, bench.masks, bench.annotated)
+        bench._update(torch.nn.functional.cross_entropy(logits, bench.labels) + guidance)
+
+    bench.guided_by_constant_weights = guided_by_constant_weights
+    for name, gradient in gradients_of(bench, "guided_by_constant_weights").items():
+        if name.startswith("vision_model."):
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("step", ["plain_step", "guided_step", "one_at_a_time_step"])
+@pytest.mark.parametrize("step", ["plain_step", "guided_step", "one_at_a_time_step", "literature_step"])
 def test_each_step_trains(step, dtype):
     bench = benchmark.Bench("resnet18", SimpleNamespace(**{**vars(ARGUMENTS), "dtype": dtype}))
     weight = bench.model.vision_model.classifier[1].weight

@@ -18,6 +18,7 @@ CODE = [
     "configuration_megl.py",
     "losses_megl.py",
     "modeling_megl.py",
+    "pipeline_megl.py",
     "processing_megl.py",
     "saliency_megl.py",
     "tap_megl.py",
@@ -69,6 +70,12 @@ found["image_processor"] = found["image_processor"]["pixel_values"]
 classify = pipeline("image-classification", model=folder, **trust)
 found["pipeline"] = classify(image, top_k=3)
 found["pipeline_of_two"] = classify([image, image], top_k=3, batch_size=2)
+explain = pipeline("explained-image-classification", model=folder, **trust)
+found["explaining_pipeline"] = explain(picture, max_new_tokens=8)
+found["explaining_pipeline_of_two"] = explain([image, picture], batch_size=2, max_new_tokens=8)
+contrast = {"target": "owl", "foil": "cat", "max_new_tokens": 8}
+found["contrast"] = model.explain(image, processor, **contrast)[0]
+found["contrast_of_pipeline"] = pipeline(model=folder, **trust)(image, **contrast)
 model.save_pretrained(again)
 processor.save_pretrained(again)
 torch.save(found, result)
@@ -229,6 +236,19 @@ def test_tokenizer_and_pipeline(save, doors, tokenizer):
         assert scores == {
             name: pytest.approx(probabilities[label].item(), abs=1e-5) for label, name in model.config.id2label.items()
         }
+
+
+@pytest.mark.parametrize("save", [0, 1], ids=["saved", "loaded_and_saved_again"])
+def test_explaining_pipeline(save, doors):
+    found = doors[-1][save]
+    answers = [found["explaining_pipeline"], *found["explaining_pipeline_of_two"], found["contrast_of_pipeline"]]
+    for answer, expected in zip(answers, 3 * [found["explanation"]] + [found["contrast"]], strict=True):
+        assert answer.keys() == expected.keys() == {"label", "score", "saliency", "rationale"}
+        assert (answer["label"], answer["rationale"]) == (expected["label"], expected["rationale"])
+        assert answer["score"] == pytest.approx(expected["score"], abs=1e-5)
+        np.testing.assert_allclose(answer["saliency"], expected["saliency"], atol=1e-5)
+    assert found["contrast"]["label"] == "owl"
+    assert abs(found["contrast"]["saliency"] - found["explanation"]["saliency"]).max() > 0.01
 
 
 def test_repository_holds_its_code_and_safetensors_only(doors):

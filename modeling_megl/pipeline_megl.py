@@ -1,0 +1,56 @@
+"""`pipeline("explained-image-classification")`: label, saliency map and rationale of each picture."""
+
+import torch
+from transformers import Pipeline
+from transformers.image_utils import load_image
+
+
+class ExplainedImageClassificationPipeline(Pipeline):
+    """
+    The whole answer for each image, as [`~MeglForImageClassification.explain`] gives it.
+
+    ```python
+    from transformers import pipeline
+
+    explain = pipeline("explained-image-classification", model="org/megl-vit-b16", trust_remote_code=True)
+    explain("picture.jpg", target="house", foil="tree")
+    ```
+
+    Called with:
+        images (`str`, `PIL.Image.Image` or a list of them): Pictures, their paths or URLs.
+        target, foil (`str` or `int`, *optional*): Why this class, rather than that? By default, why the predicted one.
+        max_new_tokens (`int`, *optional*): Greatest length of a rationale.
+        generate_kwargs (`dict`, *optional*): Further options of [`~MeglForImageClassification.generate_rationales`].
+        timeout (`float`, *optional*): Seconds to wait for a URL.
+
+    Returns:
+        `dict`, or a `list[dict]` for a list: `"label"`, `"score"` (its probability), `"saliency"` (`np.ndarray` of the
+        picture's height and width, float32 in [0, 1]) and `"rationale"`.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(self, target=None, foil=None, max_new_tokens=None, generate_kwargs=None, timeout=None):
+        options = dict(generate_kwargs or {})
+        if max_new_tokens is not None:
+            options["max_new_tokens"] = max_new_tokens
+        forward = {"target": target, "foil": foil, **options}
+        return {"timeout": timeout}, {name: value for name, value in forward.items() if value is not None}, {}
+
+    def preprocess(self, image, timeout=None):
+        (image,) = self.processor.load_images(load_image(image, timeout=timeout))
+        pixel_values = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.dtype)
+        return {"pixel_values": pixel_values, "size": torch.tensor([[image.height, image.width]])}
+
+    def _forward(self, inputs, **options):
+        return {**self.model.explain_pixels(inputs["pixel_values"], self.processor, **options), "size": inputs["size"]}
+
+    def postprocess(self, outputs):
+        sizes = outputs.pop("size").tolist()
+        return self.model.read_explanations(outputs, sizes, self.processor)[0]
+
+
+__all__ = ["ExplainedImageClassificationPipeline"]
