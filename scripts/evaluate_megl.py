@@ -31,7 +31,7 @@ from report import interval_head, interval_text, write_report
 from scores import at, compute_scores, headlines, with_intervals
 
 
-def parse_arguments():
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, nargs="+", help="Hub ids or folders of MEGL models")
     parser.add_argument("--dataset", required=True, help="Hub id or folder of a data set")
@@ -46,6 +46,11 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
     parser.add_argument("--dataset_id", help="Hub id of the data set for the card, where --dataset is a folder")
     parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
+    return parser
+
+
+def parse_arguments():
+    parser = make_parser()
     arguments = parser.parse_args()
     if arguments.resamples < 1:
         parser.error(f"`--resamples` must be 1 or more, got {arguments.resamples}")
@@ -62,15 +67,14 @@ def predict(model, processor, dataset, batch_size):
     predictions, names, previous = [], model.config.id2label, None
     for start in tqdm(range(0, len(dataset), batch_size), desc="predict"):
         rows = dataset[start : start + batch_size]
-        inputs = processor(images=rows["image"], visual_explanations=rows["visual_explanation"]).to(model.device)
-        pixel_values = inputs["pixel_values"]
-        # The masks are read by a model alone whose evidence is to be weighted by them, the upper bound.
-        output = model(**inputs)
+        # Only a model whose evidence is weighted by human masks, an upper bound, is shown them.
+        masks = rows["visual_explanation"] if model.config.grounding_map == "visual_explanation" else None
+        inputs = processor(images=rows["image"], visual_explanations=masks).to(model.device)
+        pixel_values = inputs.pop("pixel_values")
+        output = model(pixel_values, **inputs)
         scores, labels = output.logits.softmax(dim=-1).max(dim=-1)
         prompts = processor.prompts([names[label] for label in labels.tolist()]).to(model.device)
-        maps = model.grounding_maps(
-            output.saliency, inputs["visual_explanations"], inputs["has_visual_explanation"]
-        )
+        maps = model.grounding_maps(output.saliency, **inputs)
         # The map of the item before, over the ends of batches too.
         others = maps.roll(1, dims=0)
         if previous is not None:
@@ -111,6 +115,7 @@ def evaluate_model(arguments, name, dataset, folder):
     model = MeglForImageClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_labels(model.config.id2label, dataset)
+    torch.manual_seed(arguments.seed)  # an ablation draws its maps at random
     items = predict(model, processor, dataset, arguments.batch_size)
     masks = [mask_array(mask) for mask in dataset["visual_explanation"]]
     classes = list(model.config.id2label.values())
