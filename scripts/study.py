@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import yaml
@@ -27,8 +28,15 @@ PLACED = {
     *("dataset", "output", "seed", "model_name_or_path", "dataset_name", "output_dir", "model", "split", "help"),
     *("train_split", "eval_split"),
 }
-# A cell is trained to its end and selects nothing on the way. A study may set these otherwise.
-QUIET = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 50}
+# A cell is trained to its end, selects nothing on the way, and shows no pictures. A study may set these otherwise.
+QUIET = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 50,
+    "examples": 0,
+}
 SECTION = {
     "description",
     "split",
@@ -76,21 +84,17 @@ class Cell:
 
     def commands(self, folder):
         """Step to the arguments of its script, for a run in `folder`."""
-        untrained, model = folder / "untrained", folder / "model"
+        untrained, model, evaluation = folder / "untrained", folder / "model", folder / "evaluation"
         placed = {
             "init": {"dataset": self.path, "output": untrained, "seed": self.seed},
-            "train": {
-                **{"model_name_or_path": untrained, "dataset_name": self.path, "output_dir": model},
-                "seed": self.seed,
-            },
-            "evaluate": {
-                **{"model": model, "dataset": self.path, "split": self.split},
-                "output": folder / "evaluation",
-            },
+            "train": {"model_name_or_path": untrained, "dataset_name": self.path, "output_dir": model}
+            | {"seed": self.seed},
+            "evaluate": {"model": model, "dataset": self.path, "split": self.split, "output": evaluation},
         }
         return {step: to_arguments(step, {**QUIET, **self.settings, **placed[step]}) for step in STEPS}
 
 
+@cache
 def fingerprint(path):
     """Names and sizes of the files of a local folder or file; a Hub id as it is."""
     path = Path(path)
@@ -101,6 +105,7 @@ def fingerprint(path):
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+@cache
 def options(step):
     """The options of a step's script: name to argparse's action."""
     return {action.dest: action for action in STEPS[step][1]()._actions}
@@ -168,14 +173,14 @@ def _known(part, names, place):
             raise ValueError(f"{place}: unknown `{name}`: {hint}")
 
 
-def make_cells(study, place, only=None):
+def make_cells(study, place, only):
     """
     The cells of a study, in the order in which they are run: all methods with the first seed come first.
 
     Args:
         study (`dict`): What `read_study` gives.
         place (`str`): The file and section, for errors.
-        only (`dict[str, list[str]]`, *optional*): Dimension (`dataset`, `architecture`, `method`, `seed`) to the names
+        only (`dict[str, list[str]]`): Dimension (`dataset`, `architecture`, `method`, `seed`) to the names
             to keep.
     """
     methods = expand(study["methods"])
@@ -186,20 +191,25 @@ def make_cells(study, place, only=None):
             raise ValueError(f"{place}: {name!r} names folders: only letters, digits and `._+-` may be in it.")
     _known(study.get("baselines") or [], methods, f"{place}, `baselines`")
     _known([study["reference"]] if "reference" in study else [], methods, f"{place}, `reference`")
-    for dimension, kept in (only or {}).items():
+    for dimension, kept in only.items():
         _known([dimension], DIMENSIONS, "`--only`")
         _known(kept, names[dimension], f"`--only {dimension}=…`")
     cells = []
-    for seed, (dataset, data) in itertools.product(study["seeds"], study["datasets"].items()):
+    for dataset, data in study["datasets"].items():
         data = data or {}
         _known(data, DATASET, f"{place}, datasets.{dataset}")
         _known(data.get("architectures") or [], study["architectures"], f"{place}, datasets.{dataset}.architectures")
         _known(data.get("methods") or {}, study["methods"], f"{place}, datasets.{dataset}.methods")
         for architecture in data.get("architectures") or study["architectures"]:
             for method, (base, settings) in methods.items():
-                found = {"dataset": dataset, "architecture": architecture, "method": method, "seed": str(seed)}
-                if any(found[dimension] not in kept for dimension, kept in (only or {}).items()):
+                found = {"dataset": dataset, "architecture": architecture, "method": method}
+                if any(found.get(dimension, kept[0]) not in kept for dimension, kept in only.items()):
                     continue
+                if not data.get("path"):
+                    raise ValueError(
+                        f"{place}: the data set `{dataset}` has no `path`: give it by "
+                        f"`--set datasets.{dataset}.path=FOLDER`, or choose others by `--only dataset=…`."
+                    )
                 merged = {
                     **(study.get("settings") or {}),
                     **(data.get("settings") or {}),
@@ -207,15 +217,14 @@ def make_cells(study, place, only=None):
                     **settings,
                     **((data.get("methods") or {}).get(base) or {}),
                 }
-                if not data.get("path"):
-                    raise ValueError(
-                        f"{place}: the data set `{dataset}` has no `path`: give it by "
-                        f"`--set datasets.{dataset}.path=FOLDER`, or choose others by `--only dataset=…`."
-                    )
-                split = study.get("split", "test")
-                cells.append(Cell(dataset, architecture, method, seed, str(data["path"]), split, merged))
-                check_settings(cells[-1], f"{place}, {dataset}, {architecture}, method `{method}`")
-    return cells
+                common = {"path": str(data["path"]), "split": study.get("split", "test")}
+                common["settings"] = check_settings(merged, f"{place}, {dataset}, {architecture}, method `{method}`")
+                cells += [
+                    Cell(**found, seed=seed, **common)
+                    for seed in study["seeds"]
+                    if str(seed) in only.get("seed", [str(seed)])
+                ]
+    return sorted(cells, key=lambda cell: study["seeds"].index(cell.seed))
 
 
 def expand(methods):
@@ -231,15 +240,17 @@ def expand(methods):
     return expanded
 
 
-def check_settings(cell, place):
-    """Refuse settings that the scripts do not have, and values that they do not take."""
+def check_settings(settings, place):
+    """The settings as the scripts understand them; what they do not have or do not take is refused."""
     known = set().union(*(options(step) for step in STEPS)) - PLACED
-    _known(cell.settings, known, place)
-    for step, arguments in cell.commands(Path("cell")).items():
+    _known(settings, known, place)
+    parsed = {}
+    for step, arguments in Cell("", "", "", 0, "data", "test", settings).commands(Path("cell")).items():
         parser = STEPS[step][1]()
+        parser.error = partial(_refuse, place)
+        parsed |= vars(parser.parse_args(arguments))
+    return {name: parsed[name] for name, value in settings.items() if value is not None}
 
-        def refuse(message):
-            raise ValueError(f"{place}: {message}")
 
-        parser.error = refuse
-        parser.parse_args(arguments)
+def _refuse(place, message):
+    raise ValueError(f"{place}: {message}")
