@@ -39,6 +39,7 @@ def make_parser():
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
     parser.add_argument("--clip", help="CLIP model for CLIPScore and grounding; none is downloaded unless asked")
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--max_new_tokens", type=int, default=40, help="greatest length of a rationale")
     parser.add_argument(
         "--examples", type=int, default=24, help="pictures in the report, evenly spaced over the split"
     )
@@ -52,13 +53,14 @@ def make_parser():
 def parse_arguments():
     parser = make_parser()
     arguments = parser.parse_args()
-    if arguments.resamples < 1:
-        parser.error(f"`--resamples` must be 1 or more, got {arguments.resamples}")
+    for name in ("resamples", "max_new_tokens"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"`--{name}` must be 1 or more, got {getattr(arguments, name)}")
     return arguments
 
 
 @torch.no_grad()
-def predict(model, processor, dataset, batch_size):
+def predict(model, processor, dataset, batch_size, max_new_tokens=40):
     """
     One dictionary for each item: `label` and `prediction` (class names), `score`, `saliency` (the map at its own
     resolution), `rationale`, and `shuffled_rationale`: what the model writes of the same picture when it is given
@@ -82,7 +84,9 @@ def predict(model, processor, dataset, batch_size):
         previous = maps[-1]
         shuffled = model.ground(pixel_values, others)
         texts, shuffled_texts = (
-            processor.batch_decode_rationales(model.generate_rationales(**prompts, evidence_tokens=evidence))
+            processor.batch_decode_rationales(
+                model.generate_rationales(**prompts, evidence_tokens=evidence, max_new_tokens=max_new_tokens)
+            )
             for evidence in (output.evidence_tokens, shuffled)
         )
         for index, label in enumerate(rows["label"]):
@@ -116,7 +120,7 @@ def evaluate_model(arguments, name, dataset, folder):
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_labels(model.config.id2label, dataset)
     torch.manual_seed(arguments.seed)  # an ablation draws its maps at random
-    items = predict(model, processor, dataset, arguments.batch_size)
+    items = predict(model, processor, dataset, arguments.batch_size, arguments.max_new_tokens)
     masks = [mask_array(mask) for mask in dataset["visual_explanation"]]
     classes = list(model.config.id2label.values())
     metrics = {

@@ -91,6 +91,8 @@ class Cell:
             | {"seed": self.seed},
             "evaluate": {"model": model, "dataset": self.path, "split": self.split, "output": evaluation},
         }
+        if self.settings.get("text_loss_weight") == 0:
+            placed["evaluate"]["max_new_tokens"] = 1  # an untrained language model writes noise, and much of it
         return {step: to_arguments(step, {**QUIET, **self.settings, **placed[step]}) for step in STEPS}
 
 
@@ -153,14 +155,14 @@ def read_study(path, section, overrides=()):
 
 def _override(study, override):
     place, equals, value = override.partition("=")
+    if not equals:
+        raise ValueError(f"`--set` takes NAME=VALUE, such as datasets.photographs.path=photographs, got {override!r}.")
     *parents, name = place.split(".")
     part = study
     for parent in parents:
         if not isinstance(part, dict) or not isinstance(part.get(parent), dict):
             raise ValueError(f"`--set {override}`: the study has no `{place}`: `{parent}` is not in it.")
         part = part[parent]
-    if not equals:
-        raise ValueError(f"`--set` takes NAME=VALUE, such as datasets.photographs.path=photographs, got {override!r}.")
     part[name] = yaml.safe_load(value)
 
 
@@ -190,7 +192,7 @@ def make_cells(study, place, only):
         if not re.fullmatch(r"[\w.+-]+", name):
             raise ValueError(f"{place}: {name!r} names folders: only letters, digits and `._+-` may be in it.")
     _known(study.get("baselines") or [], methods, f"{place}, `baselines`")
-    _known([study["reference"]] if "reference" in study else [], methods, f"{place}, `reference`")
+    _known([study["reference"]] if study.get("reference") else [], methods, f"{place}, `reference`")
     for dimension, kept in only.items():
         _known([dimension], DIMENSIONS, "`--only`")
         _known(kept, names[dimension], f"`--only {dimension}=…`")
@@ -205,11 +207,7 @@ def make_cells(study, place, only):
                 found = {"dataset": dataset, "architecture": architecture, "method": method}
                 if any(found.get(dimension, kept[0]) not in kept for dimension, kept in only.items()):
                     continue
-                if not data.get("path"):
-                    raise ValueError(
-                        f"{place}: the data set `{dataset}` has no `path`: give it by "
-                        f"`--set datasets.{dataset}.path=FOLDER`, or choose others by `--only dataset=…`."
-                    )
+                check_path(data.get("path"), dataset, place)
                 merged = {
                     **(study.get("settings") or {}),
                     **(data.get("settings") or {}),
@@ -227,6 +225,15 @@ def make_cells(study, place, only):
     return sorted(cells, key=lambda cell: study["seeds"].index(cell.seed))
 
 
+def check_path(path, dataset, place):
+    """Refuse a data set that is neither a folder nor a Hub id, which has one slash."""
+    advice = f"give it by `--set datasets.{dataset}.path=FOLDER`, or choose others by `--only dataset=…`."
+    if not path:
+        raise ValueError(f"{place}: the data set `{dataset}` has no `path`: {advice}")
+    if not Path(path).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
+        raise ValueError(f"{place}: the `path` of the data set `{dataset}`, {path}, is no folder: {advice}")
+
+
 def expand(methods):
     """Methods, where a setting that is a list makes one of each value: name to `(name in the file, settings)`."""
     expanded = {}
@@ -242,8 +249,10 @@ def expand(methods):
 
 def check_settings(settings, place):
     """The settings as the scripts understand them; what they do not have or do not take is refused."""
-    known = set().union(*(options(step) for step in STEPS)) - PLACED
-    _known(settings, known, place)
+    for name in settings:
+        if name in PLACED:
+            raise ValueError(f"{place}: the study itself sets `{name}`: leave it out of the settings.")
+    _known(settings, set().union(*(options(step) for step in STEPS)) - PLACED, place)
     parsed = {}
     for step, arguments in Cell("", "", "", 0, "data", "test", settings).commands(Path("cell")).items():
         parser = STEPS[step][1]()
