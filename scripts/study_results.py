@@ -357,6 +357,10 @@ def _against_masks(group):
     charts = []
     for metric in ("accuracy", "accuracy_conflicting", "iou"):
         marks, last = [], []
+        if metric in group.values.get(group.reference, {}):
+            level = mean(group.values[group.reference][metric])
+            marks.append(curve([(0, level), (1, level)]))
+            last.append((0, level, group.reference, f"{group.reference}: {level:.3f}", ""))
         for name, shares in lines.items():
             points = [
                 (share, mean(group.values[method][metric]))
