@@ -126,7 +126,7 @@ def to_arguments(step, settings):
 
 def read_study(path, section, overrides=()):
     """
-    One section of a study file.
+    One section of a study file. What it lacks is taken from the same section of the file that its `base` names.
 
     Args:
         path (`str` or `Path`): The YAML file.
@@ -136,14 +136,12 @@ def read_study(path, section, overrides=()):
     Raises:
         ValueError: where the file is no study, or names what does not exist.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(content, dict) or section not in content:
-        there = ", ".join(content) if isinstance(content, dict) else "nothing"
+    content = _read_yaml(path)
+    base = _read_yaml(Path(path).parent / content["base"]) if "base" in content else {}
+    if section not in content:
+        there = ", ".join(name for name in content if name != "base")
         raise ValueError(f"{path} has no section `{section}`, but {there}: choose one by `--section`.")
-    study = content[section]
+    study = {**base.get(section, {}), **content[section]}
     for override in overrides:
         _override(study, override)
     _known(study, SECTION, f"{path}, {section}")
@@ -151,6 +149,16 @@ def read_study(path, section, overrides=()):
         if not study.get(name):
             raise ValueError(f"{path}, {section}: `{name}` is missing or empty.")
     return study
+
+
+def _read_yaml(path):
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(content[name], dict) for name in content if name != "base"):
+        raise ValueError(f"{path} is no study: expected sections, such as `small:`, with a study in each.")
+    return content
 
 
 def _override(study, override):

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 import numpy as np
 
 from bootstrap import LEVEL, check_same_items, difference_test, interval, resampled_figures
-from charts import STYLE, bars, curve, dot, named_dots, table, unit_chart
+from charts import STYLE, bars, curve, dot, frame, named_dots, table, unit_chart, within
 from html_page import document
 from output_folder import write_file
 from scores import headlines
@@ -215,21 +215,19 @@ def markdown(study, name, groups, count):
     for group in groups:
         lines += [f"### {group.dataset}, {group.architecture}", ""]
         heads, rows = figures_table(group)
-        lines += [*_markdown_table(heads, rows), "", _note(group), ""]
+        lines += [*_markdown_table(heads, rows), "", _markdown_text(_note(group)), ""]
         for title, heads, rows in test_tables(group):
             lines += [f"{title}:", "", *_markdown_table(heads, rows), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _markdown_table(heads, rows):
-    return [
-        f"| {' | '.join(heads)} |",
-        f"|---|{'---|' * (len(heads) - 1)}",
-        *(
-            f"| {' | '.join(cell.replace('*', chr(92) + '*').replace('|', chr(92) + '|') for cell in row)} |"
-            for row in rows
-        ),
-    ]
+    lines = [heads, ["---"] * len(heads), *([_markdown_text(cell) for cell in row] for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _markdown_text(text):
+    return text.replace("*", "\\*").replace("|", "\\|")
 
 
 def figures_table(group):
@@ -281,7 +279,7 @@ def _test_text(test):
 def _note(group):
     parts = ["Mean ± standard deviation over the seeds."]
     if group.reference:
-        parts.append(f"* differs from {group.reference}, p < {1 - LEVEL:.2f}.".replace("*", "\\*"))
+        parts.append(f"* differs from {group.reference}, p < {1 - LEVEL:.2f}.")
     if group.baselines:
         parts.append(f"† differs from the best of {', '.join(group.baselines)} at this metric.")
     return " ".join(parts)
@@ -297,7 +295,7 @@ def what_was_run(study, groups, count):
     kinds = [f"{m.get('gpu') or m['processor']}, {m['cores']} cores" for m in machines]
     commits = ", ".join(sorted({str(record["commit"]) for record in records}))
     return [
-        f"{len(runs)} of {count} cells, evaluated on the `{study.get('split', 'test')}` split, in {hours:.2f} hours "
+        f"{len(runs)} of {count} cells, evaluated on the {study.get('split', 'test')} split, in {hours:.2f} hours "
         f"of machine time. Commit {commits}; {'; '.join(versions)}; {'; '.join(kinds)}.",
         f"Tests and intervals: paired bootstrap over images and seeds, {groups[0].resamples} resamples, each figure "
         "by itself. Rationales of methods that train none are not scored.",
@@ -333,49 +331,58 @@ def _bar_charts(group):
 
 
 def _against_iou(group):
-    points = []
-    for method, values in group.values.items():
-        if "iou" in values:
-            x, y = mean(values["iou"]), mean(values["accuracy"])
-            points.append((x, y, method, f"{method}: IoU {x:.3f}, accuracy {y:.3f}", ""))
-    if not points:
+    having = {method: values for method, values in group.values.items() if "iou" in values}
+    if not having:
         return ""
-    chart = unit_chart("Accuracy against IoU", "IoU of the maps", "accuracy", named_dots(points))
-    return f"<div><h3>Accuracy against IoU</h3>{chart}</div>"
+    places = {method: (mean(values["iou"]), mean(values["accuracy"])) for method, values in having.items()}
+    x_ends, y_ends = (frame(values) for values in zip(*places.values(), strict=True))
+    points = [
+        (within(x, x_ends), within(y, y_ends), method, f"{method}: IoU {x:.3f}, accuracy {y:.3f}", "")
+        for method, (x, y) in places.items()
+    ]
+    title = "Accuracy against IoU"
+    chart = unit_chart(title, "IoU of the maps", "accuracy", named_dots(points), x_ends, y_ends)
+    return f"<div><h3>{title}</h3>{chart}</div>"
 
 
 def _against_masks(group):
-    """Accuracy against the share of masks, a curve for each method that the study varies it of."""
-    lines = defaultdict(list)
+    """Metrics against the share of masks: a curve for each method that the study varies it of, and the reference."""
+    curves = defaultdict(list)
     for method, runs in group.runs.items():
-        name, _, varied = method.partition(" ")
-        if "mask_share=" in varied:
-            others = " ".join(part for part in varied.split() if not part.startswith("mask_share="))
-            lines[f"{name} {others}".strip()].append((runs[0].settings["mask_share"], method))
-    if not lines:
+        name, *varied = method.split(" ")
+        others = [part for part in varied if not part.startswith("mask_share=")]
+        if len(others) < len(varied):
+            curves[" ".join([name, *others])].append((runs[0].settings["mask_share"], method))
+    charts = [_share_chart(group, metric, curves) for metric in ("accuracy", "accuracy_conflicting", "iou")]
+    return "".join(charts) if curves else ""
+
+
+def _share_chart(group, metric, curves):
+    lines = {
+        name: [
+            (x, mean(group.values[method][metric])) for x, method in sorted(shares) if metric in group.values[method]
+        ]
+        for name, shares in curves.items()
+    }
+    reference = group.values.get(group.reference, {}).get(metric)
+    if reference is not None:
+        lines[group.reference] = [(0, mean(reference)), (1, mean(reference))]
+    values = [y for points in lines.values() for _, y in points]
+    if not values:
         return ""
-    charts = []
-    for metric in ("accuracy", "accuracy_conflicting", "iou"):
-        marks, last = [], []
-        if metric in group.values.get(group.reference, {}):
-            level = mean(group.values[group.reference][metric])
-            marks.append(curve([(0, level), (1, level)]))
-            last.append((0, level, group.reference, f"{group.reference}: {level:.3f}", ""))
-        for name, shares in lines.items():
-            points = [
-                (share, mean(group.values[method][metric]))
-                for share, method in sorted(shares)
-                if metric in group.values[method]
-            ]
-            if points:
-                marks.append(curve(points, "curve"))
-                marks += [dot(x, y, f"{name}, {x:.0%} of the masks: {y:.3f}") for x, y in points[:-1]]
-                last.append((*points[-1], name, f"{name}, {points[-1][0]:.0%} of the masks: {points[-1][1]:.3f}", ""))
-        if last:
-            title = f"{COLUMNS[metric]} against the share of masks"
-            chart = unit_chart(title, "share of the masks", COLUMNS[metric], marks + named_dots(last))
-            charts.append(f"<div><h3>{html.escape(title)}</h3>{chart}</div>")
-    return "".join(charts)
+    ends = frame(values)
+    marks, named = [], []
+    for name, points in lines.items():
+        places = [(x, within(y, ends)) for x, y in points]
+        if not places:
+            continue
+        marks.append(curve(places, "" if name == group.reference else "curve"))
+        titles = [f"{name}, {x:.0%} of the masks: {y:.3f}" for x, y in points]
+        marks += [dot(*at, title) for at, title in zip(places, titles, strict=True)]
+        named.append((*places[-1], name, titles[-1], ""))
+    title = f"{COLUMNS[metric]} against the share of masks"
+    chart = unit_chart(title, "share of the masks", COLUMNS[metric], marks + named_dots(named), y_ends=ends)
+    return f"<div><h3>{html.escape(title)}</h3>{chart}</div>"
 
 
 # ---- Several studies on one page ----

@@ -142,6 +142,45 @@ def test_own_values_are_set_on_the_command_line(place):
             studies.read_study("study.yaml", "small", [option])
 
 
+@pytest.mark.parametrize("section", ["small", "full"])
+@pytest.mark.parametrize("name", ["paper", "ablation", "masks", "vedc"])
+def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, section):
+    keys = {}
+    for file in {name, "paper"}:
+        study = studies.read_study(ROOT / "studies" / f"{file}.yaml", section)
+        for data in study["datasets"].values():
+            data["path"] = "data"
+        cells = studies.make_cells(study, file, {"seed": ["0"]})
+        keys[file] = {(cell.dataset, cell.architecture, cell.method): cell.key for cell in cells}
+        assert len(set(keys[file].values())) == len(cells)
+        places = {"small": 3, "full": 4}[section]
+        assert len(cells) == places * {"paper": 7, "ablation": 11, "masks": 10, "vedc": 13}[file]
+    plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
+    if name in ("ablation", "masks"):
+        assert plain <= set(keys[name].values())
+        megl = {key for (_, _, method), key in keys["paper"].items() if method == "megl"}
+        assert megl <= set(keys[name].values())
+    if name == "vedc":  # on another split
+        assert not set(keys[name].values()) & set(keys["paper"].values())
+
+
+def test_a_section_takes_from_its_base_what_it_lacks(place):
+    (place / "base.yaml").write_text(yaml.safe_dump({"small": STUDY}))
+    (place / "study.yaml").write_text("base: base.yaml\nsmall:\n  methods: {megl: {}}\n  seeds: [4]\n")
+    study = studies.read_study("study.yaml", "small")
+    assert study == {**STUDY, "methods": {"megl": {}}, "seeds": [4]}
+    for text, message in {
+        "base: nowhere.yaml\nsmall: {}": "nowhere.yaml",
+        "small: [": "study.yaml is no YAML: ",
+        "- small": "study.yaml is no study: expected sections, such as `small:`",
+        "small: yes": "study.yaml is no study: expected sections",
+        "tiny: {}\nfull: {}": "study.yaml has no section `small`, but tiny, full: choose one by `--section`",
+    }.items():
+        (place / "study.yaml").write_text(text)
+        with pytest.raises((ValueError, OSError), match=message):
+            studies.read_study("study.yaml", "small")
+
+
 @pytest.mark.parametrize(
     "parts, message",
     {
@@ -274,7 +313,7 @@ def test_table_and_results_by_hand(place, run):
     assert (row["seeds"], row["accuracy"], row["IoU"], row["ROUGE-L"]) == ("2", "0.500 ± 0.000", "–", "0.250 ± 0.000")
     assert figures_row(text, "megl")["conflicting"].startswith("0.833 ± 0.236")
     assert (place / "out" / "study" / "results.md").read_text() in text
-    assert "6 of 6 cells, evaluated on the `test` split, in 3.00 hours of machine time. Commit 0123abc;" in text
+    assert "6 of 6 cells, evaluated on the test split, in 3.00 hours of machine time. Commit 0123abc;" in text
     assert "an abacus, 2 cores" in text
     page = (place / "out" / "study" / "index.html").read_text()
     assert "0.375 ± 0.177" in page and page.count("<svg") == 5 and "http" not in page.split("</style>")[1]
@@ -334,8 +373,9 @@ def test_share_of_masks_is_a_curve_for_each_method(place, run):
     run(study, "--report", "--resamples", 20)
     page = (place / "out" / "study" / "index.html").read_text()
     assert "accuracy against the share of masks" in page and "megl, 10% of the masks: 0.500" in page
-    # The method in the order of its shares, and plain, which uses no mask, level.
-    assert charts.curve([(0.1, 0.5), (1, 1)], "curve") in page and charts.curve([(0, 0.5), (1, 0.5)]) in page
+    # The method in the order of its shares, and plain, which uses no mask, level; from 0.5 to 1 up the side.
+    assert charts.curve([(0.1, 0), (1, 1)], "curve") in page and charts.curve([(0, 0), (1, 0)]) in page
+    assert charts.frame([0.5, 1]) == (0.5, 1) and charts.frame([0.31, 0.4]) == (0.3, 0.5)
 
 
 def test_published_studies_stand_beside_each_other_and_beside_words(place, run):
