@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import statistics
 import time
 from pathlib import Path
 
@@ -31,19 +32,22 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", required=True, help="a new folder, which is removed at the end")
     parser.add_argument("--items", type=int, default=50_000)
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[640, 480], metavar=("WIDTH", "HEIGHT"), help="of the pictures, in pixels"
+    )
     parser.add_argument("--num_proc", type=int, nargs="+", default=[1], help="one build for each number of processes")
     return parser.parse_args()
 
 
-def generate(root: Path, number: int):
-    """Writes a release of JPEGs of about 20 kB, with a 12 x 15 map for three in ten."""
+def generate(root: Path, number: int, width: int, height: int):
+    """Writes a release of JPEGs of about 0.25 bytes a pixel, with a map of a 12th of their size for three in ten."""
     for folder in ("images", "visual_exp"):
         (root / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
     patterns = []
     for index in range(PATTERNS):
-        coarse = Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)).resize((320, 256))
-        noisy = np.asarray(coarse) + rng.normal(0, 6, (256, 320, 1))
+        coarse = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+        noisy = np.asarray(coarse.resize((width, height))) + rng.normal(0, 6, (height, width, 1))
         picture = root / f"{index}.jpg"
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(picture, quality=72)
         patterns.append(picture.read_bytes())
@@ -56,8 +60,9 @@ def generate(root: Path, number: int):
             (root / "images" / f"{index}.jpg").write_bytes(picture)
             explained = index % 10 < EXPLAINED
             if explained:
-                values = np.zeros((12, 15), dtype=np.float32)
-                values[2:9, 3:8] = rng.random((7, 5))
+                values = np.zeros((height // 12, width // 12), dtype=np.float32)
+                inside = values[2:-3, 3:-7]
+                inside[:] = rng.random(inside.shape)
                 np.save(root / "visual_exp" / f"{index}.npy", values)
             item = {
                 "image_path": f"images/{index}.jpg",
@@ -126,11 +131,16 @@ def main():
     work.mkdir(parents=True)
     try:
         root = work / "release"
-        generate(root, arguments.items)
+        generate(root, arguments.items, *arguments.size)
         start, start_cpu, _ = measure(idle)
         seconds, cpu, _ = measure(copy_files, root, work / "copy", 1)
         copying, copying_cpu = seconds - start, cpu - start_cpu
-        report = {"items": arguments.items, "copied_per_second": round(arguments.items / copying)}
+        sizes = [path.stat().st_size for path in (root / "images").iterdir()]
+        report = {
+            "items": arguments.items,
+            "picture_kb": round(statistics.mean(sizes) / 1e3),
+            "copied_per_second": round(arguments.items / copying),
+        }
         for num_proc in arguments.num_proc:
             target = work / f"built_{num_proc}"
             seconds, cpu, peak = measure(build, root, target, num_proc)

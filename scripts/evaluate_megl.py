@@ -8,13 +8,15 @@ python scripts/evaluate_megl.py --model megl-plain megl-trained --dataset object
 Writes `metrics.json` (figures with bootstrap intervals; docs/evaluation.md says what each is), `predictions.jsonl`
 (one line an image, with its scores), `index.html` (the report) and `examples.png` (a few pictures), fills the model's
 card (`README.md` and `.eval_results` in `--model`) from `model_card.md`, and prints a table. With `--clip` (a Hub id
-or folder of a CLIP model) it also computes CLIPScore and the grounding of the rationales. Several models go into a
-folder each, and are compared as `compare_evaluations.py` does.
+or folder of a CLIP model) it also computes CLIPScore and the grounding of the rationales, with `--faithfulness`
+whether the class scores depend on what the maps show. Several models go into a folder each, and are compared as
+`compare_evaluations.py` does.
 """
 
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +30,7 @@ from modeling_megl.training_megl import check_labels
 from output_folder import new_folder
 from page import mask_array, write_sheet
 from report import interval_head, interval_text, write_report
-from scores import at, compute_scores, headlines, with_intervals
+from scores import at, compute_scores, faithfulness_scores, headlines, with_intervals
 
 
 def make_parser():
@@ -38,6 +40,14 @@ def make_parser():
     parser.add_argument("--split", default="test", help="split to evaluate on")
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
     parser.add_argument("--clip", help="CLIP model for CLIPScore and grounding; none is downloaded unless asked")
+    parser.add_argument(
+        "--faithfulness",
+        nargs="?",
+        const="blur",
+        choices=["blur", "mean", "noise"],
+        help="also score the maps by deleting and inserting pixels, with this in their place (default: blur); takes "
+        "82 passes through the vision model for each image",
+    )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_new_tokens", type=int, default=40, help="greatest length of a rationale")
     parser.add_argument(
@@ -123,11 +133,18 @@ def evaluate_model(arguments, name, dataset, folder):
     items = predict(model, processor, dataset, arguments.batch_size, arguments.max_new_tokens)
     masks = [mask_array(mask) for mask in dataset["visual_explanation"]]
     classes = list(model.config.id2label.values())
+    faithfulness = arguments.faithfulness and partial(
+        faithfulness_scores,
+        model=model,
+        processor=processor,
+        baseline=arguments.faithfulness,
+        batch_size=arguments.batch_size,
+    )
     metrics = {
         "model": name,
         "dataset": arguments.dataset,
         "split": arguments.split,
-        **compute_scores(items, dataset, masks, classes, arguments.clip),
+        **compute_scores(items, dataset, masks, classes, arguments.clip, faithfulness),
     }
     metrics = with_intervals(metrics, items, arguments.resamples, arguments.seed)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -8,9 +8,11 @@ from collections import Counter
 
 import evaluate
 import numpy as np
+import torch
 
 from bootstrap import LEVEL, METRICS, intervals, point_figures
 from dataset_builders import PLACES
+from page import evenly_spaced
 
 
 BINS = 10
@@ -33,6 +35,15 @@ HEADLINES = {
     ("saliency", "cc"): "map CC",
     ("saliency", "kl"): "map KL",
     ("saliency", "auc"): "map AUC",
+    ("faithfulness", "deletion"): "map deletion AUC",
+    ("faithfulness", "random_deletion"): "  deletion, shuffled map",
+    ("faithfulness", "insertion"): "map insertion AUC",
+    ("faithfulness", "random_insertion"): "  insertion, shuffled map",
+    ("faithfulness", "comprehensiveness"): "map comprehensiveness",
+    ("faithfulness", "random_comprehensiveness"): "  comprehensiveness, shuffled map",
+    ("faithfulness", "sufficiency"): "map sufficiency",
+    ("faithfulness", "random_sufficiency"): "  sufficiency, shuffled map",
+    ("faithfulness", "sanity_check", "spearman"): "map after random weights, Spearman",
     ("rationale", "bleu_4"): "rationale BLEU-4",
     ("rationale", "meteor"): "rationale METEOR",
     ("rationale", "rouge_l"): "rationale ROUGE-L",
@@ -49,7 +60,7 @@ HEADLINES = {
 }
 
 
-def compute_scores(items, dataset, masks, class_names, clip=None):
+def compute_scores(items, dataset, masks, class_names, clip=None, faithfulness=None):
     """
     Args:
         items (`list[dict]`): What `predict` in `evaluate_megl.py` gives; filled with `per_item`.
@@ -57,6 +68,7 @@ def compute_scores(items, dataset, masks, class_names, clip=None):
         masks (`list[np.ndarray or None]`): Visual explanations in [0, 1].
         class_names (`list[str]`): In the order of their ids.
         clip (`str`, *optional*): Hub id or folder of a CLIP model.
+        faithfulness (`callable`, *optional*): Items and data set to the part `faithfulness`.
 
     Returns:
         `dict`: the parts of `metrics.json` that need no resampling.
@@ -66,6 +78,7 @@ def compute_scores(items, dataset, masks, class_names, clip=None):
     references = dataset["textual_explanations"]
     scores = {
         "saliency": saliency_scores(items, masks),
+        "faithfulness": None if faithfulness is None else faithfulness(items, dataset),
         "rationale": rationale_scores(items, references, class_names),
         **clip_scores(items, dataset, references, clip),
     }
@@ -108,6 +121,44 @@ def saliency_scores(items, masks):
     return keep_per_item([item for item, _ in given], "saliency.", result)
 
 
+def faithfulness_scores(items, dataset, model, processor, baseline, batch_size):
+    """
+    The metrics of `metrics/faithfulness` for the maps of the predicted classes, with the `baseline` that stands in for
+    pixels; and, on at most `batch_size` items, its `sanity_check`, where the vision model's weights are randomised.
+    """
+    metric = load("faithfulness")
+    classes = [model.config.label2id[item["prediction"]] for item in items]
+    for start in range(0, len(items), batch_size):
+        part = slice(start, start + batch_size)
+        metric.add_batch(
+            predictions=[item["saliency"] for item in items[part]],
+            images=processor(images=dataset[part]["image"])["pixel_values"],
+            references=classes[part],
+        )
+    result = metric.compute(
+        model=lambda pixel_values: model(pixel_values, output_saliency=False).logits,
+        baseline=baseline,
+        batch_size=batch_size,
+        device=model.device,
+        per_item=True,
+    )
+    chosen = evenly_spaced(batch_size, len(items))
+    pixel_values = processor(images=dataset[chosen]["image"])["pixel_values"].to(model.device)
+    target = torch.tensor([classes[index] for index in chosen], device=model.device)
+
+    @torch.no_grad()
+    def explain(model):
+        return model(pixel_values, target=target).saliency
+
+    layers = [
+        f"vision_model.{name}"
+        for name, module in model.vision_model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    check = metric.sanity_check(model, explain, layers[::-1])
+    return {"baseline": baseline, **keep_per_item(items, "faithfulness.", result), "sanity_check": check}
+
+
 def rationale_scores(items, references, class_names):
     """
     The metrics of `metrics/rationale`, with the share of rationales that name the right kind of object and the right
@@ -118,12 +169,12 @@ def rationale_scores(items, references, class_names):
     common = {"references": references, "phrases": {"kind": class_names, "place": list(PLACES)}, "per_item": True}
     result = metric.compute(predictions=[item["rationale"] for item in items], **common)
     if all("shuffled_rationale" in item for item in items):
-        control = metric.compute(predictions=[item["shuffled_rationale"] for item in items], **common)
+        control = metric.compute(predictions=[item["shuffled_rationale"] for item in items], meteor=False, **common)
         result["shuffled_place_accuracy"] = control["place_accuracy"]
         result["per_item"]["shuffled_place_accuracy"] = control["per_item"]["place_accuracy"]
-    # BLEU is that of the corpus: what can be resampled are its counts, not the BLEU of a sentence.
-    for order in range(1, 5):
-        result["per_item"].pop(f"bleu_{order}", None)
+    # BLEU and METEOR are those of the corpus, not means over sentences: what can be resampled are BLEU's counts.
+    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor"):
+        del result["per_item"][name]
     functions = sys.modules[type(metric).__module__]
     for item, several in zip(items, references, strict=True):
         tokens, targets = functions.tokenize(item["rationale"]), [functions.tokenize(text) for text in several]
@@ -161,12 +212,15 @@ def explained_accuracy(items, references, saliency):
         explanation_references=references,
         explanation_metric=load("rationale"),
     )
-    del result["n_undefined"]  # every rationale has a score
+    for name in ("n_undefined", "n_undefined_filtered"):  # every rationale has a score
+        del result[name]
     if saliency is None or saliency["iou"] is None:
         return result
     ious = [item["per_item"].get("saliency.iou") for item in items]
     of_maps = metric.compute(**labels, explanation_scores=ious, score_name="iou")
-    return {**result, **of_maps, "iou_n_undefined": of_maps["n_undefined"]}
+    for name in ("n_undefined", "n_undefined_filtered"):
+        of_maps[f"iou_{name}"] = of_maps.pop(name)
+    return {**result, **of_maps}
 
 
 def calibration(items):
@@ -246,8 +300,6 @@ def load(name):
 def keep_per_item(items, prefix, result):
     """Move what a module gives for each item to the items; the rest is returned."""
     for name, values in result.pop("per_item").items():
-        if values is None:  # a score whose parts are not installed
-            continue
         for item, value in zip(items, values, strict=True):
             item["per_item"][prefix + name] = value
     return result

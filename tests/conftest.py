@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,20 @@ def shared():
 def own_cache(tmp_path, monkeypatch):
     """`load_dataset` caches in the test's own folder."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture()
+def modules_cache(monkeypatch, tmp_path):
+    """Remote code is copied to a cache of its own, not to the user's, and forgotten after the test."""
+
+    def forget():
+        names = [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    # Python would look for the code in a cache that an earlier test put there.
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "transformers_modules").is_dir()])
+    earlier = forget()
+    yield
+    forget()
+    sys.modules.update(earlier)

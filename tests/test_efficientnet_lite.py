@@ -70,22 +70,6 @@ def tiny_repository(config_class, model_class, tmp_path):
     return tmp_path / "repository", model
 
 
-@pytest.fixture()
-def modules_cache(monkeypatch, tmp_path):
-    """Remote code is copied to a cache of its own, not to the user's, and forgotten after the test."""
-
-    def forget():
-        names = [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]
-        return {name: sys.modules.pop(name) for name in names}
-
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    earlier = forget()
-    yield
-    forget()
-    sys.modules.update(earlier)
-
-
 # ---- Equal to the package ----
 
 

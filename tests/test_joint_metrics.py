@@ -1,6 +1,7 @@
 """The metrics that join label, map and rationale: explained_accuracy and grounding."""
 
 import doctest
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,14 +9,23 @@ import evaluate
 import numpy as np
 import pytest
 from PIL import Image
-from test_metrics import CLIP, TEXTS, clip_workplace, direct_embeddings, module_of  # noqa: F401
+from test_metrics import (  # noqa: F401
+    CLIP,
+    REFERENCES,
+    TEXTS,
+    clip_images,
+    clip_workplace,
+    direct_embeddings,
+    module_of,
+    without_meteor,
+)
 
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def at_workplace(clip_workplace, monkeypatch):  # noqa: F811
+def at_workplace(clip_workplace, without_meteor, monkeypatch):  # noqa: F811
     monkeypatch.chdir(clip_workplace)
 
 
@@ -38,7 +48,7 @@ def test_explained_accuracy_hand_computed(explained_accuracy):
     scores = [1.0, 0.4, 0.2, 0.1, None]
     results = explained_accuracy.compute(**LABELS, explanation_scores=scores, score_name="iou", per_item=True)
     expected = {"task_score": 3 / 5, "iou_unfiltered": 1.7 / 4, "iou_filtered": 0.7, "iou_overall": 0.42}
-    expected |= {"n": 5, "n_filtered": 3, "n_undefined": 1}
+    expected |= {"n": 5, "n_filtered": 3, "n_undefined": 1, "n_undefined_filtered": 1}
     assert results.pop("per_item") == {"correct": [1, 1, 0, 0, 1], "iou": scores}
     assert results == pytest.approx(expected)
 
@@ -70,7 +80,8 @@ def test_explained_accuracy_filters_before_the_corpus_is_scored(explained_accura
         assert results[f"{name}_overall"] == pytest.approx(0.6 * filtered[name])
     assert results["bleu_1_filtered"] != pytest.approx(results["bleu_1_unfiltered"])
     assert (results["n"], results["n_filtered"], results["n_undefined"]) == (5, 3, 0)
-    assert not any(name.startswith("n_") and name.endswith("_filtered") for name in results if name != "n_filtered")
+    counts = {"n", "n_filtered", "n_undefined", "n_undefined_filtered"}
+    assert {name for name in results if name.startswith("n_") or name == "n"} == counts
 
 
 def test_explained_accuracy_extremes(explained_accuracy):
@@ -79,21 +90,35 @@ def test_explained_accuracy_extremes(explained_accuracy):
     wrong = explained_accuracy.compute(predictions=["a"], references=["b"], explanation_scores=[1.0])
     assert (wrong["explanation_score_filtered"], wrong["explanation_score_overall"]) == (None, 0)
     undefined = explained_accuracy.compute(
-        predictions=["a", "a"], references=["a", "b"], explanation_scores=[float("nan"), 0.5]
+        predictions=["a", "a", "a"], references=["a", "b", "b"], explanation_scores=[float("nan"), 0.5, None]
     )
     assert undefined["explanation_score_filtered"] is None and undefined["explanation_score_overall"] is None
-    assert (undefined["task_score"], undefined["n_undefined"]) == (0.5, 1)
+    assert undefined["task_score"] == pytest.approx(1 / 3)
+    assert (undefined["n_undefined"], undefined["n_undefined_filtered"]) == (2, 1)
+    lost = explained_accuracy.compute(predictions=["a"], references=["b"], explanation_scores=[None])
+    assert (lost["task_score"], lost["explanation_score_overall"], lost["n_undefined"]) == (0, None, 1)
     nothing = explained_accuracy.compute(predictions=[], references=[], explanation_scores=[])
     assert (nothing["task_score"], nothing["explanation_score_overall"], nothing["n"]) == (None, None, 0)
 
 
+def test_explained_accuracy_of_a_score_that_is_absent(explained_accuracy):
+    results = explained_accuracy.compute(
+        predictions=["a"],
+        references=["b"],
+        explanations=["x"],
+        explanation_references=[["x"]],
+        explanation_metric=evaluate.load("metrics/rationale"),
+    )
+    assert (results["rouge_l_overall"], results["meteor_unfiltered"], results["meteor_overall"]) == (0, None, None)
+
+
 def test_explained_accuracy_collects_items(explained_accuracy):
-    scores = [1.0, 0.4, 0.2, 0.1, 0.6]
+    scores = [1.0, 0.4, 0.2, 0.1, None]
     whole = explained_accuracy.compute(**LABELS, explanation_scores=scores)
     explained_accuracy.add_batch(
         predictions=LABELS["predictions"][:4], references=LABELS["references"][:4], explanation_scores=scores[:4]
     )
-    explained_accuracy.add(prediction="cat", reference="cat", explanation_scores=0.6)
+    explained_accuracy.add(prediction="cat", reference="cat", explanation_scores=None)
     assert explained_accuracy.compute() == whole
 
 
@@ -253,16 +278,39 @@ def test_grounding_bad_inputs(grounding, changes, message):
         grounding.compute(**(grounding_inputs() | changes))
 
 
-# both
+@pytest.mark.parametrize("as_copy", [False, True])
+def test_grounding_loads_from_elsewhere(grounding, tmp_path, monkeypatch, as_copy):
+    """Its second file is a link in the repository, and a file of its own where the folder was copied to."""
+    inputs = grounding_inputs() | {"model_name_or_path": str(Path(CLIP).resolve())}
+    expected = grounding.compute(**inputs)
+    folder = ROOT / "metrics" / "grounding"
+    if as_copy:
+        folder = Path(shutil.copytree(folder, tmp_path / "copies" / "grounding"))
+        assert not (folder / "clip_score.py").is_symlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate.load(str(folder)).compute(**inputs) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["explained_accuracy", "grounding"])
+# all
+
+
+DISTRIBUTED = {
+    "explained_accuracy": ({**LABELS, "explanation_scores": [1.0, 0.4, 0.2, 0.1, 0.6]}, {}),
+    "rationale": ({"predictions": TEXTS, "references": REFERENCES}, {}),
+    "clip_score": ({"predictions": TEXTS, "references": REFERENCES}, {"model_name_or_path": CLIP}),
+}
+
+
+@pytest.mark.parametrize("name", [*DISTRIBUTED, "grounding"])
 def test_distributed_equals_one_process(at_workplace, tmp_path, name):
     if name == "grounding":
         inputs = grounding_inputs()
         arguments = {"model_name_or_path": inputs.pop("model_name_or_path")}
     else:
-        inputs, arguments = {**LABELS, "explanation_scores": [1.0, 0.4, 0.2, 0.1, 0.6]}, {}
+        inputs, arguments = DISTRIBUTED[name]
+    if name == "clip_score":
+        inputs = {**inputs, "images": clip_images()}
     whole = evaluate.load(f"metrics/{name}").compute(**inputs, **arguments)
     parts = [{key: values[:2] for key, values in inputs.items()}, {key: values[2:] for key, values in inputs.items()}]
 
@@ -276,6 +324,7 @@ def test_distributed_equals_one_process(at_workplace, tmp_path, name):
     # Each waits for the other's files, so they run at the same time.
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(process, range(2))
+    assert first.pop("absent", None) == whole.pop("absent", None)
     assert second is None and first == pytest.approx(whole)
 
 

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import evaluate
@@ -50,7 +51,13 @@ def test_saliency_hand_computed(saliency):
     # divided by 0.8: 1, 0.75, 0, 0.25, 0.5, 0; chosen: the first two; inside: the second and the fourth
     expected = {"iou": 1 / 3, "precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "energy": 0.8 / 2.0}
     expected |= {"pointing_game": 0, "mae": (1 + 0.25 + 0 + 0.75 + 0.5 + 0) / 6, "n": 1, "n_undefined": 0}
-    assert results == pytest.approx(expected, abs=1e-6)
+    # mean 5/12, so the centred map is 7/12, 4/12, -5/12, -2/12, 1/12, -5/12, and its variance 120/144/6
+    deviation = math.sqrt(120 / 144 / 6)
+    expected |= {"nss": (4 - 2) / 12 / 2 / deviation, "cc": 2 / 12 / 6 / deviation / math.sqrt(2 / 9)}
+    expected["kl"] = 0.5 * math.log(0.5 / 0.3) + 0.5 * math.log(0.5 / 0.1)
+    # 0.75 exceeds three of the four outside, 0.25 two
+    expected["auc"] = (3 + 2) / 8
+    assert results == pytest.approx(expected | {"threshold": 0.5}, abs=1e-6)
 
 
 def test_saliency_threshold(saliency):
@@ -58,6 +65,83 @@ def test_saliency_threshold(saliency):
     masks = [[[1.0, 1.0, 0.0]]]
     for threshold, iou in [(0.1, 2 / 3), (0.5, 1.0), (0.8, 0.5)]:
         assert saliency.compute(predictions=maps, references=masks, threshold=threshold)["iou"] == pytest.approx(iou)
+
+
+def test_saliency_thresholds_of_maps_and_of_the_data(saliency):
+    maps = [[[1.0, 0.59, 0.2, 0.01]], [[1.0, 0.2, 0.1, 0.1]]]
+    masks = [[[1.0, 0.0, 0.0, 0.0]], [[1.0, 1.0, 0.0, 0.0]]]
+    results = saliency.compute(predictions=maps, references=masks, threshold="adaptive", per_item=True)
+    # 0.9 and 0.7: one pixel each
+    assert results["per_item"]["iou"] == [1.0, 0.5] and results["threshold"] == pytest.approx(0.8)
+    results = saliency.compute(predictions=maps, references=masks, threshold="best", per_item=True)
+    # at 0.15: 1/3 and 1; at 0.25 to 0.55: 1/2 and 1/2; from 0.6: 1 and 1/2
+    assert results["per_item"]["iou"] == [1.0, 0.5] and results["threshold"] == pytest.approx(0.6)
+    assert results["precision"] == 1.0 and results["recall"] == 0.75
+    constant = saliency.compute(predictions=[[[0.5, 0.5]]], references=[[[1.0, 0.0]]], threshold="adaptive")
+    assert constant["iou"] == 0.5 and constant["threshold"] == 0.99
+
+
+def plain_nss_cc_kl_auc(one_map, mask):
+    """The definitions of the saliency benchmarks, one item and one threshold at a time."""
+    inside = mask > 0.5
+    nss = ((one_map - one_map.mean()) / one_map.std())[inside].mean()
+    cc = np.corrcoef(one_map.ravel(), mask.ravel())[0, 1]
+    p, q = one_map / one_map.sum(), mask / mask.sum()
+    eps = np.finfo(float).eps
+    kl = (q * np.log(eps + q / (p + eps))).sum()
+    thresholds = sorted({*one_map.ravel(), np.inf}, reverse=True)
+    points = [((one_map[~inside] >= v).mean(), (one_map[inside] >= v).mean()) for v in thresholds]
+    auc = sum((right - left) * (low + high) / 2 for (left, low), (right, high) in pairwise(points))
+    return {"nss": nss, "cc": cc, "kl": kl, "auc": auc}
+
+
+def test_saliency_benchmarks_scores_equal_their_definitions(saliency):
+    maps, masks = random_maps(6)
+    masks[3:] *= np.random.default_rng(1).random((3, 8, 8))  # soft masks
+    maps, masks = maps.astype(np.float32).astype(float), masks.astype(np.float32).astype(float)
+    found = saliency.compute(predictions=maps, references=masks, per_item=True)["per_item"]
+    for index, (one_map, mask) in enumerate(zip(maps, masks, strict=True)):
+        for name, value in plain_nss_cc_kl_auc(one_map, mask).items():
+            assert found[name][index] == pytest.approx(value, rel=1e-9), name
+
+
+def test_saliency_auc_is_near_the_one_with_corners_inside_only(saliency):
+    """The benchmarks' code, with the noise that tells equal values apart."""
+    rng = np.random.default_rng(0)
+    one_map, mask = rng.integers(0, 9, (60, 60)) / 9, (rng.random((60, 60)) > 0.6).astype(float)
+    noisy, inside = one_map + 1e-6 * rng.random((60, 60)), mask > 0.5
+    points = [(0.0, 0.0)]
+    for count, value in enumerate(sorted(noisy[inside], reverse=True), start=1):
+        points.append(((noisy[~inside] >= value).mean(), count / inside.sum()))
+    points.append((1.0, 1.0))
+    auc = sum((right - left) * (low + high) / 2 for (left, low), (right, high) in pairwise(points))
+    assert saliency.compute(predictions=[one_map], references=[mask])["auc"] == pytest.approx(auc, abs=5e-3)
+
+
+def test_saliency_benchmarks_scores_at_their_ends(saliency):
+    masks = np.zeros((1, 4, 4))
+    masks[:, 1:3, 1:3] = 1
+    perfect = saliency.compute(predictions=masks, references=masks)
+    assert [perfect[name] for name in ("nss", "cc", "kl", "auc")] == pytest.approx([math.sqrt(3), 1, 0, 1])
+    opposite = saliency.compute(predictions=1 - masks, references=masks)
+    assert [opposite[name] for name in ("nss", "cc", "auc")] == pytest.approx([-math.sqrt(3), -1, 0])
+    assert opposite["kl"] > 30
+    # A zero map says no more than a constant one.
+    for value in (0.0, 0.7):
+        chance = saliency.compute(predictions=np.full((1, 4, 4), value), references=masks)
+        assert [chance[name] for name in ("nss", "cc", "kl", "auc")] == pytest.approx([0, 0, math.log(4), 0.5])
+    # Of a mask without outside neither correlation nor curve are defined, and the means are of the other item.
+    both = saliency.compute(predictions=[masks[0]] * 2, references=[masks[0], np.ones((4, 4))], per_item=True)
+    assert both["per_item"]["cc"] == [pytest.approx(1), None] and both["per_item"]["auc"] == [1.0, None]
+    assert (both["cc"], both["auc"], both["n"], both["n_undefined"]) == (pytest.approx(1), 1.0, 2, 1)
+
+
+def test_saliency_equals_the_loop_that_it_is_timed_against(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from benchmark_metrics import compare_saliency
+
+    pairs = compare_saliency(items=5, repeats=2, size=28)  # compares their scores first
+    assert len(pairs) == 2 and all(seconds > 0 for pair in pairs for seconds in pair)
 
 
 def test_saliency_perfect_and_disjoint(saliency):
@@ -164,7 +248,8 @@ GOOD = [[1.0, 0.0]]
         ([GOOD], [[[255.0]]], {}, r"`references\[0\]` must have values in \[0, 1\], got values from 255"),
         ([GOOD], [[[-1.0, 1.0]]], {}, r"`references\[0\]` must have values in \[0, 1\]"),
         ([GOOD], [[[-2.0, 1.0]]], {"signed": True}, r"`references\[0\]` must have values in \[-1, 1\]"),
-        ([GOOD], [GOOD], {"threshold": 1}, r"`threshold` must be in \[0, 1\), got 1"),
+        ([GOOD], [GOOD], {"threshold": 1}, r"`threshold` must be 'adaptive', 'best' or in \[0, 1\), got 1"),
+        ([GOOD], [GOOD], {"threshold": "otsu"}, "`threshold` must be 'adaptive', 'best' or .*, got 'otsu'"),
         ([GOOD], [GOOD], {"tolerance": -1}, "`tolerance` must be 0 or more pixels, got -1"),
         ([GOOD, GOOD], [GOOD], {}, r"Mismatch in the number of predictions \(2\) and references \(1\)"),
         (np.ones((2, 1, 3, 3)), np.ones((2, 3, 3)), {}, "don't match the expected format"),
@@ -202,7 +287,13 @@ def test_saliency_golden(saliency):
 
 
 @pytest.fixture
-def rationale(load):
+def without_meteor(monkeypatch):
+    """As if pycocoevalcap were not installed: its program takes seconds to start."""
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", None)
+
+
+@pytest.fixture
+def rationale(load, without_meteor):
     return load("rationale")
 
 
@@ -232,11 +323,12 @@ def test_rationale_perfect_disjoint_and_order(rationale):
     assert [perfect[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx([1] * 4)
     assert perfect["rouge_l"] == pytest.approx(1) and perfect["cider"] == pytest.approx(10)
     disjoint = rationale.compute(predictions=["x y z w", ""], references=[[text] for text in texts])
-    assert [disjoint[name] for name in ("bleu_1", "bleu_4", "rouge_l", "cider")] == pytest.approx([0] * 4, abs=1e-6)
+    assert [disjoint[name] for name in ("bleu_1", "bleu_4", "rouge_l", "cider")] == [0] * 4
 
     predictions = ["the owl at the left", "a green apple in the centre"]
     forward = rationale.compute(predictions=predictions, references=[[text] for text in texts])
     backward = rationale.compute(predictions=predictions[::-1], references=[[text] for text in texts[::-1]])
+    assert forward.pop("absent") == backward.pop("absent")
     assert forward == pytest.approx(backward)
 
 
@@ -461,8 +553,8 @@ def module_of(metric):
     return sys.modules[type(metric).__module__]
 
 
-@pytest.mark.parametrize("name", ["saliency", "rationale", "clip_score"])
-def test_documented_examples(clip_workplace, monkeypatch, name):
+@pytest.mark.parametrize("name", ["saliency", "faithfulness", "rationale", "clip_score"])
+def test_documented_examples(clip_workplace, without_meteor, monkeypatch, name):
     monkeypatch.chdir(clip_workplace)
     outcome = doctest.testmod(module_of(evaluate.load(f"metrics/{name}")))
     assert outcome.attempted > 1 and outcome.failed == 0
@@ -472,7 +564,7 @@ def test_documented_examples(clip_workplace, monkeypatch, name):
     assert outcome.attempted > 1 and outcome.failed == 0
 
 
-@pytest.mark.parametrize("name", ["saliency", "rationale", "clip_score"])
+@pytest.mark.parametrize("name", ["saliency", "faithfulness", "rationale", "clip_score"])
 def test_folder_is_complete(name):
     folder = ROOT / "metrics" / name
     card = (folder / "README.md").read_text(encoding="utf-8")

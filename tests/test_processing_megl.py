@@ -2,7 +2,6 @@
 
 import io
 import logging
-import sys
 
 import numpy as np
 import pytest
@@ -301,20 +300,6 @@ def test_settings_for_a_language_model(processor, tokenizer):
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-
-
-@pytest.fixture()
-def modules_cache(monkeypatch, tmp_path):
-    """Remote code is copied to a cache of its own, not to the user's, and forgotten after the test."""
-    earlier = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "transformers_modules"}
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in earlier:
-        del sys.modules[name]
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
-        del sys.modules[name]
-    sys.modules.update(earlier)
 
 
 def test_saved_processor_is_loaded_as_it_was(processor, make_config, tmp_path, modules_cache, caplog):

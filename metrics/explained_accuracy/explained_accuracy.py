@@ -1,5 +1,6 @@
 """Task score and explanation score together: right answers that are also explained well."""
 
+import math
 import numbers
 
 import datasets
@@ -23,7 +24,8 @@ Args:
     explanation_references (`list` of `list` of `str`): with `explanations`: one or more human texts per item.
     explanation_metric: with `explanations`: a loaded `evaluate` module, or any object whose
         `compute(predictions=..., references=...)` returns a `dict`. S_E is each `float` in it, computed over the
-        correctly classified items alone, so that scores of a whole corpus, such as BLEU, are right.
+        correctly classified items alone, so that scores of a whole corpus, such as BLEU, are right. A score that it
+        cannot compute, which is `None`, stays `None`.
     score_name (`str`, defaults to `"explanation_score"`): what the results call the mean of `explanation_scores`.
     per_item (`bool`, defaults to `False`): also return the scores of each item.
 Returns:
@@ -32,7 +34,7 @@ Returns:
         The name is `score_name`, or each one that `explanation_metric` gives. `None` where no item counts; the overall
         score is 0 where no item is classified correctly.
     `n`, `n_filtered`: the number of items, and of correctly classified ones.
-    `n_undefined`: the number of items without an explanation score, which are left out of S_E.
+    `n_undefined`, `n_undefined_filtered`: how many of these have no explanation score. They are left out of its means.
     `per_item`: with `per_item=True`, a dict of lists: `correct` (1 or 0) and, with `explanation_scores`, these.
 Examples:
     >>> import evaluate
@@ -106,12 +108,16 @@ class ExplainedAccuracy(evaluate.Metric):
     def add(self, *, prediction=None, reference=None, **kwargs):
         """Add one item, with `explanation_scores` or `explanations` and `explanation_references`."""
         prediction, reference = class_text(prediction, "prediction"), class_text(reference, "reference")
+        if "explanation_scores" in kwargs:
+            kwargs["explanation_scores"] = undefined_as_nan(kwargs["explanation_scores"])
         super().add(prediction=prediction, reference=reference, **BLANKS | kwargs)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add items, with `explanation_scores` or `explanations` and `explanation_references`."""
         # `evaluate` stores every declared input of every item.
         given = {name: values for name, values in kwargs.items() if values is not None}
+        if "explanation_scores" in given:
+            given["explanation_scores"] = [undefined_as_nan(score) for score in given["explanation_scores"]]
         if predictions is not None:
             given = {name: [blank] * len(predictions) for name, blank in BLANKS.items()} | given
             predictions = [class_text(value, f"predictions[{i}]") for i, value in enumerate(predictions)]
@@ -130,9 +136,9 @@ class ExplainedAccuracy(evaluate.Metric):
         score_name="explanation_score",
         per_item=False,
     ):
-        scores = [None if score is None or score != score else score for score in explanation_scores]
         if predictions:
-            check_explanations(scores, explanation_references, explanation_metric)
+            check_explanations(explanation_scores, explanation_references, explanation_metric)
+        scores = [None if score is None or math.isnan(score) else score for score in explanation_scores]
         correct = [prediction == true for prediction, true in zip(predictions, references, strict=True)]
         chosen = [index for index, is_correct in enumerate(correct) if is_correct]
         items = {"correct": [int(is_correct) for is_correct in correct]}
@@ -150,9 +156,11 @@ class ExplainedAccuracy(evaluate.Metric):
         for name, score in unfiltered.items():
             results[f"{name}_unfiltered"] = score
             results[f"{name}_filtered"] = filtered.get(name)
-            results[f"{name}_overall"] = product(task_score, filtered.get(name))
+            results[f"{name}_overall"] = None if score is None else product(task_score, filtered.get(name))
         results["n"], results["n_filtered"] = len(correct), len(chosen)
-        results["n_undefined"] = 0 if explanation_metric is not None else scores.count(None)
+        undefined = [explanation_metric is None and score is None for score in scores]
+        results["n_undefined"] = sum(undefined)
+        results["n_undefined_filtered"] = sum(undefined[i] for i in chosen)
         if per_item:
             results["per_item"] = items
         return results
@@ -163,6 +171,11 @@ def class_text(value, name):
     if not isinstance(value, (str, numbers.Integral)):
         raise ValueError(f"`{name}` must be the name or id of a class, a string or an integer, got {value!r}.")
     return str(value)
+
+
+def undefined_as_nan(score):
+    """A score that is given and undefined, unlike the `None` that is stored where none is given."""
+    return math.nan if score is None else score
 
 
 def check_explanations(scores, references, metric):

@@ -1,17 +1,24 @@
-"""BLEU, ROUGE-L and CIDEr of rationales, as the COCO caption evaluation defines them, without Java."""
+"""BLEU, ROUGE-L, METEOR and CIDEr of rationales, as the COCO caption evaluation defines them."""
 
 import math
 import re
+import shutil
+import subprocess
 from collections import Counter
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 
 import datasets
 import evaluate
 
 
 _DESCRIPTION = """
-Scores rationales (short texts) against several human references each: BLEU-1 to BLEU-4, ROUGE-L and CIDEr as the COCO
-caption evaluation (pycocoevalcap) defines them, including its Penn Treebank tokenisation, in plain Python: no Java, no
-downloads. Optionally also how often a rationale names the right phrase of a given list, such as the right place.
+Scores rationales (short texts) against several human references each: BLEU-1 to BLEU-4, ROUGE-L, METEOR and CIDEr as
+the COCO caption evaluation (pycocoevalcap) defines them, including its Penn Treebank tokenisation. All but METEOR are
+plain Python: no Java, no downloads. METEOR is a Java program that pycocoevalcap brings; where that or Java is missing,
+the results say so. On request also SPICE, BERTScore, and how often a rationale names the right phrase of a given list,
+such as the right place.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -22,15 +29,27 @@ Args:
         a phrase of the list, the share whose prediction's first phrase is one that its references contain. Whole words
         only, without regard to case and punctuation; where phrases overlap the longer wins ("upper centre" before
         "centre").
+    meteor (`bool`, defaults to `True`): compute METEOR, which takes seconds to start and more than 1 GB of memory.
+    spice (`bool`, defaults to `False`): also compute SPICE, which takes minutes.
+    bert_score (`str`, *optional*): folder or Hub id of the model whose embeddings BERTScore compares, such as
+        `roberta-large`. Without it there is no BERTScore, and nothing is downloaded.
+    bert_score_layers (`int`, *optional*): with `bert_score`: the layer whose embeddings are compared. Needed where
+        the package bert-score knows none for the model, as for a folder.
     per_item (`bool`, defaults to `False`): also return the scores of each item.
 Returns:
-    `bleu_1`, `bleu_2`, `bleu_3`, `bleu_4`, `rouge_l` (in [0, 1]) and `cider` (in [0, 10]): higher is better. BLEU is
-    that of the corpus, the others are means over the items. `None` where there are no items.
+    `bleu_1`, `bleu_2`, `bleu_3`, `bleu_4`, `rouge_l`, `meteor` (in [0, 1]) and `cider` (in [0, 10]): higher is better.
+    BLEU and METEOR are those of the corpus, the others are means over the items. `None` where there are no items.
+    `spice` (in [0, 1]), `bert_score` (F1, in [-1, 1]), when asked for: means over the items.
     `n`: the number of items.
+    `absent`: which of `meteor`, `spice` and `bert_score` were not computed, with the reason. A score that was asked
+        for and lacks its parts is `None`.
     `<name>_accuracy` (in [0, 1], higher is better; `None` where no item counts) and `<name>_n` (the number of items
     that count) for each name in `phrases`.
     `per_item`: with `per_item=True`, a dict of lists; `<name>_accuracy` is 1, 0, or `None` where the item does not
-    count.
+    count. A score whose parts are missing has `None` in place of its list.
+Raises:
+    `ValueError`: a text that is `None`, an item without references, a phrase without words, or a model of BERTScore
+        without `bert_score_layers`.
 Examples:
     >>> import evaluate
     >>> rationale = evaluate.load("metrics/rationale")
@@ -48,6 +67,12 @@ Examples:
     >>> results = rationale.compute(predictions=predictions, references=references, phrases=places)
     >>> results["place_accuracy"], results["place_n"]
     (0.5, 2)
+
+    What was not computed:
+
+    >>> results = rationale.compute(predictions=predictions, references=references, meteor=False)
+    >>> results["meteor"], results["absent"]["meteor"]
+    (None, 'not asked for')
 """
 
 _CITATION = """
@@ -76,12 +101,32 @@ _CITATION = """
     booktitle={CVPR},
     year={2015}
 }
+@inproceedings{denkowski2014meteor,
+    title={{METEOR} Universal: Language Specific Translation Evaluation for Any Target Language},
+    author={Denkowski, Michael and Lavie, Alon},
+    booktitle={Workshop on Statistical Machine Translation},
+    year={2014}
+}
+@inproceedings{anderson2016spice,
+    title={{SPICE}: Semantic Propositional Image Caption Evaluation},
+    author={Anderson, Peter and Fernando, Basura and Johnson, Mark and Gould, Stephen},
+    booktitle={ECCV},
+    year={2016}
+}
+@inproceedings{zhang2020bertscore,
+    title={{BERTScore}: Evaluating Text Generation with {BERT}},
+    author={Zhang, Tianyi and Kishore, Varsha and Wu, Felix and Weinberger, Kilian Q. and Artzi, Yoav},
+    booktitle={ICLR},
+    year={2020}
+}
 """
 
 MAX_NGRAM = 4
 ROUGE_BETA = 1.2
 CIDER_SIGMA = 6.0
-SCORES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
+SCORES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "cider"]
+# What the program of SPICE looks for, and pycocoevalcap does not bring.
+SPICE_FILES = ["stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"]
 
 TOKEN = re.compile(
     r"""
@@ -118,7 +163,17 @@ class Rationale(evaluate.Metric):
             reference_urls=["https://github.com/salaniz/pycocoevalcap"],
         )
 
-    def _compute(self, predictions, references, phrases=None, per_item=False):
+    def _compute(
+        self,
+        predictions,
+        references,
+        phrases=None,
+        meteor=True,
+        spice=False,
+        bert_score=None,
+        bert_score_layers=None,
+        per_item=False,
+    ):
         check_texts(predictions, references)
         finders = {name: phrase_finder(name, texts) for name, texts in (phrases or {}).items()}
         hypotheses = [tokenize(text) for text in predictions]
@@ -138,6 +193,14 @@ class Rationale(evaluate.Metric):
             results.update(zip(SCORES, bleu(totals), strict=False))
             results.update({name: mean(items[name]) for name in ("rouge_l", "cider")})
         results["n"] = len(predictions)
+        programs = {
+            "meteor": meteor and partial(meteor_scores, hypotheses, targets),
+            "spice": spice and partial(spice_scores, hypotheses, targets),
+            "bert_score": bert_score and partial(bert_scores, predictions, references, bert_score, bert_score_layers),
+        }
+        found, of_items, results["absent"] = run_programs(programs, len(predictions))
+        results.update(found)
+        items.update(of_items)
         for name, finder in finders.items():
             hits = [phrase_hit(finder, text, texts) for text, texts in zip(predictions, references, strict=True)]
             counted = [hit for hit in hits if hit is not None]
@@ -169,7 +232,7 @@ def tokenize(text):
 
 
 def ngram_counts(tokens, n):
-    return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
+    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def bleu_statistics(hypothesis, references):
@@ -188,6 +251,8 @@ def bleu_statistics(hypothesis, references):
 def bleu(statistics):
     """BLEU-1 to BLEU-4. The small constants are the reference's: they keep every step finite."""
     length, closest, *counts = statistics
+    if counts[0] == 0:  # no word in common; the constants alone would give some 1e-16
+        return [0.0] * MAX_NGRAM
     ratio = (length + 1e-15) / (closest + 1e-9)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     scores = []
@@ -224,33 +289,36 @@ def longest_common_subsequence(first, second):
 
 def cider(hypotheses, references):
     """CIDEr of each item; the document frequencies are those of all references given."""
+    targets = [[ngrams_of_all_orders(tokens) for tokens in texts] for texts in references]
     frequencies = Counter()
-    for texts in references:
-        frequencies.update({ngram for tokens in texts for ngram in all_ngrams(tokens)})
-    log_items = math.log(len(references)) if references else 0.0
+    for texts in targets:
+        frequencies.update(set().union(*texts))
+    unseen = math.log(len(references)) if references else 0.0
+    idf = {ngram: unseen - math.log(frequency) for ngram, frequency in frequencies.items()}
     scores = []
-    for hypothesis, texts in zip(hypotheses, references, strict=True):
-        vector = tf_idf(hypothesis, frequencies, log_items)
-        similarities = [cider_similarity(vector, tf_idf(tokens, frequencies, log_items)) for tokens in texts]
-        scores.append(10 * mean(similarities))
+    for hypothesis, texts in zip(hypotheses, targets, strict=True):
+        vector = tf_idf(ngrams_of_all_orders(hypothesis), idf, unseen)
+        scores.append(10 * mean([cider_similarity(vector, tf_idf(counts, idf, unseen)) for counts in texts]))
     return scores
 
 
-def all_ngrams(tokens):
-    """Counts of the n-grams of all orders, 1 to 4."""
-    counts = Counter()
+def ngrams_of_all_orders(tokens):
+    """Counts of the n-grams of orders 1 to 4."""
+    counts = {}
     for n in range(1, MAX_NGRAM + 1):
         counts.update(ngram_counts(tokens, n))
     return counts
 
 
-def tf_idf(tokens, frequencies, log_items):
+def tf_idf(counts, idf, unseen):
     """One dict of n-gram weights for each order, their norms, and the number of bigrams, which is CIDEr's length."""
     weights = [{} for _ in range(MAX_NGRAM)]
-    for ngram, count in all_ngrams(tokens).items():
-        weights[len(ngram) - 1][ngram] = count * (log_items - math.log(max(1, frequencies[ngram])))
+    length = 0
+    for ngram, count in counts.items():
+        weights[len(ngram) - 1][ngram] = count * idf.get(ngram, unseen)
+        length += count * (len(ngram) == 2)
     norms = [math.sqrt(sum(weight**2 for weight in order.values())) for order in weights]
-    return weights, norms, max(0, len(tokens) - 1)
+    return weights, norms, length
 
 
 def cider_similarity(hypothesis, reference):
@@ -265,6 +333,96 @@ def cider_similarity(hypothesis, reference):
         scale = norms[order] * other_norms[order]
         cosines.append(product / scale if scale else 0.0)
     return mean(cosines) * math.exp(-((length - other_length) ** 2) / (2 * CIDER_SIGMA**2))
+
+
+class MissingPart(Exception):
+    """Why a score cannot be computed here."""
+
+
+def run_programs(programs, count):
+    """
+    Runs what computes a score of the corpus and of each item, or is false for a score that nobody asked for.
+
+    Returns:
+        name to score, name to scores of the items, and name to the reason why there is none.
+    """
+    results, items, absent = {}, {}, {}
+    for name, program in programs.items():
+        if not program:
+            absent[name] = "not asked for"
+            continue
+        try:
+            results[name], items[name] = program() if count else (None, [])
+        except MissingPart as reason:
+            results[name], items[name], absent[name] = None, None, str(reason)
+    return results, items, absent
+
+
+def java_program(name, module):
+    """The module of pycocoevalcap that starts a Java program."""
+    try:
+        found = import_module(module)
+    except ImportError:
+        raise MissingPart(f"{name} needs the package pycocoevalcap: `pip install pycocoevalcap`") from None
+    if shutil.which("java") is None:
+        raise MissingPart(f"{name} needs Java: there is no `java` on the PATH")
+    return found
+
+
+def coco_form(hypotheses, references):
+    """References and hypotheses as pycocoevalcap takes them: by item, a list of texts of single-spaced tokens."""
+    joined = [[" ".join(tokens) for tokens in texts] for texts in references]
+    return dict(enumerate(joined)), {index: [" ".join(tokens)] for index, tokens in enumerate(hypotheses)}
+
+
+def meteor_scores(hypotheses, references):
+    """METEOR 1.5 (Denkowski and Lavie 2014) of the corpus and of each item."""
+    program = java_program("METEOR", "pycocoevalcap.meteor.meteor").Meteor()
+    try:
+        return program.compute_score(*coco_form(hypotheses, references))
+    except (OSError, ValueError) as error:  # Java ended, so a pipe broke or an answer is empty
+        program.lock.release()  # pycocoevalcap does not after an error, and then waits for it for ever
+        program.meteor_p.kill()
+        said = program.meteor_p.communicate()[1].decode(errors="replace").strip() or str(error)
+        raise MissingPart(f"METEOR needs a Java that runs its program: {said.splitlines()[0]}") from None
+
+
+def spice_scores(hypotheses, references):
+    """SPICE (Anderson et al. 2016) of the corpus and of each item."""
+    module = java_program("SPICE", "pycocoevalcap.spice.spice")
+    for name in SPICE_FILES:
+        if not (Path(module.__file__).parent / "lib" / name).is_file():
+            raise MissingPart(
+                f"SPICE needs {name} in its folder `lib`: pycocoevalcap.spice.get_stanford_models downloads it"
+            )
+    try:
+        _, items = module.Spice().compute_score(*coco_form(hypotheses, references))
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        status = getattr(error, "returncode", error)
+        raise MissingPart(f"SPICE needs a Java that runs its program, from 8 to 15, and 8 GB: {status}") from None
+    scores = [item["All"]["f"] for item in items]
+    scores = [0.0 if math.isnan(score) else float(score) for score in scores]
+    return mean(scores), scores
+
+
+def bert_scores(predictions, references, model, layers):
+    """BERTScore (Zhang et al. 2020), the F1 of the best reference, without idf weights and rescaling."""
+    try:
+        package = import_module("bert_score")
+    except ImportError:
+        raise MissingPart("BERTScore needs the package bert-score: `pip install bert-score`") from None
+    if layers is None and model not in package.utils.model2layers:
+        raise ValueError(f"`bert_score_layers` must say which layer of {model!r} to compare, got None.")
+    texts = [[text for text in several if text.strip()] for several in references]
+    # bert-score fails for empty texts: they have no words that could be alike.
+    chosen = [index for index, text in enumerate(predictions) if text.strip() and texts[index]]
+    scores = [0.0] * len(predictions)
+    if chosen:
+        scorer = package.BERTScorer(model_type=model, num_layers=layers)
+        *_, f1 = scorer.score([predictions[index] for index in chosen], [texts[index] for index in chosen])
+        for index, score in zip(chosen, f1.tolist(), strict=True):
+            scores[index] = score
+    return mean(scores), scores
 
 
 def phrase_finder(name, phrases):

@@ -7,8 +7,8 @@ import numpy as np
 
 _DESCRIPTION = """
 Compares saliency maps with human masks: IoU, precision, recall and F1 of the thresholded map, the share of the map's
-energy inside the mask, the pointing game, and the mean absolute error. Maps and masks may have any size: each map is
-resized to its mask.
+energy inside the mask, the pointing game, the mean absolute error, and NSS, CC, KL and AUC-Judd as saliency benchmarks
+have them. Maps and masks may have any size: each map is resized to its mask.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -16,7 +16,9 @@ Args:
     predictions (`list` of maps): maps of shape `(h, w)`, nested lists or arrays, values in [0, 1].
     references (`list` of masks): masks of shape `(H, W)`, values in [0, 1]; above 0.5 is inside. Sizes may differ from
         item to item and from the map's.
-    threshold (`float`, defaults to 0.5): a pixel is chosen when the map, divided by its own maximum, exceeds it.
+    threshold (`float` or `str`, defaults to 0.5): a pixel is chosen when the map, divided by its own maximum, exceeds
+        it. `"adaptive"`: twice the mean of each map so divided, at most 0.99. `"best"`: of 0.05, 0.1, ..., 0.95 the
+        one that gives the greatest mean IoU over all items; it has seen the masks.
     tolerance (`float`, defaults to 0): the pointing game also counts a maximum at most this many pixels of the mask
         (Euclidean distance) away from the inside.
     signed (`bool`, defaults to `False`): masks have values in [-1, 1]: above 0 is inside, below 0 is outside, 0 is
@@ -25,18 +27,27 @@ Args:
 Returns:
     `iou`, `precision`, `recall`, `f1`, `energy`, `pointing_game` (in [0, 1], higher is better) and `mae` (in [0, 1],
     lower is better): means over the items whose mask is not empty; `None` where there are no such items.
+    `nss` (0 is chance, higher is better): mean inside of the map standardised to mean 0 and standard deviation 1.
+    `cc` (in [-1, 1], higher is better): Pearson's correlation of map and mask.
+    `kl` (0 or more, lower is better): the divergence in nats of the map from the mask, each divided by its sum.
+    `auc` (in [0, 1], 0.5 is chance, higher is better): AUC-Judd, area under the curve of the share of pixels inside
+        over the share of those outside that are at least as salient as a threshold.
+    `threshold`: the threshold that was used; with `"adaptive"` its mean over the items.
     `n`: the number of items in the means.
-    `n_undefined`: the number of items whose map is zero everywhere (they score 0, and their `mae` is that of a zero
-    map) or whose mask has nothing inside (they are left out).
-    `per_item`: with `per_item=True`, a dict of lists, `None` where the mask is empty.
+    `n_undefined`: the number of items whose map is zero everywhere (they score 0, their `mae` is that of a zero map,
+        and `nss`, `cc`, `kl` and `auc` those of a constant one), whose mask has nothing
+        inside (they are left out), or whose mask is constant (`cc` is left out) or has nothing outside (`auc` is).
+    `per_item`: with `per_item=True`, a dict of lists, `None` where an item is left out.
 Examples:
     >>> import evaluate
     >>> saliency = evaluate.load("metrics/saliency")
     >>> maps = [[[1.0, 0.25], [0.75, 0.0]]]
     >>> masks = [[[1.0, 0.0], [0.0, 0.0]]]
     >>> results = saliency.compute(predictions=maps, references=masks)
-    >>> results["iou"], results["precision"], results["recall"], results["energy"], results["mae"]
-    (0.5, 0.5, 1.0, 0.5, 0.25)
+    >>> results["iou"], results["precision"], results["recall"], results["energy"], results["mae"], results["auc"]
+    (0.5, 0.5, 1.0, 0.5, 0.25, 1.0)
+    >>> saliency.compute(predictions=maps, references=masks, threshold="best")["threshold"]
+    0.75
 
     A zero map scores 0, an empty mask is left out, and both are counted:
 
@@ -69,9 +80,30 @@ _CITATION = """
     booktitle={CVPR Workshops},
     year={2020}
 }
+@article{bylinskii2019what,
+    title={What Do Different Evaluation Metrics Tell Us About Saliency Models?},
+    author={Bylinskii, Zoya and Judd, Tilke and Oliva, Aude and Torralba, Antonio and Durand, Fr{\\'e}do},
+    journal={IEEE Transactions on Pattern Analysis and Machine Intelligence},
+    year={2019}
+}
+@inproceedings{judd2009learning,
+    title={Learning to Predict Where Humans Look},
+    author={Judd, Tilke and Ehinger, Krista and Durand, Fr{\\'e}do and Torralba, Antonio},
+    booktitle={ICCV},
+    year={2009}
+}
+@inproceedings{achanta2009frequency,
+    title={Frequency-tuned Salient Region Detection},
+    author={Achanta, Radhakrishna and Hemami, Sheila and Estrada, Francisco and S{\\"u}sstrunk, Sabine},
+    booktitle={CVPR},
+    year={2009}
+}
 """
 
-SCORES = ["iou", "precision", "recall", "f1", "energy", "pointing_game", "mae"]
+OVERLAPS = ["iou", "precision", "recall", "f1"]
+SCORES = [*OVERLAPS, "energy", "pointing_game", "mae", "nss", "cc", "kl", "auc"]
+THRESHOLDS = np.arange(1, 20) / 20  # what "best" chooses from
+EPSILON = np.finfo(np.float64).eps  # as in the MIT saliency benchmark's KL
 PIXELS_AT_ONCE = 2**21
 SLACK = 1e-6  # what float32 rounding may add to the ends of the value range
 
@@ -92,42 +124,105 @@ class Saliency(evaluate.Metric):
         return info
 
     def _compute(self, predictions, references, threshold=0.5, tolerance=0, signed=False, per_item=False):
-        if not 0 <= threshold < 1:
-            raise ValueError(f"`threshold` must be in [0, 1), got {threshold}.")
-        if tolerance < 0:
-            raise ValueError(f"`tolerance` must be 0 or more pixels, got {tolerance}.")
+        check_options(threshold, tolerance)
         maps = to_arrays(predictions, "predictions", lowest=0)
         masks = to_arrays(references, "references", lowest=-1 if signed else 0)
 
-        scores = {name: np.zeros(len(maps)) for name in SCORES}
-        zero_map = np.zeros(len(maps), dtype=bool)
-        empty_mask = np.zeros(len(maps), dtype=bool)
+        scores = {name: np.full(len(maps), np.nan) for name in SCORES[len(OVERLAPS) :]}
+        # A row for each threshold that "best" tries; there is one row otherwise.
+        overlaps = {name: np.full((len(candidates(threshold)), len(maps)), np.nan) for name in OVERLAPS}
+        thresholds = np.zeros((len(candidates(threshold)), len(maps)))
+        undefined, counted = np.zeros(len(maps), dtype=bool), np.zeros(len(maps), dtype=bool)
         for items in batches_of_equal_sizes(maps, masks):
-            resized = resize(np.stack([maps[i] for i in items]), masks[items[0]].shape)
-            mask = np.stack([masks[i] for i in items])
-            labelled = mask != 0 if signed else np.ones(mask.shape, dtype=bool)
-            target = (mask > 0).astype(np.float64) if signed else mask
-            inside = target > 0.5
-            peak = resized.max(axis=(1, 2))
-            scaled = resized / np.where(peak > 0, peak, 1)[:, None, None]
-            zero_map[items] = peak == 0
-            empty_mask[items] = ~inside.any(axis=(1, 2))
-            for name, values in overlap(scaled, inside, labelled, threshold).items():
-                scores[name][items] = values
-            scores["energy"][items] = energy(scaled, inside, labelled)
-            scores["pointing_game"][items] = (peak > 0) & pointing_game(scaled, inside, labelled, tolerance)
-            scores["mae"][items] = mean_absolute_error(scaled, target, labelled)
+            batch = Batch(np.stack([maps[i] for i in items]), np.stack([masks[i] for i in items]), signed)
+            undefined[items], counted[items] = batch.undefined, batch.inside.any(axis=(1, 2))
+            for row, candidate in enumerate(candidates(threshold)):
+                thresholds[row, items] = adaptive_threshold(batch) if candidate is None else candidate
+                for name, values in overlap(batch, thresholds[row, items]).items():
+                    overlaps[name][row, items] = values
+            scores["energy"][items] = energy(batch)
+            scores["pointing_game"][items] = (batch.peak > 0) & pointing_game(batch, tolerance)
+            scores["mae"][items] = mean_absolute_error(batch)
+            scores["nss"][items] = normalized_scanpath_saliency(batch)
+            scores["cc"][items] = correlation(batch)
+            scores["kl"][items] = divergence(batch)
+            scores["auc"][items] = auc_judd(batch)
 
-        counted = ~empty_mask
-        results = {name: float(scores[name][counted].mean()) if counted.any() else None for name in SCORES}
+        best = np.argmax(overlaps["iou"][:, counted].sum(axis=1))
+        scores = {name: overlaps[name][best] for name in OVERLAPS} | scores
+        items = {
+            name: [float(v) if c and not np.isnan(v) else None for v, c in zip(scores[name], counted, strict=True)]
+            for name in SCORES
+        }
+        results = {name: mean([value for value in values if value is not None]) for name, values in items.items()}
+        results["threshold"] = mean(thresholds[best, counted].tolist())
         results["n"] = int(counted.sum())
-        results["n_undefined"] = int((zero_map | empty_mask).sum())
+        results["n_undefined"] = int(undefined.sum())
         if per_item:
-            results["per_item"] = {
-                name: [None if empty else float(value) for value, empty in zip(scores[name], empty_mask, strict=True)]
-                for name in SCORES
-            }
+            results["per_item"] = items
         return results
+
+
+def check_options(threshold, tolerance):
+    if isinstance(threshold, str):
+        if threshold not in ("adaptive", "best"):
+            raise ValueError(f"`threshold` must be 'adaptive', 'best' or in [0, 1), got {threshold!r}.")
+    elif not 0 <= threshold < 1:
+        raise ValueError(f"`threshold` must be 'adaptive', 'best' or in [0, 1), got {threshold}.")
+    if tolerance < 0:
+        raise ValueError(f"`tolerance` must be 0 or more pixels, got {tolerance}.")
+
+
+def candidates(threshold):
+    """The thresholds to try; `None` is each map's own."""
+    if threshold == "best":
+        return THRESHOLDS
+    return [None if threshold == "adaptive" else threshold]
+
+
+def mean(values):
+    return float(np.mean(values)) if values else None
+
+
+class Batch:
+    """
+    Maps and masks of one size, the maps resized and divided by their maxima.
+
+    Attributes:
+        scaled, target (`np.ndarray` of shape `(B, H, W)`): Maps and masks in [0, 1].
+        inside, labelled (`np.ndarray` of shape `(B, H, W)`): Which pixels count as inside, and which count.
+        peak (`np.ndarray` of shape `(B,)`): The maps' maxima.
+        undefined (`np.ndarray` of shape `(B,)`): Whether some score is a matter of convention or left out.
+    """
+
+    def __init__(self, maps, masks, signed):
+        resized = resize(maps, masks.shape[1:])
+        self.labelled = masks != 0 if signed else np.ones(masks.shape, dtype=bool)
+        self.target = (masks > 0).astype(np.float64) if signed else masks.astype(np.float64)
+        self.inside = self.target > 0.5
+        self.peak = resized.max(axis=(1, 2))
+        self.scaled = resized / np.where(self.peak > 0, self.peak, 1)[:, None, None]
+        without_outside = ~(self.labelled & ~self.inside).any(axis=(1, 2))
+        self.standardized_target = self.standardize(self.target)
+        # A mask of one value correlates with nothing.
+        self.constant = ~self.standardized_target.any(axis=(1, 2))
+        self.undefined = (self.peak == 0) | ~self.inside.any(axis=(1, 2)) | without_outside | self.constant
+
+    def mean(self, values):
+        """Mean over the labelled pixels of each item."""
+        return divide(product_sum(values, self.labelled), self.labelled.sum(axis=(1, 2)))
+
+    def standardize(self, values):
+        """Mean 0 and standard deviation 1 over the labelled pixels; constant values become 0."""
+        centred = values - self.mean(values)[:, None, None]
+        centred *= self.labelled
+        deviation = np.sqrt(divide(product_sum(centred, centred), self.labelled.sum(axis=(1, 2))))
+        return centred * divide(np.ones(len(deviation)), np.where(deviation > SLACK, deviation, 0))[:, None, None]
+
+
+def product_sum(first, second):
+    """Sum over the pixels of the product, for each item."""
+    return np.einsum("bhw,bhw->b", first, second)
 
 
 def to_arrays(column, name, lowest):
@@ -201,11 +296,16 @@ def divide(numerator, denominator):
     return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator != 0)
 
 
-def overlap(scaled, inside, labelled, threshold):
-    chosen = (scaled > threshold) & labelled
-    hits = (chosen & inside).sum(axis=(1, 2))
+def adaptive_threshold(batch):
+    """Twice the map's mean (Achanta et al. 2009), below the maximum, so that something is chosen."""
+    return np.minimum(2 * batch.mean(batch.scaled), 0.99)
+
+
+def overlap(batch, thresholds):
+    chosen = (batch.scaled > thresholds[:, None, None]) & batch.labelled
+    hits = (chosen & batch.inside).sum(axis=(1, 2))
     n_chosen = chosen.sum(axis=(1, 2))
-    n_inside = inside.sum(axis=(1, 2))
+    n_inside = batch.inside.sum(axis=(1, 2))
     return {
         "iou": divide(hits, n_chosen + n_inside - hits),
         "precision": divide(hits, n_chosen),
@@ -214,22 +314,62 @@ def overlap(scaled, inside, labelled, threshold):
     }
 
 
-def energy(scaled, inside, labelled):
+def energy(batch):
     """Energy pointing game (Wang et al. 2020): the share of the map's sum that lies inside."""
-    return divide((scaled * inside).sum(axis=(1, 2)), (scaled * labelled).sum(axis=(1, 2)))
+    return divide(product_sum(batch.scaled, batch.inside), product_sum(batch.scaled, batch.labelled))
 
 
-def pointing_game(scaled, inside, labelled, tolerance):
+def pointing_game(batch, tolerance):
     """Whether the first maximum, row by row, is inside or within `tolerance` pixels of it (Zhang et al. 2016)."""
-    count, _, width = scaled.shape
-    first = np.where(labelled, scaled, -1).reshape(count, -1).argmax(axis=1)
+    count, _, width = batch.scaled.shape
+    first = np.where(batch.labelled, batch.scaled, -1).reshape(count, -1).argmax(axis=1)
     if tolerance == 0:
-        return inside.reshape(count, -1)[np.arange(count), first]
+        return batch.inside.reshape(count, -1)[np.arange(count), first]
     row, column = (part[:, None, None] for part in np.divmod(first, width))
-    rows, columns = np.indices(scaled.shape[1:])
+    rows, columns = np.indices(batch.scaled.shape[1:])
     distance = np.hypot(rows - row, columns - column)  # (B, H, W)
-    return (inside & (distance <= tolerance)).any(axis=(1, 2))
+    return (batch.inside & (distance <= tolerance)).any(axis=(1, 2))
 
 
-def mean_absolute_error(scaled, target, labelled):
-    return divide((np.abs(scaled - target) * labelled).sum(axis=(1, 2)), labelled.sum(axis=(1, 2)))
+def mean_absolute_error(batch):
+    return batch.mean(np.abs(batch.scaled - batch.target))
+
+
+def normalized_scanpath_saliency(batch):
+    """NSS (Peters et al. 2005), every pixel inside being a fixation."""
+    standardized = batch.standardize(batch.scaled)
+    return divide(product_sum(standardized, batch.inside), batch.inside.sum(axis=(1, 2)))
+
+
+def correlation(batch):
+    """CC; NaN where the mask is constant."""
+    product = batch.mean(batch.standardize(batch.scaled) * batch.standardized_target)
+    return np.where(batch.constant, np.nan, product)
+
+
+def divergence(batch):
+    """KL as Bylinskii et al. 2019 define it; a zero map counts as a uniform one."""
+    maps = np.where(batch.peak[:, None, None] > 0, batch.scaled, 1) * batch.labelled
+    density, target = (
+        values / np.maximum(values.sum(axis=(1, 2), keepdims=True), EPSILON)
+        for values in (maps, batch.target * batch.labelled)
+    )
+    return (target * np.log(EPSILON + target / (EPSILON + density))).sum(axis=(1, 2))
+
+
+def auc_judd(batch):
+    """
+    AUC-Judd (Judd et al. 2009), every pixel inside being a fixation: the share of pairs of a pixel inside and one
+    outside in which the one inside is the more salient, half of the pairs of equals. The benchmarks' code has corners
+    of the curve at the pixels inside only, which adds at most 1 / (2 pixels inside) and changes when both are resized,
+    and tells equals apart by noise. NaN where nothing is inside, or nothing outside.
+    """
+    areas = np.full(len(batch.scaled), np.nan)
+    outside = batch.labelled & ~batch.inside
+    for index, values in enumerate(batch.scaled):
+        # Sorted places are looked up in order, which is several times faster.
+        positives, negatives = np.sort(values[batch.inside[index]]), np.sort(values[outside[index]])
+        if len(positives) and len(negatives):
+            below, up_to = (np.searchsorted(negatives, positives, side=side).mean() for side in ("left", "right"))
+            areas[index] = (below + up_to) / 2 / len(negatives)
+    return areas
