@@ -32,6 +32,7 @@ from pathlib import Path
 
 import torch
 
+from benchmark import KEEP_MEMORY, processor_name
 from output_folder import new_folder
 from study import DIMENSIONS, STEPS, make_cells, read_study
 from study_results import write_results
@@ -39,12 +40,6 @@ from study_results import write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "peft", "numpy")
-# glibc returns the memory of big tensors at each step and has it zeroed anew at the next, unless told to keep it.
-KEEP_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": "4000000000",
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TOP_PAD_": "500000000",
-}
 
 
 def parse_arguments():
@@ -169,17 +164,10 @@ def provenance():
             versions[name] = version(name)
         except PackageNotFoundError:
             pass
-    machine = {"system": platform.platform(), "processor": _processor(), "cores": len(os.sched_getaffinity(0))}
+    machine = {"system": platform.platform(), "processor": processor_name(), "cores": len(os.sched_getaffinity(0))}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     return {"commit": commit, "versions": versions, "machine": machine}
-
-
-def _processor():
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 @contextmanager

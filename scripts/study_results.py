@@ -28,13 +28,17 @@ COLUMNS = {
     "energy": "energy",
     "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L",
+    "meteor": "METEOR",
     "cider": "CIDEr",
+    "clip_score": "CLIPScore",
     "kind_accuracy": "kind",
     "place_accuracy": "place",
     "shuffled_place_accuracy": "place, shuffled",
 }
 # A control, of which neither more nor less is better.
 CONTROLS = {"shuffled_place_accuracy"}
+# Where in `metrics.json` the scores of rationales are.
+TEXTUAL = {"rationale", "grounding", "clip_score", "ref_clip_score", "cider_overall"}
 BARS = ("accuracy", "accuracy_conflicting", "iou", "pointing_game", "rouge_l", "place_accuracy")
 
 
@@ -57,7 +61,7 @@ class Run:
         names = {}
         for path, _, _ in headlines(self.metrics):
             # A language model that was never trained writes noise: its scores say nothing of the method.
-            if path[0] in ("rationale", "grounding", "clip_score", "ref_clip_score") and not self.writes:
+            if (path[0] in TEXTUAL or path[-1] in TEXTUAL) and not self.writes:
                 continue
             names[f"accuracy_{path[1]}" if path[0] == "accuracy_by_group" else path[-1]] = path
         return names

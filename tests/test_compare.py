@@ -234,7 +234,7 @@ def write_cell(folder, cell, rights, ious=None, writes=True):
     """A cell that is done, whose images are `rights` (0 or 1) and have maps of `ious`; its first image is aligned."""
     items = []
     for number, right in enumerate(rights):
-        scores = {"rationale.rouge_l": 0.5 * right}
+        scores = {"rationale.rouge_l": 0.5 * right, "explained_accuracy.cider_overall": 0.1}
         if ious is not None:
             scores["saliency.iou"] = ious[number]
         items.append(
@@ -305,7 +305,8 @@ def test_table_and_results_by_hand(place, run):
     assert methods["gradia"]["worst_group_accuracy"] == pytest.approx([1 / 3, 1 / 3])
     assert methods["megl"]["iou"] == pytest.approx([0.65, 0.6]) and "iou" not in methods["gradia"]
     assert methods["megl"]["rouge_l"] == [0.5, 0.375]
-    assert "rouge_l" not in methods["plain"]  # nothing trained its language model
+    assert not {"rouge_l", "cider_overall"} & set(methods["plain"])  # nothing trained its language model
+    assert methods["megl"]["cider_overall"] == pytest.approx([0.1, 0.1])
 
     # The standard deviation of 0.25 and 0.5 is 0.25 / sqrt(2).
     assert figures_row(text, "plain")["accuracy"] == "0.375 ± 0.177"
