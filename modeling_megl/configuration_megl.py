@@ -107,6 +107,10 @@ class MeglConfig(PreTrainedConfig):
             Where the rationale's loss may go in the vision model: through the saliency map alone (`"map"`: textual
             supervision on visual explanations), through the map and the features it weights (`"map_and_features"`), or
             nowhere (`"none"`).
+        grounding_map (`str`, *optional*, defaults to `"saliency"`):
+            The map that weights the evidence; the others are ablations of SDTG, see
+            [`~MeglForImageClassification.grounding_maps`]. `"uniform"`: every cell alike. `"random"`: the saliency map
+            with its cells shuffled. `"visual_explanation"`: the human mask where one is given.
         id2label (`dict[int, str]`, *optional*):
             Names of the classes; the rationale's prompt uses them.
 
@@ -147,6 +151,7 @@ class MeglConfig(PreTrainedConfig):
     num_evidence_tokens: int = 4
     evidence_size: int = 256
     rationale_gradient: Literal["map", "map_and_features", "none"] = "map"
+    grounding_map: Literal["saliency", "uniform", "random", "visual_explanation"] = "saliency"
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

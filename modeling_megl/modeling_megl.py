@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput
 
 from .configuration_megl import MeglConfig, infer_feature_size
-from .losses_megl import VISUAL_LOSSES, rationale_loss
+from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
 from .processing_megl import split_gguf
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
 from .tap_megl import open_tap, probe_tap
@@ -315,7 +315,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         if output_saliency:
             if not differentiable:
                 logits, saliency, features = logits.detach(), saliency.detach(), features.detach()
-            evidence_tokens = self._ground(features, saliency)
+            maps = self.grounding_maps(saliency, visual_explanations, has_visual_explanation)
+            evidence_tokens = self._ground(features, maps)
             if input_ids is not None:
                 rationale_logits = self._score_rationales(evidence_tokens, input_ids, attention_mask)
         num_items = num_items_in_batch or {}
@@ -333,6 +334,39 @@ class MeglForImageClassification(MeglPreTrainedModel):
             **{f"loss_{name}": loss for name, loss in losses.items()},
         )
         return output if return_dict is not False else output.to_tuple()
+
+    def grounding_maps(self, saliency, visual_explanations=None, has_visual_explanation=None):
+        """
+        The maps that weight the evidence, by `config.grounding_map`: the saliency itself, or an ablation of SDTG.
+
+        All of them pass the same bottleneck with the same parameters, so that models differ in the weights of the mean
+        alone. `"uniform"` and `"random"` keep the saliency out of the text, and the text out of the saliency: then
+        `rationale_gradient="map"` lets the rationale's loss reach no part of the classifier, and what is usual without
+        SDTG, a text that trains the features, is `"map_and_features"`. `"random"` shuffles the cells of each picture's
+        own map, anew in each pass: what it selects is as small and as uneven as before, in the wrong places. The mean
+        of independent noise would be that of the uniform map. `"visual_explanation"` is the upper bound, a map that is
+        right: in training where there is a mask, elsewhere the saliency with its gradient; an evaluation that
+        measures the bound hands over the masks as well.
+
+        Args:
+            saliency (`torch.FloatTensor` of shape `(batch_size, map_height, map_width)`): The model's maps.
+            visual_explanations, has_visual_explanation: As in `forward`.
+
+        Returns:
+            `torch.FloatTensor` of the shape of `saliency`, in [0, 1].
+        """
+        kind = self.config.grounding_map
+        if kind == "uniform":
+            return torch.ones_like(saliency)
+        if kind == "random":
+            cells = saliency.detach().flatten(1)
+            return cells.gather(1, torch.rand_like(cells).argsort(dim=1)).view_as(saliency)
+        if kind == "visual_explanation" and visual_explanations is not None:
+            masks = resize_masks(visual_explanations.nan_to_num().to(saliency.dtype), saliency.shape[1:])
+            if has_visual_explanation is None:
+                return masks
+            return torch.where(has_visual_explanation[:, None, None], masks, saliency)
+        return saliency
 
     def _ground(self, features, saliency):
         """The evidence, with the rationale's gradient let through where `config.rationale_gradient` says."""

@@ -293,7 +293,7 @@ class MeglTrainer(Trainer):
         outputs = model(
             **{key: value for key, value in inputs.items() if key in self._model_inputs(evaluating)},
             output_saliency=with_map,
-            loss_weights={"text": args.text_loss_weight},
+            loss_weights={"text": args.text_loss_weight, "visual": 0.0},
             num_items_in_batch=num_items_in_batch,
         )
         loss = outputs.loss
@@ -315,6 +315,8 @@ class MeglTrainer(Trainer):
         names = {"pixel_values", "labels"}
         if evaluating or self.args.text_loss_weight > 0:
             names |= {"input_ids", "attention_mask", "rationale_labels"}
+        if self.model.config.grounding_map == "visual_explanation":
+            names |= {"visual_explanations", "has_visual_explanation"}
         return names
 
     def _visual_loss(self, saliency, inputs, num_items):

@@ -313,12 +313,16 @@ def machine(arguments):
     if torch.device(arguments.device).type == "cuda":
         name = torch.cuda.get_device_name()
     else:
-        found = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
-        fields = dict(line.split(":", 1) for line in found.splitlines() if ":" in line)
-        name = f"{fields.get('Model name', platform.processor()).strip()}, {torch.get_num_threads()} threads"
+        name = f"{processor_name()}, {torch.get_num_threads()} threads"
     compiled = ", compiled layers" if arguments.compile else ""
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return f"{name}, {arguments.dtype}{compiled}, {versions}"
+
+
+def processor_name():
+    found = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
+    fields = dict(line.split(":", 1) for line in found.splitlines() if ":" in line)
+    return fields.get("Model name", platform.processor()).strip()
 
 
 def write_file(path, text):

@@ -123,11 +123,12 @@ def intervals(items, resamples, seed):
         `dict[tuple[str, ...], list[float]]`: path to lower and upper end; without figures that are defined nowhere.
     """
     (found,) = resampled_figures([items], resamples, seed)
-    ends = {path: _interval(values) for path, values in found.items()}
+    ends = {path: interval(values) for path, values in found.items()}
     return {path: pair for path, pair in ends.items() if pair is not None}
 
 
-def _interval(values):
+def interval(values):
+    """Percentile interval at 95 % of resampled values, `[low, high]`; `None` where all are NaN."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None
@@ -177,7 +178,7 @@ def paired_tests(runs, names, resamples, seed):
     points, *other_points = (point_figures(run) for run in runs)
     return [
         {
-            path: {"difference": point[path] - points[path], **_test(found[path] - baseline[path])}
+            path: {"difference": point[path] - points[path], **difference_test(found[path] - baseline[path])}
             for path in found
             if point[path] is not None and points.get(path) is not None
         }
@@ -185,9 +186,10 @@ def paired_tests(runs, names, resamples, seed):
     ]
 
 
-def _test(differences):
+def difference_test(differences):
+    """The `interval` and the two-sided `p` of resampled differences, as in [`paired_tests`]."""
     differences = differences[~np.isnan(differences)]
     # The figures themselves count as one more resample, so that p is never 0 (Davison and Hinkley 1997, 4.2.3).
     # Rounding must not turn equal runs into different ones.
     tails = [(np.sum(sign * differences <= 1e-12) + 1) / (len(differences) + 1) for sign in (1, -1)]
-    return {"interval": _interval(differences), "p": float(min(1, 2 * min(tails)))}
+    return {"interval": interval(differences), "p": float(min(1, 2 * min(tails)))}

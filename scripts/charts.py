@@ -3,6 +3,7 @@
 Every function escapes the text that it is given; `marks` and `cells` alone are SVG and HTML.
 """
 
+import math
 from html import escape
 
 
@@ -11,7 +12,7 @@ h2 { font-size: 1.2em; margin: 2em 0 .4em; border-bottom: 1px solid var(--line) 
 h3 { font-size: 1em; margin: 1em 0 0 }
 .scroll { overflow-x: auto; margin: .8em 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25em .9em .25em 0; text-align: left; font-weight: normal; white-space: pre }
-thead th { color: var(--soft); border-bottom: 1px solid var(--line) } td { text-align: right }
+thead th { color: var(--soft); border-bottom: 1px solid var(--line) } td, thead th + th { text-align: right }
 .matrix td { padding: .35em .7em; text-align: center; border: 1px solid var(--line) } .matrix thead th { border: 0 }
 .figures + .items { margin-top: .8em }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30em, 100%), 1fr)); gap: 0 1.5em }
@@ -64,18 +65,32 @@ def _bar(top, name, value, ends, note):
     return label + bar + end
 
 
-def unit_chart(title, x_label, y_label, marks):
-    """A square from (0, 0) to (1, 1) with `marks` of `dot`, `named_dots` and `curve` in it."""
+def unit_chart(title, x_label, y_label, marks, x_ends=(0, 1), y_ends=(0, 1)):
+    """
+    A square from (0, 0) to (1, 1) with `marks` of `dot`, `named_dots` and `curve` in it. Where its sides stand for
+    other `x_ends` and `y_ends`, as [`frame`] gives them, the marks are already at their places between these.
+    """
     parts = []
     for step in range(6):
-        (x, y), text = place(step / 5, step / 5), f"{step / 5:g}"
+        x, y = place(step / 5, step / 5)
+        x_text, y_text = (f"{low + (high - low) * step / 5:.3g}" for low, high in (x_ends, y_ends))
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_RIGHT}M{x:.1f} {_TOP}V{_BOTTOM}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}">{text}</text>')
-        parts.append(f'<text class="middle" x="{x:.1f}" y="{_BOTTOM + 16}">{text}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}">{y_text}</text>')
+        parts.append(f'<text class="middle" x="{x:.1f}" y="{_BOTTOM + 16}">{x_text}</text>')
     across, down = (_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2
     return f"""<svg role="img" aria-label="{escape(title)}" viewBox="0 0 480 376">{"".join(parts)}{"".join(marks)}
 <text class="middle" x="{across:.0f}" y="{_BOTTOM + 36}">{escape(x_label)}</text>
 <text class="middle" transform="translate(14 {down:.0f}) rotate(-90)">{escape(y_label)}</text></svg>"""
+
+
+def frame(values):
+    """Ends of an axis of shares that shows what differs: tenths around the values."""
+    return math.floor(10 * min(values)) / 10, min(1.0, math.floor(10 * max(values) + 1) / 10)
+
+
+def within(value, ends):
+    """Where a value lies between the ends of an axis, 0 at the lower one and 1 at the upper."""
+    return (value - ends[0]) / (ends[1] - ends[0])
 
 
 def place(x, y):
@@ -103,7 +118,7 @@ def named_dots(points):
         while any(abs(across - other) < 7 * _NAME_LENGTH and abs(down - height) < 12 for other, height in taken):
             down += 1
         taken.append((across, down))
-        start = x < 0.7
+        start = across + 8 + 6.5 * len(_short(name)) < 480  # there is room at the right
         side = 'class="start" ' if start else ""
         marks.append(
             f'<text {side}x="{across + (8 if start else -8):.1f}" y="{down + 4:.1f}">{escape(_short(name))}</text>'

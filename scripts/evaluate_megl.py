@@ -33,7 +33,7 @@ from report import interval_head, interval_text, write_report
 from scores import at, compute_scores, faithfulness_scores, headlines, with_intervals
 
 
-def parse_arguments():
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, nargs="+", help="Hub ids or folders of MEGL models")
     parser.add_argument("--dataset", required=True, help="Hub id or folder of a data set")
@@ -49,6 +49,7 @@ def parse_arguments():
         "82 passes through the vision model for each image",
     )
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--max_new_tokens", type=int, default=40, help="greatest length of a rationale")
     parser.add_argument(
         "--examples", type=int, default=24, help="pictures in the report, evenly spaced over the split"
     )
@@ -56,14 +57,20 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
     parser.add_argument("--dataset_id", help="Hub id of the data set for the card, where --dataset is a folder")
     parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
+    return parser
+
+
+def parse_arguments():
+    parser = make_parser()
     arguments = parser.parse_args()
-    if arguments.resamples < 1:
-        parser.error(f"`--resamples` must be 1 or more, got {arguments.resamples}")
+    for name in ("resamples", "max_new_tokens"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"`--{name}` must be 1 or more, got {getattr(arguments, name)}")
     return arguments
 
 
 @torch.no_grad()
-def predict(model, processor, dataset, batch_size):
+def predict(model, processor, dataset, batch_size, max_new_tokens=40):
     """
     One dictionary for each item: `label` and `prediction` (class names), `score`, `saliency` (the map at its own
     resolution), `rationale`, and `shuffled_rationale`: what the model writes of the same picture when it is given
@@ -72,18 +79,24 @@ def predict(model, processor, dataset, batch_size):
     predictions, names, previous = [], model.config.id2label, None
     for start in tqdm(range(0, len(dataset), batch_size), desc="predict"):
         rows = dataset[start : start + batch_size]
-        pixel_values = processor(images=rows["image"])["pixel_values"].to(model.device)
-        output = model(pixel_values)
+        # Only a model whose evidence is weighted by human masks, an upper bound, is shown them.
+        masks = rows["visual_explanation"] if model.config.grounding_map == "visual_explanation" else None
+        inputs = processor(images=rows["image"], visual_explanations=masks).to(model.device)
+        pixel_values = inputs.pop("pixel_values")
+        output = model(pixel_values, **inputs)
         scores, labels = output.logits.softmax(dim=-1).max(dim=-1)
         prompts = processor.prompts([names[label] for label in labels.tolist()]).to(model.device)
+        maps = model.grounding_maps(output.saliency, **inputs)
         # The map of the item before, over the ends of batches too.
-        others = output.saliency.roll(1, dims=0)
+        others = maps.roll(1, dims=0)
         if previous is not None:
             others[0] = previous
-        previous = output.saliency[-1]
+        previous = maps[-1]
         shuffled = model.ground(pixel_values, others)
         texts, shuffled_texts = (
-            processor.batch_decode_rationales(model.generate_rationales(**prompts, evidence_tokens=evidence))
+            processor.batch_decode_rationales(
+                model.generate_rationales(**prompts, evidence_tokens=evidence, max_new_tokens=max_new_tokens)
+            )
             for evidence in (output.evidence_tokens, shuffled)
         )
         for index, label in enumerate(rows["label"]):
@@ -116,7 +129,8 @@ def evaluate_model(arguments, name, dataset, folder):
     model = MeglForImageClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_labels(model.config.id2label, dataset)
-    items = predict(model, processor, dataset, arguments.batch_size)
+    torch.manual_seed(arguments.seed)  # an ablation draws its maps at random
+    items = predict(model, processor, dataset, arguments.batch_size, arguments.max_new_tokens)
     masks = [mask_array(mask) for mask in dataset["visual_explanation"]]
     classes = list(model.config.id2label.values())
     faithfulness = arguments.faithfulness and partial(

@@ -21,28 +21,39 @@ from modeling_megl.saliency_megl import SALIENCY_METHODS
 from output_folder import new_folder
 
 
-def parse_arguments():
+# Options that are fields of `MeglConfig`, which has the defaults.
+CONFIGURED = ("saliency_method", "saliency_layer", "saliency_score", "rationale_gradient", "grounding_map")
+
+
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="known sizes, with random weights")
-    parser.add_argument("--vision", help="Hub id or folder of a pretrained vision model")
+    vision = parser.add_mutually_exclusive_group(required=True)
+    vision.add_argument("--preset", choices=sorted(PRESETS), help="known sizes, with random weights")
+    vision.add_argument("--vision", help="Hub id or folder of a pretrained vision model")
     parser.add_argument("--text", default="llama-small", help="language model to put behind --vision")
     parser.add_argument("--dataset", required=True, help="data set whose classes and rationales the model is made for")
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
     parser.add_argument("--saliency_method", choices=list(SALIENCY_METHODS), help="how the map is made")
     parser.add_argument("--saliency_layer", help="module of the vision model to compute maps on, if not the default")
     parser.add_argument("--saliency_score", choices=["logit", "contrast"], help="what the map explains")
+    parser.add_argument(
+        "--rationale_gradient",
+        choices=["map", "map_and_features", "none"],
+        help="where the rationale's loss may go in the vision model",
+    )
+    parser.add_argument(
+        "--grounding_map",
+        choices=["saliency", "uniform", "random", "visual_explanation"],
+        help="which map weights the evidence that the rationale is written from; all but the first are ablations",
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws the random weights")
     parser.add_argument("--trust_remote_code", action="store_true", help="let --vision run its own code")
-    arguments = parser.parse_args()
-    if bool(arguments.preset) == bool(arguments.vision):
-        parser.error("pass either --preset or --vision")
-    return arguments
+    return parser
 
 
 def make_model(arguments, labels, rationales):
     """The model and its processor."""
-    names = ("saliency_method", "saliency_layer", "saliency_score")
-    settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    settings = {name: getattr(arguments, name) for name in CONFIGURED if getattr(arguments, name)}
     if arguments.preset:
         processor = MeglProcessor.from_preset(arguments.preset, labels, rationales)
         config = MeglConfig.from_preset(arguments.preset, labels, **processor.text_config_kwargs())
@@ -63,7 +74,7 @@ def make_model(arguments, labels, rationales):
 
 
 def main():
-    arguments = parse_arguments()
+    arguments = make_parser().parse_args()
     torch.manual_seed(arguments.seed)
     try:
         train = load_dataset(arguments.dataset, split="train")

@@ -8,13 +8,15 @@ python scripts/train_megl.py --model_name_or_path megl-tiny --dataset_name objec
 ```
 """
 
+import hashlib
 import json
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
+from datasets import Image, load_dataset
 from transformers import HfArgumentParser, set_seed
 
 from modeling_megl import MeglForImageClassification, MeglProcessor
@@ -49,17 +51,49 @@ class ScriptArguments:
     dataset_name: str = field(metadata={"help": "Hub id or folder of a data set (`prepare_dataset.py` makes one)."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on; never the test split."})
+    mask_share: float = field(
+        default=1.0,
+        metadata={"help": "Share of the training split's visual explanations to use; a smaller one is a subset."},
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Let the vision model run its own code."})
+
+    def __post_init__(self):
+        if not 0 <= self.mask_share <= 1:
+            raise ValueError(f"`mask_share` must lie in [0, 1], got {self.mask_share}.")
+
+
+def keep_masks(dataset, share):
+    """
+    The data set with the visual explanations of a share of the items that have one, `None` for the others.
+
+    Which ones follows from the items' `id` alone: a smaller share is a subset of a larger one.
+    """
+    if share == 1:
+        return dataset
+    masks = dataset.select_columns(["visual_explanation"]).cast_column("visual_explanation", Image(decode=False))
+    given = [key for key, mask in zip(dataset["id"], masks["visual_explanation"], strict=True) if mask is not None]
+    given.sort(key=lambda key: hashlib.sha256(key.encode()).digest())
+    return dataset.with_transform(partial(_hide_masks, kept=frozenset(given[: round(share * len(given))])))
+
+
+def _hide_masks(rows, kept):
+    masks = [mask if key in kept else None for key, mask in zip(rows["id"], rows["visual_explanation"], strict=True)]
+    return {**rows, "visual_explanation": masks}
 
 
 def accuracy(prediction):
     return {"accuracy": float((prediction.predictions[0].argmax(-1) == prediction.label_ids[0]).mean())}
 
 
+def make_parser():
+    return HfArgumentParser((ScriptArguments, MeglTrainingArguments))
+
+
 def main():
-    script_args, training_args = HfArgumentParser(
-        (ScriptArguments, MeglTrainingArguments)
-    ).parse_args_into_dataclasses()
+    try:
+        script_args, training_args = make_parser().parse_args_into_dataclasses()
+    except ValueError as error:
+        sys.exit(f"train_megl: {error}")
     output = Path(training_args.output_dir)
     if output.is_dir() and any(output.iterdir()) and not training_args.resume_from_checkpoint:
         sys.exit(
@@ -77,7 +111,7 @@ def main():
             model=model,
             args=training_args,
             processing_class=processor,
-            train_dataset=datasets[script_args.train_split],
+            train_dataset=keep_masks(datasets[script_args.train_split], script_args.mask_share),
             eval_dataset=datasets.get(script_args.eval_split),
             compute_metrics=accuracy,
         )
@@ -92,6 +126,7 @@ def main():
     trainer.save_state()
     if trainer.is_world_process_zero():
         settings = {name: getattr(training_args, name) for name in RECORDED}
+        settings["mask_share"] = script_args.mask_share
         (output / "training_settings.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -61,6 +61,8 @@ def test_wrong_configurations_are_refused(make_config):
         MeglConfig.from_preset("megl", labels=["cat"])
     with pytest.raises(Exception, match="rationale_gradient"):
         make_config(VIT, rationale_gradient="both")
+    with pytest.raises(Exception, match="grounding_map"):
+        make_config(VIT, grounding_map="noise")
     with pytest.raises(ValueError, match="The width of the features of a 'mobilenet_v2' model.* pass `feature_size`"):
         MeglConfig(vision_config={"model_type": "mobilenet_v2"}, text_config={"model_type": "llama"})
 
@@ -392,6 +394,63 @@ def test_rationale_loss_is_the_same_wherever_its_gradient_goes(double_model):
     for model.config.rationale_gradient in ("map", "map_and_features", "none"):
         losses.append(text_loss(model, batch))
     assert losses[0] == losses[1] == losses[2]
+
+
+# ---- Which map weights the evidence ----
+
+
+@BOTH
+def test_evidence_under_a_uniform_map_is_the_plain_mean_and_keeps_the_text_from_the_map(
+    preset, make_model, make_batch
+):
+    model, batch = make_model(preset), make_batch()
+    usual = model(batch["pixel_values"])
+    model.config.grounding_map = "uniform"
+    output = model(batch["pixel_values"])
+    assert torch.equal(output.saliency, usual.saliency)
+    assert not torch.allclose(output.evidence_tokens, usual.evidence_tokens)
+    torch.testing.assert_close(output.evidence_tokens, model.ground(batch["pixel_values"], torch.ones(2, 4, 4)))
+    assert all(gradient is None for gradient in vision_gradients(model, text_loss(model, batch)).values())
+    model.config.rationale_gradient = "map_and_features"
+    assert any(gradient is not None for gradient in vision_gradients(model, text_loss(model, batch)).values())
+
+
+def test_random_map_has_the_cells_of_the_own_map_in_other_places(make_model):
+    model = make_model(RESNET, grounding_map="random")
+    saliency = torch.rand(3, 4, 5, requires_grad=True)
+    torch.manual_seed(0)
+    maps, others = model.grounding_maps(saliency), model.grounding_maps(saliency)
+    assert maps.shape == (3, 4, 5) and not maps.requires_grad
+    assert torch.equal(maps.flatten(1).sort().values, saliency.detach().flatten(1).sort().values)
+    assert not torch.equal(maps, others) and not torch.equal(maps, saliency)
+    # Each picture is shuffled by itself, and the same seed shuffles alike.
+    assert not torch.equal(*(model.grounding_maps(saliency[:1].expand(2, 4, 5))))
+    torch.manual_seed(0)
+    assert torch.equal(model.grounding_maps(saliency), maps)
+    pixel_values = random_images(2, 3, 32, 32)
+    torch.manual_seed(1)
+    output = model(pixel_values)
+    torch.manual_seed(1)
+    expected = model.ground(pixel_values, model.grounding_maps(output.saliency))
+    torch.testing.assert_close(output.evidence_tokens, expected)
+
+
+def test_human_mask_weights_the_evidence_where_there_is_one(make_model, make_batch):
+    model, batch = make_model(VIT, grounding_map="visual_explanation"), make_batch()
+    masks, given = batch["visual_explanations"].clone(), torch.tensor([True, False])
+    masks[0, :16, :16] = torch.nan  # nobody said: not part of the explanation
+    output = model(batch["pixel_values"], visual_explanations=masks, has_visual_explanation=given)
+    cells = F.avg_pool2d(masks.nan_to_num(), 8)
+    assert cells[0, 0, 0] == 0 and cells[0, 3, 3] > 0
+    expected = torch.stack([cells[0], output.saliency[1].detach()])
+    torch.testing.assert_close(output.evidence_tokens, model.ground(batch["pixel_values"], expected))
+    # The text trains the map of the picture without a mask, and of no other.
+    saliency = torch.rand(2, 4, 4, requires_grad=True)
+    maps = model.grounding_maps(saliency, masks, given)
+    maps.sum().backward()
+    assert saliency.grad.flatten(1).sum(dim=1).tolist() == [0, 16]
+    torch.testing.assert_close(model.grounding_maps(saliency, masks), cells)
+    assert model.grounding_maps(saliency) is saliency  # at inference, as nobody has drawn anything
 
 
 # ---- Writing rationales ----

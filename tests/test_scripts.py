@@ -1,13 +1,19 @@
 """The scripts, one after another as a user would run them, on a small sample."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from datasets import load_dataset
 from huggingface_hub import ModelCard
 from PIL import Image
+
+from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl.losses_megl import resize_masks
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +107,63 @@ def test_method_and_layer_of_the_map_are_chosen(run, dataset, tmp_path):
             *("--saliency_layer", "resnet.stage"),
         )
     assert not (tmp_path / "other").exists()
+
+
+def test_subsets_of_the_masks_are_nested_and_follow_from_the_ids(run, dataset):
+    from train_megl import keep_masks  # `run` has put the scripts on the path
+
+    train_split = load_dataset(str(dataset), split="train")
+    given = {row["id"] for row in train_split if row["visual_explanation"] is not None}
+    assert 2 < len(given) < SIZES["train"]  # some have none anyway
+    order = sorted(given, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
+    for share in (0, 0.3, 0.5, 0.9, 1.0):
+        rows = list(keep_masks(train_split, share))
+        kept = {row["id"] for row in rows if row["visual_explanation"] is not None}
+        assert kept == set(order[: round(share * len(given))])
+        assert [row["id"] for row in rows] == train_split["id"]
+        assert [row["label"] for row in rows] == train_split["label"]
+    # The order of the items makes no difference.
+    shuffled = keep_masks(train_split.shuffle(seed=1), 0.5)
+    assert {row["id"] for row in shuffled if row["visual_explanation"] is not None} == set(order[: len(order) // 2])
+
+
+def test_training_without_masks_has_no_visual_loss(run, dataset, untrained, tmp_path):
+    with pytest.raises(SystemExit, match=r"train_megl: `mask_share` must lie in \[0, 1\], got 30.0"):
+        train(run, untrained, dataset, tmp_path / "trained", "--mask_share", 30)
+    train(run, untrained, dataset, tmp_path / "trained", "--mask_share", 0, "--logging_steps", 1)
+    assert json.loads((tmp_path / "trained" / "training_settings.json").read_text())["mask_share"] == 0
+    logs = json.loads((tmp_path / "trained" / "trainer_state.json").read_text())["log_history"][0]
+    assert "loss_text" in logs and logs.get("loss_visual", 0) == 0 and "loss_distribution" not in logs
+
+
+def test_ablations_are_chosen_when_the_model_is_made(run, dataset, tmp_path):
+    """The upper bound is shown the human masks by the evaluation: its rationales are those under the masks."""
+    path, output = tmp_path / "model", tmp_path / "evaluation"
+    options = ("--rationale_gradient", "none", "--grounding_map", "visual_explanation")
+    run("init_megl", "--preset", "megl-resnet-tiny", "--dataset", dataset, "--output", path, *options)
+    model, processor = MeglForImageClassification.from_pretrained(path), MeglProcessor.from_pretrained(path)
+    assert (model.config.rationale_gradient, model.config.grounding_map) == ("none", "visual_explanation")
+    with torch.no_grad():  # an untrained model would write the same whatever it sees
+        model.grounding.position_projection.weight *= 100
+        for parameter in model.language_model.parameters():
+            parameter *= 5
+    model.save_pretrained(path)
+    run("evaluate_megl", "--model", path, "--dataset", dataset, "--output", output, "--resamples", 2)
+    items = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+
+    rows = load_dataset(str(dataset), split="test")[:]
+    inputs = processor(images=rows["image"], visual_explanations=rows["visual_explanation"])
+    assert inputs["has_visual_explanation"].all()
+    prompts = processor.prompts([item["prediction"] for item in items])
+
+    def rationales(maps):
+        evidence = model.ground(inputs["pixel_values"], maps)
+        return processor.batch_decode_rationales(model.generate_rationales(**prompts, evidence_tokens=evidence))
+
+    own = torch.tensor([item["saliency"] for item in items])
+    masks = resize_masks(inputs["visual_explanations"], own.shape[1:])
+    assert [item["rationale"] for item in items] == rationales(masks) != rationales(own)
+    assert [item["shuffled_rationale"] for item in items] == rationales(masks.roll(1, dims=0)) != rationales(masks)
 
 
 def test_outputs_are_never_overwritten(run, dataset, untrained, tmp_path):

@@ -214,14 +214,30 @@ def test_visual_loss_is_the_one_of_that_name(make_trainer, processor, name):
     assert 0 < logs["grad_norm"] < float("inf")
 
 
-def test_training_logs_each_loss_and_their_weighted_sum(make_trainer):
-    trainer = make_trainer(max_steps=1, distribution_loss_weight=0.25)
+@pytest.mark.parametrize("grounding_map", ["saliency", "visual_explanation"])
+def test_training_logs_each_loss_and_their_weighted_sum(make_trainer, make_model, grounding_map):
+    model = make_model("megl-resnet-tiny", grounding_map=grounding_map)
+    trainer = make_trainer(model=model, max_steps=1, distribution_loss_weight=0.25)
     trainer.train()
     logs = trainer.state.log_history[0]
     names = {"loss_classification", "loss_visual", "loss_text", "loss_distribution"}
     assert names <= set(logs)
     total = logs["loss_classification"] + logs["loss_visual"] + 0.3 * logs["loss_text"]
     assert logs["loss"] == pytest.approx(total + 0.25 * logs["loss_distribution"], rel=1e-5)
+
+
+def test_human_masks_reach_the_evidence_in_training(make_trainer, make_model):
+    """The same weights and batch: only the text's loss changes, as masks stand where maps were."""
+    losses = {}
+    for grounding_map in ("saliency", "visual_explanation"):
+        model = make_model("megl-resnet-tiny", grounding_map=grounding_map)
+        trainer = make_trainer(model=model, train=make_dataset(4, masks="all"), max_steps=1, output=grounding_map)
+        trainer.train()
+        losses[grounding_map] = trainer.state.log_history[0]
+    one, other = losses.values()
+    assert one["loss_text"] != pytest.approx(other["loss_text"], rel=1e-4)
+    for name in ("loss_classification", "loss_visual"):
+        assert one[name] == pytest.approx(other[name], rel=1e-5)
 
 
 def test_logged_losses_are_means_over_the_steps(make_trainer):

@@ -1,0 +1,609 @@
+"""Studies: cells and their names, runs that are skipped, killed or fail, and figures worked out by hand."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import bootstrap  # noqa: E402
+import charts  # noqa: E402
+import compare  # noqa: E402
+import study as studies  # noqa: E402
+import study_results  # noqa: E402
+from dataset_builders import ObjectMe, build_dataset  # noqa: E402
+
+
+ANYTHING = re.escape(".*")
+OFF = {"visual_loss_weight": 0, "text_loss_weight": 0, "distribution_loss_weight": 0}
+STUDY = {
+    "seeds": [0, 1],
+    "reference": "plain",
+    "baselines": ["gradia"],
+    "settings": {"max_steps": 5, "learning_rate": 0.001},
+    "datasets": {"pictures": {"path": "data", "settings": {"learning_rate": 0.002}}},
+    "architectures": {"resnet": {"preset": "megl-resnet-tiny"}},
+    "methods": {"plain": OFF, "gradia": {**OFF, "visual_loss_weight": 1}, "megl": {}},
+}
+
+
+@pytest.fixture()
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with the files of a data set in `data`."""
+    monkeypatch.chdir(tmp_path)
+    studies.fingerprint.cache_clear()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pictures.parquet").write_bytes(b"1234")
+    return tmp_path
+
+
+@pytest.fixture()
+def run(place, monkeypatch, capsys):
+    """`run(study, *options)` runs `compare.py` on `study.yaml`; what it printed is returned."""
+
+    def run(study, *options):
+        (place / "study.yaml").write_text(yaml.safe_dump({"small": study}, sort_keys=False))
+        monkeypatch.setattr(sys, "argv", ["compare.py", "study.yaml", "--output", "out", *map(str, options)])
+        capsys.readouterr()
+        compare.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def cells_of(study, only=None):
+    return studies.make_cells(study, "study.yaml, small", only or {})
+
+
+def changed(**parts):
+    """The study with other parts; with other methods there are no baselines."""
+    return {**STUDY, **({"baselines": [], "reference": None} if "methods" in parts else {}), **parts}
+
+
+# ---- Study files ----
+
+
+def test_cells_by_seed_with_the_nearest_setting(place):
+    methods = {**STUDY["methods"], "slow": {"learning_rate": 1e-5, "mask_share": [0.1, 1]}}
+    pictures = {**STUDY["datasets"]["pictures"], "methods": {"slow": {"max_steps": 7}}}
+    cells = cells_of(changed(methods=methods, datasets={"pictures": pictures}))
+    names = ["plain", "gradia", "megl", "slow mask_share=0.1", "slow mask_share=1"]
+    assert [(cell.seed, cell.method) for cell in cells] == [(seed, name) for seed in (0, 1) for name in names]
+    common = {"max_steps": 5, "learning_rate": 0.002, "preset": "megl-resnet-tiny"}
+    assert cells[2].settings == common
+    assert cells[0].settings == {**common, **OFF}
+    assert cells[3].settings == {**common, "learning_rate": 1e-5, "mask_share": 0.1, "max_steps": 7}
+    assert cells[4].settings["mask_share"] == 1.0 and cells[4].split == "test"
+
+
+def test_commands_have_the_options_of_the_scripts(place):
+    (cell,) = cells_of(
+        changed(
+            split="validation",
+            seeds=[3],
+            methods={"megl": {"mask_share": 0.5, "grounding_map": "uniform", "resamples": 10, "text": None}},
+            architectures={"own": {"vision": "model", "trust_remote_code": True}},
+        )
+    )
+    commands = cell.commands(Path("cell"))
+    pairs = {step: dict(zip(values[::2], values[1::2], strict=False)) for step, values in commands.items()}
+    assert commands["init"][:6] == ["--vision", "model", "--dataset", "data", "--output", "cell/untrained"]
+    assert commands["init"][6:] == ["--grounding_map", "uniform", "--seed", "3", "--trust_remote_code"]
+    train = {"--model_name_or_path": "cell/untrained", "--dataset_name": "data", "--output_dir": "cell/model"}
+    train |= {"--seed": "3", "--mask_share": "0.5", "--learning_rate": "0.002", "--trust_remote_code": "True"}
+    assert train.items() <= pairs["train"].items() and pairs["train"]["--eval_strategy"] == "no"
+    evaluate = {"--model": "cell/model", "--dataset": "data", "--split": "validation", "--resamples": "10"}
+    assert evaluate.items() <= pairs["evaluate"].items() and "--seed" not in pairs["evaluate"]
+    assert commands["evaluate"][-1] == "--trust_remote_code"
+
+
+def test_a_run_is_named_by_all_that_decides_its_outcome(place):
+    keys = [cell.key for cell in cells_of(STUDY)]
+    assert len(set(keys)) == 6 and all(re.fullmatch(r"pictures-resnet-[01]-[0-9a-f]{12}", key) for key in keys)
+
+    # What it is called, how a number is written, and where the data lie make no difference.
+    renamed = changed(methods={"other": {**OFF, "visual_loss_weight": "0e0", "text_loss_weight": 0.0}})
+    assert cells_of(renamed)[0].key == keys[0]
+    (place / "data").rename(place / "moved")
+    moved = changed(datasets={"pictures": {**STUDY["datasets"]["pictures"], "path": str(place / "moved")}})
+    assert [cell.key for cell in cells_of(moved)] == keys
+
+    # A setting, the split, the seed or the data do.
+    others = [changed(settings={"max_steps": 6}), changed(split="validation"), changed(seeds=[2, 3])]
+    studies.fingerprint.cache_clear()
+    (place / "data").mkdir()
+    (place / "data" / "pictures.parquet").write_bytes(b"12345")
+    for other in (*others, STUDY):
+        assert not {cell.key for cell in cells_of(other)} & set(keys)
+
+
+def test_own_values_are_set_on_the_command_line(place):
+    (place / "study.yaml").write_text(yaml.safe_dump({"small": STUDY, "full": {}}))
+    options = ["datasets.pictures.path=org/elsewhere", "seeds=[7]", "settings.max_steps=9"]
+    cell = cells_of(studies.read_study("study.yaml", "small", options))[0]
+    assert (cell.path, cell.seed, cell.settings["max_steps"]) == ("org/elsewhere", 7, 9)
+    for option, message in {
+        "datasets.photos.path=x": "the study has no `datasets.photos.path`: `photos` is not in it",
+        "seeds": "`--set` takes NAME=VALUE, such as datasets.photographs.path=photographs, got 'seeds'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            studies.read_study("study.yaml", "small", [option])
+
+
+@pytest.mark.parametrize("section", ["small", "full"])
+@pytest.mark.parametrize("name", ["paper", "ablation", "masks", "vedc"])
+def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, section):
+    keys = {}
+    for file in {name, "paper"}:
+        study = studies.read_study(ROOT / "studies" / f"{file}.yaml", section)
+        for data in study["datasets"].values():
+            data["path"] = "data"
+        cells = studies.make_cells(study, file, {"seed": ["0"]})
+        keys[file] = {(cell.dataset, cell.architecture, cell.method): cell.key for cell in cells}
+        assert len(set(keys[file].values())) == len(cells)
+        places = {"small": 3, "full": 4}[section]
+        assert len(cells) == places * {"paper": 7, "ablation": 11, "masks": 10, "vedc": 13}[file]
+    plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
+    if name in ("ablation", "masks"):
+        assert plain <= set(keys[name].values())
+        megl = {key for (_, _, method), key in keys["paper"].items() if method == "megl"}
+        assert megl <= set(keys[name].values())
+    if name == "vedc":  # on another split
+        assert not set(keys[name].values()) & set(keys["paper"].values())
+
+
+def test_a_section_takes_from_its_base_what_it_lacks(place):
+    (place / "base.yaml").write_text(yaml.safe_dump({"small": STUDY}))
+    (place / "study.yaml").write_text("base: base.yaml\nsmall:\n  methods: {megl: {}}\n  seeds: [4]\n")
+    study = studies.read_study("study.yaml", "small")
+    assert study == {**STUDY, "methods": {"megl": {}}, "seeds": [4]}
+    for text, message in {
+        "base: nowhere.yaml\nsmall: {}": "nowhere.yaml",
+        "small: [": "study.yaml is no YAML: ",
+        "- small": "study.yaml is no study: expected sections, such as `small:`",
+        "small: yes": "study.yaml is no study: expected sections",
+        "tiny: {}\nfull: {}": "study.yaml has no section `small`, but tiny, full: choose one by `--section`",
+    }.items():
+        (place / "study.yaml").write_text(text)
+        with pytest.raises((ValueError, OSError), match=message):
+            studies.read_study("study.yaml", "small")
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    {
+        "unknown setting": (
+            {"methods": {"megl": {"visual_los_weight": 1}}},
+            "study.yaml, small, pictures, resnet, method `megl`: unknown `visual_los_weight`: "
+            "did you mean `visual_loss_weight`?",
+        ),
+        "a setting that is the study's": (
+            {"settings": {"seed": 1}},
+            "method `plain`: the study itself sets `seed`",
+        ),
+        "bad value": (
+            {"settings": {"visual_loss": "gradcam"}},
+            "method `plain`: argument --visual_loss.*: invalid choice: 'gradcam'",
+        ),
+        "neither preset nor vision": (
+            {"architectures": {"none": {}}},
+            "method `plain`: one of the arguments --preset --vision is required",
+        ),
+        "unknown baseline": ({"baselines": ["gradiia"]}, "`baselines`: unknown `gradiia`: did you mean `gradia`?"),
+        "unknown reference": ({"reference": "x"}, "`reference`: unknown `x`: expected gradia, megl, plain"),
+        "unknown architecture": (
+            {"datasets": {"pictures": {"path": "data", "architectures": ["vit"]}}},
+            "datasets.pictures.architectures: unknown `vit`: expected resnet",
+        ),
+        "unknown method of a data set": (
+            {"datasets": {"pictures": {"path": "data", "methods": {"megll": {}}}}},
+            "datasets.pictures.methods: unknown `megll`: did you mean `megl`?",
+        ),
+        "no path": (
+            {"datasets": {"pictures": {}}},
+            "the data set `pictures` has no `path`: give it by `--set datasets.pictures.path=FOLDER`",
+        ),
+        "missing data": ({"datasets": {"pictures": {"path": "no/such/data"}}}, "no/such/data, is no folder"),
+        "unknown key": ({"method": {}}, "study.yaml, small: unknown `method`: did you mean `methods`?"),
+        "no seeds": ({"seeds": []}, "study.yaml, small: `seeds` is missing or empty"),
+        "a name that is no folder": ({"architectures": {"a/b": {}}}, "'a/b' names folders"),
+    }.values(),
+)
+def test_wrong_studies_are_one_clear_error(run, parts, message):
+    with pytest.raises(SystemExit, match=f"^compare: .*{re.escape(message).replace(ANYTHING, '.*')}") as error:
+        run(changed(**parts))
+    assert "Traceback" not in str(error.value)
+
+
+# ---- Figures and tests ----
+
+
+def write_cell(folder, cell, rights, ious=None, writes=True):
+    """A cell that is done, whose images are `rights` (0 or 1) and have maps of `ious`; its first image is aligned."""
+    items = []
+    for number, right in enumerate(rights):
+        scores = {"rationale.rouge_l": 0.5 * right, "explained_accuracy.cider_overall": 0.1}
+        if ious is not None:
+            scores["saliency.iou"] = ious[number]
+        items.append(
+            {
+                "id": f"i{number}",
+                "label": "a",
+                "prediction": "a" if right else "b",
+                "group": "conflicting" if number else "aligned",
+                "per_item": scores,
+            }
+        )
+    metrics = {}
+    for path, value in bootstrap.point_figures(items).items():
+        part = metrics
+        for name in path[:-1]:
+            part = part.setdefault(name, {})
+        part[path[-1]] = value
+    output = folder / cell.key
+    output.mkdir(parents=True)
+    (output / "metrics.json").write_text(json.dumps(metrics))
+    # In an order of its own: tests pair items by their ids.
+    with gzip.open(output / "predictions.jsonl.gz", "wt") as lines:
+        lines.writelines(json.dumps(item) + "\n" for item in reversed(items))
+    record = {
+        "key": cell.key,
+        "seconds": {"init": 1.0, "train": 1798.0, "evaluate": 1.0},
+        "training_settings": {"text_loss_weight": float(writes)},
+        "commit": "0123abc",
+        "versions": {"python": "3.11", "torch": "2.13"},
+        "machine": {"processor": "an abacus", "cores": 2},
+    }
+    (output / "cell.json").write_text(json.dumps(record))
+
+
+def write_study(place, study, rights, ious=None):
+    """All cells of a study; method to, for each seed, the `rights` of its images."""
+    ious = ious or {}
+    for cell in cells_of(study):
+        place_of = study["seeds"].index(cell.seed)
+        own = ious[cell.method][place_of] if cell.method in ious else None
+        write_cell(place / "out" / "cells", cell, rights[cell.method][place_of], own, cell.method != "plain")
+
+
+def figures_row(text, method):
+    """The row of a method in the first table of a page."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {method} |"))
+    heads = next(line for line in text.splitlines() if "| seeds |" in line)
+    return dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (heads, row)), strict=True))
+
+
+def test_table_and_results_by_hand(place, run):
+    rights = {
+        "plain": [[1, 0, 0, 0], [1, 1, 0, 0]],
+        "gradia": [[1, 1, 0, 0], [1, 1, 0, 0]],
+        "megl": [[1, 1, 1, 1], [1, 1, 1, 0]],
+    }
+    ious = {"plain": [[0.1] * 4, [0.3] * 4], "megl": [[0.5, 0.6, 0.7, 0.8], [0.6] * 4]}
+    write_study(place, STUDY, rights, ious)
+    text = run(STUDY, "--report", "--resamples", 500)
+
+    found = json.loads((place / "out" / "study" / "results.json").read_text())
+    assert found.keys() == {"study"} and found["study"].keys() == {"pictures"}
+    methods = found["study"]["pictures"]["resnet"]
+    assert list(methods) == ["plain", "gradia", "megl"]
+    assert methods["plain"]["accuracy"] == [0.25, 0.5] and methods["megl"]["accuracy"] == [1.0, 0.75]
+    assert methods["megl"]["accuracy_aligned"] == [1, 1]
+    assert methods["megl"]["accuracy_conflicting"] == pytest.approx([1, 2 / 3])
+    assert methods["gradia"]["worst_group_accuracy"] == pytest.approx([1 / 3, 1 / 3])
+    assert methods["megl"]["iou"] == pytest.approx([0.65, 0.6]) and "iou" not in methods["gradia"]
+    assert methods["megl"]["rouge_l"] == [0.5, 0.375]
+    assert not {"rouge_l", "cider_overall"} & set(methods["plain"])  # nothing trained its language model
+    assert methods["megl"]["cider_overall"] == pytest.approx([0.1, 0.1])
+
+    # The standard deviation of 0.25 and 0.5 is 0.25 / sqrt(2).
+    assert figures_row(text, "plain")["accuracy"] == "0.375 ± 0.177"
+    row = figures_row(text, "gradia")
+    assert (row["seeds"], row["accuracy"], row["IoU"], row["ROUGE-L"]) == ("2", "0.500 ± 0.000", "–", "0.250 ± 0.000")
+    assert figures_row(text, "megl")["conflicting"].startswith("0.833 ± 0.236")
+    assert (place / "out" / "study" / "results.md").read_text() in text
+    assert "6 of 6 cells, evaluated on the test split, in 3.00 hours of machine time. Commit 0123abc;" in text
+    assert "an abacus, 2 cores" in text
+    page = (place / "out" / "study" / "index.html").read_text()
+    assert "0.375 ± 0.177" in page and page.count("<svg") == 5 and "http" not in page.split("</style>")[1]
+
+
+def test_methods_are_tested_against_plain_and_the_best_baseline(place, run):
+    study = changed(baselines=["gradia", "haics"], methods={**STUDY["methods"], "haics": OFF | {"learning_rate": 1}})
+    few, many = [1] * 10 + [0] * 30, [1] * 20 + [0] * 20
+    rights = {"plain": [few, few], "gradia": [many, many], "haics": [few, few], "megl": [[1] * 40, [1] * 40]}
+    write_study(place, {**study, "reference": "plain"}, rights)
+    text = run({**study, "reference": "plain"}, "--report", "--resamples", 999)
+    assert figures_row(text, "megl")["accuracy"] == "1.000 ± 0.000\\*†"
+    assert figures_row(text, "gradia")["accuracy"] == "0.500 ± 0.000\\*"
+    assert figures_row(text, "haics")["accuracy"] == "0.250 ± 0.000"
+    against_plain, against_best = text.split("Difference from ")[1:]
+    assert against_plain.startswith("plain:") and against_best.startswith("the best baseline")
+    # No resample of 40 images has only such as both are right at: p is the smallest that 999 resamples give.
+    (row,) = (line for line in against_plain.splitlines() if line.startswith("| megl"))
+    assert re.match(r"\| megl \| \+0.750 \(\+0.\d+, \+0.\d+\), p = 0.002 \|", row)
+    (row,) = (line for line in against_plain.splitlines() if line.startswith("| haics"))
+    assert row.startswith("| haics | +0.000 (+0.000, +0.000), p = 1 |")
+    assert "| (which) | gradia | gradia |" in against_best and "| gradia |" not in against_best.split("(which)")[0]
+    (row,) = (line for line in against_best.splitlines() if line.startswith("| megl"))
+    assert row.startswith("| megl | +0.500 (")
+
+
+def test_the_test_draws_images_and_seeds(place):
+    """
+    Seed 0 wins one of two images, seed 1 none. Seed 1 is drawn twice in 1/4 of the resamples, and the image never in
+    1/4 of them: no difference in 1/4 + 3/4 * 1/4 = 7/16.
+    """
+    rights = {"plain": [[1, 0], [1, 0]], "gradia": [[1, 0], [1, 0]], "megl": [[1, 1], [1, 0]]}
+    write_study(place, STUDY, rights)
+    (group,) = study_results.read_groups(STUDY, cells_of(STUDY), place / "out" / "cells", 8000)
+    test = group.test("megl", "plain", "accuracy")
+    assert test["difference"] == 0.25 and test["interval"] == [0, 1]
+    assert test["p"] == pytest.approx(2 * 7 / 16, abs=0.03)
+    # Seed 1 twice, and twice the image at which it is wrong: 0 in 1/16 of the resamples, more than 1/40.
+    assert group.interval("megl", "accuracy") == [0, 1] and group.interval("plain", "accuracy") == [0, 1]
+    assert group.test("megl", "plain", "iou") is None
+
+
+def test_tests_pair_the_seeds_that_both_have(place):
+    rights = {"plain": [[1, 0], [0, 0]], "gradia": [[1, 0], [1, 0]], "megl": [[1, 1], [0, 0]]}
+    write_study(place, STUDY, rights)
+    cells = [cell for cell in cells_of(STUDY) if (cell.method, cell.seed) != ("plain", 1)]
+    (group,) = study_results.read_groups(STUDY, cells, place / "out" / "cells", 500)
+    assert group.values["plain"]["accuracy"] == [0.5] and group.values["megl"]["accuracy"] == [1, 0]
+    assert group.test("megl", "plain", "accuracy")["difference"] == 0.5
+    assert "| plain | 1 | 0.500 |" in study_results.markdown(STUDY, "study", [group], 6)
+
+
+def test_share_of_masks_is_a_curve_for_each_method(place, run):
+    methods = {"megl": {"mask_share": [1, 0.1]}, "plain": OFF}
+    study = changed(methods=methods, reference="plain", seeds=[0])
+    write_study(place, study, {"megl mask_share=1": [[1, 1]], "megl mask_share=0.1": [[1, 0]], "plain": [[1, 0]]})
+    run(study, "--report", "--resamples", 20)
+    page = (place / "out" / "study" / "index.html").read_text()
+    assert "accuracy against the share of masks" in page and "megl, 10% of the masks: 0.500" in page
+    # The method in the order of its shares, and plain, which uses no mask, level; from 0.5 to 1 up the side.
+    assert charts.curve([(0.1, 0), (1, 1)], "curve") in page and charts.curve([(0, 0), (1, 0)]) in page
+    assert charts.frame([0.5, 1]) == (0.5, 1) and charts.frame([0.31, 0.4]) == (0.3, 0.5)
+
+
+def test_published_studies_stand_beside_each_other_and_beside_words(place, run):
+    docs = place / "docs"
+    write_study(place, STUDY, {name: [[1, 0], [1, 1]] for name in STUDY["methods"]})
+    run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
+    first = (place / "out" / "study" / "results.md").read_text()
+    assert (
+        docs / "results.md"
+    ).read_text() == f"# Results\n\n<!-- study study -->\n{first}<!-- end of study study -->\n"
+
+    known = {"other": {"pictures": {}}, "study": {"old": {}}}
+    (docs / "results.json").write_text(json.dumps(known))
+    words = "# Title\n\nAbove.\n\n<!-- study study -->\nold\n<!-- end of study study -->\n\nBelow.\n"
+    (docs / "results.md").write_text(words)
+    run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
+    found = json.loads((docs / "results.json").read_text())
+    assert found["other"] == {"pictures": {}} and list(found["study"]) == ["pictures"]
+    assert (docs / "results.md").read_text() == words.replace("old\n", first)
+
+    (docs / "results.md").write_text("<!-- study study -->\nold\n")
+    with pytest.raises(SystemExit, match="has '<!-- study study -->' and no '<!-- end of study study -->' after it"):
+        run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
+
+
+def test_a_report_needs_cells_and_whole_files(place, run):
+    with pytest.raises(SystemExit, match="none of the study's 6 cells: run it without `--report`"):
+        run(STUDY, "--report")
+    write_study(place, STUDY, {name: [[1, 0], [1, 1]] for name in STUDY["methods"]})
+    broken = next((place / "out" / "cells").glob("*/predictions.jsonl.gz"))
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(
+        SystemExit, match=r"predictions.jsonl.gz cannot be read .*: remove its folder and run the stud"
+    ):
+        run(STUDY, "--report")
+
+
+# ---- Runs ----
+
+
+# Stands for each of the three scripts: fast, and its figures follow from its arguments. `hold` makes it wait.
+FAKE = """
+import json, os, random, sys, time
+from pathlib import Path
+
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+step = Path(__file__).stem.removeprefix("fake_")
+output = Path(arguments.get("--output") or arguments["--output_dir"])
+output.mkdir()
+if step == "init":
+    output.joinpath("made").write_text(" ".join(sys.argv[1:]))
+elif step == "train":
+    with open("trained", "a") as log:
+        log.write(output.parent.name + " ")
+    Path("pids").open("a").write(f"{os.getpid()} ")
+    while Path("hold").exists() and len(Path("trained").read_text().split()) > 2:
+        time.sleep(0.02)
+    if float(arguments["--learning_rate"]) >= 1:
+        sys.exit("train_megl: no luck")
+    weights = {name: float(arguments.get(f"--{name}", 1)) for name in ("text_loss_weight", "visual_loss_weight")}
+    output.joinpath("training_settings.json").write_text(json.dumps(weights))
+    output.joinpath("seed").write_text(f"{arguments['--seed']} {weights} {os.environ['OMP_NUM_THREADS']}")
+else:
+    model = Path(arguments["--model"])
+    draw = random.Random(model.joinpath("seed").read_text())
+    items = [{"id": str(i), "label": "a", "prediction": draw.choice("ab"), "group": None, "saliency": [[0.5]],
+              "per_item": {}} for i in range(30)]
+    accuracy = sum(item["prediction"] == "a" for item in items) / 30
+    output.joinpath("metrics.json").write_text(json.dumps({"accuracy": accuracy}))
+    output.joinpath("predictions.jsonl").write_text("".join(json.dumps(item) + "\\n" for item in items))
+"""
+
+
+@pytest.fixture()
+def fake_scripts(place, monkeypatch):
+    for step in studies.STEPS:
+        (place / f"fake_{step}.py").write_text(FAKE)
+        monkeypatch.setitem(studies.STEPS, step, (place / f"fake_{step}.py", studies.STEPS[step][1]))
+
+
+def test_cells_run_once_and_are_recorded(place, run, fake_scripts):
+    text = run(STUDY, "--resamples", 20)
+    assert text.startswith("6 cells, 0 of them done\n[1/6] pictures, resnet, plain, seed 0: accuracy 0.")
+    cells = sorted((place / "out" / "cells").iterdir())
+    assert [cell.name for cell in cells] == sorted(cell.key for cell in cells_of(STUDY))
+    for cell in cells:
+        assert sorted(file.name for file in cell.iterdir()) == [
+            *("cell.json", "log.txt", "metrics.json", "predictions.jsonl.gz")
+        ]
+        with gzip.open(cell / "predictions.jsonl.gz", "rt") as lines:
+            items = [json.loads(line) for line in lines]
+        accuracy = np.mean([item["prediction"] == "a" for item in items])
+        assert json.loads((cell / "metrics.json").read_text())["accuracy"] == accuracy
+        assert len(items) == 30 and "saliency" not in items[0]
+    first = cells_of(STUDY)[0]
+    record = json.loads((place / "out" / "cells" / first.key / "cell.json").read_text())
+    assert record["settings"] == first.settings and record["training_settings"]["visual_loss_weight"] == 0
+    assert (record["key"], record["seed"], record["split"], record["path"]) == (first.key, 0, "test", "data")
+    assert record["seconds"].keys() == {"init", "train", "evaluate"} and record["versions"].keys() >= {"torch"}
+    assert record["threads"] == record["machine"]["cores"] and record["jobs"] == 1 and "commit" in record
+
+    # Again: nothing is run, and the page is the same. A changed setting is another cell, beside the old one.
+    again = run(STUDY, "--resamples", 20)
+    assert again.startswith("6 cells, 6 of them done\n## Study") and again.endswith(text[text.index("## Study") :])
+    methods = {**STUDY["methods"], "megl": {"visual_loss_weight": 3}, "same as plain": OFF}
+    more = run(changed(methods=methods), "--resamples", 20)
+    assert more.startswith("6 cells, 4 of them done\n[1/2] pictures, resnet, megl, seed 0")
+    assert figures_row(more, "same as plain")["accuracy"] == figures_row(more, "plain")["accuracy"]
+    assert len(list((place / "out" / "cells").iterdir())) == 8
+
+
+def test_only_some_cells_at_a_time_and_models_kept(place, run, fake_scripts):
+    options = ("--jobs", 2, "--keep_models", "--resamples", 20)
+    text = run(STUDY, "--only", "method=plain,megl", "seed=1", *options)
+    assert text.startswith("2 cells, 0 of them done") and "| gradia |" not in text
+    cells = list((place / "out" / "cells").iterdir())
+    assert len(cells) == 2
+    for cell in cells:
+        names = {path.name for path in cell.iterdir() if path.is_dir()}
+        threads = (cell / "model" / "seed").read_text().split()[-1]
+        assert names == {"model", "evaluation"} and int(threads) == max(1, len(os.sched_getaffinity(0)) // 2)
+    for only, message in {
+        "method=megll": "`--only method=…`: unknown `megll`: did you mean `megl`?",
+        "methods=megl": "`--only`: unknown `methods`: did you mean `method`?",
+        "seed=2": "`--only seed=…`: unknown `2`: expected 0, 1",
+    }.items():
+        with pytest.raises(SystemExit, match=re.escape(message)):
+            run(STUDY, "--only", only)
+
+
+def test_a_cell_that_fails_is_told_and_tried_anew(place, run, fake_scripts):
+    study = changed(methods={"bad": {"learning_rate": 1}, "megl": {}}, seeds=[0])
+    message = (
+        r"1 cells failed; run it again to try them anew.\npictures, resnet, bad, seed 0: fake_train.py failed, see .*"
+    )
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=message + ": train_megl: no luck") as error:
+            run(study, "--resamples", 20)
+    log = Path(re.search(r"see (\S+\.log)", str(error.value))[1])
+    assert "no luck" in log.read_text()
+    assert list(json.loads((place / "out" / "study" / "results.json").read_text())["study"]["pictures"]["resnet"]) == [
+        "megl"
+    ]
+    # What was trained, twice the one that fails; and nothing half-done is left.
+    assert len((place / "trained").read_text().split()) == 3
+    assert {path.name for path in (place / "out" / "cells").iterdir() if path.is_dir()} == {cells_of(study)[1].key}
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {scripts!r})
+import compare, study
+for step in study.STEPS:
+    study.STEPS[step] = (Path(f"fake_{{step}}.py").resolve(), study.STEPS[step][1])
+sys.argv = ["compare.py", "study.yaml", "--output", "out", "--resamples", "50"]
+compare.main()
+"""
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed study leaves its last script running")
+def test_a_killed_study_goes_on_and_ends_with_the_same_table(place, run, fake_scripts):
+    straight = run(STUDY, "--resamples", 50)
+    expected = (place / "out" / "study" / "results.json").read_bytes()
+    (place / "out").rename(place / "straight")
+    (place / "trained").unlink()
+
+    (place / "driver.py").write_text(DRIVER.format(scripts=str(ROOT / "scripts")))
+    (place / "hold").touch()  # the third training does not end
+    process = subprocess.Popen([sys.executable, "driver.py"], stdout=subprocess.DEVNULL)
+    trained = place / "trained"
+    wait_for(lambda: trained.exists() and len(trained.read_text().split()) == 3)
+    wait_for(lambda: len((place / "pids").read_text().split()) == 9)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    wait_for(lambda: not running((place / "pids").read_text().split()[-1]))
+    folder = place / "out" / "cells"
+    done = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if not path.name.startswith(".")}
+    assert list(done) and sorted(done) == sorted(cell.key for cell in cells_of(STUDY)[:2])
+    assert len([path for path in folder.glob(".*") if path.is_dir()]) == 1  # what the kill has left
+
+    (place / "hold").unlink()
+    text = run(STUDY, "--resamples", 50)
+    assert text.startswith("6 cells, 2 of them done\n[1/4]")
+    assert (place / "out" / "study" / "results.json").read_bytes() == expected
+
+    def tables(page):
+        return [line for line in page.splitlines() if line.startswith("|")]
+
+    assert len(tables(text)) > 5 and tables(text) == tables(straight)
+    assert all((folder / name).stat().st_mtime_ns == time_of for name, time_of in done.items())
+    assert sorted(path.name for path in folder.iterdir()) == sorted(cell.key for cell in cells_of(STUDY))
+
+
+def test_the_real_scripts(place, run):
+    build_dataset(ObjectMe, "sample", place / "sample", sample_sizes={"train": 12, "validation": 4, "test": 6})
+    settings = {"max_steps": 1, "per_device_train_batch_size": 2, "resamples": 20, "mask_share": 0.5}
+    study = changed(
+        seeds=[0],
+        settings=settings,
+        datasets={"sample": {"path": "sample"}},
+        split="validation",
+        methods={"megl": {"grounding_map": "random"}},
+    )
+    run(study, "--resamples", 20)
+    (cell,) = cells_of(study)
+    folder = place / "out" / "cells" / cell.key
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["split"] == "validation" and metrics["n"]["accuracy"] == 4
+    found = json.loads((place / "out" / "study" / "results.json").read_text())
+    values = found["study"]["sample"]["resnet"]["megl"]
+    assert values["accuracy"] == [metrics["accuracy"]] and values["iou"] == [metrics["saliency"]["iou"]]
+    names = {"accuracy_conflicting", "worst_group_accuracy", "pointing_game", "bleu_4", "rouge_l", "cider"}
+    assert {*names, "kind_accuracy", "place_accuracy", "shuffled_place_accuracy"} <= set(values)
+    record = json.loads((folder / "cell.json").read_text())
+    assert record["training_settings"]["mask_share"] == 0.5 and min(record["seconds"].values()) > 0
