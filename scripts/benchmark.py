@@ -30,6 +30,7 @@ from tqdm import tqdm
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification
 from modeling_megl.losses_megl import distribution_consistency, gradia
 from modeling_megl.saliency_megl import SALIENCY_METHODS, normalize_map
+from support.output_folder import write_file
 
 
 NUM_LABELS = 100
@@ -323,13 +324,6 @@ def processor_name():
     found = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
     fields = dict(line.split(":", 1) for line in found.splitlines() if ":" in line)
     return fields.get("Model name", platform.processor()).strip()
-
-
-def write_file(path, text):
-    """Write a file that is either whole or as it was."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def main():

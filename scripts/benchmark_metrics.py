@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bootstrap import METRICS
+from support.bootstrap import METRICS
 
 
 def parse_arguments():

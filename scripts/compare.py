@@ -33,9 +33,9 @@ from pathlib import Path
 import torch
 
 from benchmark import KEEP_MEMORY, processor_name
-from output_folder import new_folder
-from study import DIMENSIONS, STEPS, make_cells, read_study
-from study_results import write_results
+from support.output_folder import new_folder
+from support.study import DIMENSIONS, STEPS, make_cells, read_study
+from support.study_results import write_results
 
 
 ROOT = Path(__file__).resolve().parent.parent

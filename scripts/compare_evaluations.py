@@ -14,10 +14,10 @@ import json
 import sys
 from pathlib import Path
 
-from bootstrap import LEVEL, paired_tests
-from output_folder import new_folder
-from report import interval_text
-from scores import at, headlines
+from support.bootstrap import LEVEL, paired_tests
+from support.output_folder import new_folder
+from support.report import interval_text
+from support.scores import at, headlines
 
 
 def parse_arguments():

@@ -20,7 +20,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig
 from efficientnet_lite.modeling_efficientnet_lite import EfficientNetLiteForImageClassification
-from output_folder import new_folder
+from support.output_folder import new_folder
 
 
 # "Edge models use inception-style MEAN and STDDEV for better post-quantization", in units of 0..255: MEAN_RGB and

@@ -23,9 +23,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaForConditionalGeneration
 
-from benchmark import Page, compare, machine, peak_memory, table, write_file
-from llava import VISION_PRESETS, make_config
+from benchmark import Page, compare, machine, peak_memory, table
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification
+from support.llava import VISION_PRESETS, make_config
+from support.output_folder import write_file
 
 
 RATIONALE_TOKENS = 20

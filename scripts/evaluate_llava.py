@@ -18,10 +18,10 @@ from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedConfig
 
 from evaluate_megl import metrics_table
-from llava import parse_answer, write_answers
 from modeling_megl.training_megl import check_labels
-from output_folder import new_folder
-from scores import classification_scores, rationale_scores, with_intervals
+from support.llava import parse_answer, write_answers
+from support.output_folder import new_folder
+from support.scores import classification_scores, rationale_scores, with_intervals
 
 
 def parse_arguments():

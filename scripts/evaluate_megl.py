@@ -23,14 +23,14 @@ import torch
 from datasets import load_dataset
 from tqdm import tqdm
 
-from card import write_card
 from compare_evaluations import write_comparison
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.training_megl import check_labels
-from output_folder import new_folder
-from page import mask_array, write_sheet
-from report import interval_head, interval_text, write_report
-from scores import at, compute_scores, faithfulness_scores, headlines, with_intervals
+from support.card import write_card
+from support.output_folder import new_folder
+from support.pictures import mask_array, write_sheet
+from support.report import interval_head, interval_text, write_report
+from support.scores import at, compute_scores, faithfulness_scores, headlines, with_intervals
 
 
 def make_parser():

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from modeling_megl import MeglForImageClassification, MeglProcessor
-from output_folder import new_folder
-from page import overlay
+from support.output_folder import new_folder
+from support.pictures import overlay
 
 
 def parse_arguments():

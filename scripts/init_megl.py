@@ -18,7 +18,7 @@ from datasets import load_dataset
 
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.saliency_megl import SALIENCY_METHODS
-from output_folder import new_folder
+from support.output_folder import new_folder
 
 
 # Options that are fields of `MeglConfig`, which has the defaults.

@@ -35,9 +35,9 @@ from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from dataset_builders.build import features
-from inspection_page import example, page
-from output_folder import check_new_file, write_file
-from page import mask_array
+from support.inspection_page import example, page
+from support.output_folder import check_new_file, write_file
+from support.pictures import mask_array
 
 
 GRID = 32  # cells along each side of a mean map

@@ -19,8 +19,8 @@ from datasets import load_dataset
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from llava import LlavaDataCollator, make_llava
-from output_folder import check_new
+from support.llava import LlavaDataCollator, make_llava
+from support.output_folder import check_new
 from train_megl import RECORDED
 
 

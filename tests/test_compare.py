@@ -18,12 +18,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import bootstrap  # noqa: E402
-import charts  # noqa: E402
 import compare  # noqa: E402
-import study as studies  # noqa: E402
-import study_results  # noqa: E402
 from dataset_builders import ObjectMe, build_dataset  # noqa: E402
+from support import bootstrap, charts, study_results  # noqa: E402
+from support import study as studies  # noqa: E402
 
 
 ANYTHING = re.escape(".*")
@@ -529,7 +527,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {scripts!r})
-import compare, study
+import compare
+from support import study
 for step in study.STEPS:
     study.STEPS[step] = (Path(f"fake_{{step}}.py").resolve(), study.STEPS[step][1])
 sys.argv = ["compare.py", "study.yaml", "--output", "out", "--resamples", "50"]

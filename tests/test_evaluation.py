@@ -17,14 +17,11 @@ from test_metrics import CLIP, clip_workplace  # noqa: F401
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import bootstrap  # noqa: E402
-import charts  # noqa: E402
 import compare_evaluations  # noqa: E402
 import evaluate_megl  # noqa: E402
-import report  # noqa: E402
-import scores  # noqa: E402
 from dataset_builders import ObjectMe, build_dataset  # noqa: E402
 from dataset_builders.build import features  # noqa: E402
+from support import bootstrap, charts, report, scores  # noqa: E402
 
 
 def make_item(number, label="a", prediction="a", group=None, **per_item):

@@ -383,7 +383,7 @@ def test_page_is_self_contained_and_accessible(tmp_path, inspect):
 
 
 def test_histograms(tmp_path):
-    from inspection_page import _histogram
+    from support.inspection_page import _histogram
 
     values = np.array([0] + [1] * 2 + [9] * 150 + [400])
     page = Page(_histogram(values, "words", "", "texts", whole=True))
@@ -415,7 +415,7 @@ def test_foreign_text_is_escaped(tmp_path, inspect):
 def test_pictures_of_extreme_shape():
     import base64
 
-    from html_page import figure
+    from support.html_page import figure
 
     for size, shown in (((20000, 1), (192, 1)), ((1, 20000), (1, 384)), ((1, 1), (192, 192))):
         content = re.search(r"base64,([^\"]+)", figure(PILImage.new("RGB", size), "wide <i>"))[1]

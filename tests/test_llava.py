@@ -28,8 +28,8 @@ from modeling_megl.processing_megl import make_image_processor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import evaluate_llava
-import llava
 import train_llava
+from support import llava
 
 
 LABELS = ["bear", "polar bear", "owl"]

@@ -202,7 +202,7 @@ def test_unreadable_picture_is_one_clear_error(run, untrained, tmp_path):
 
 
 def test_failing_block_leaves_nothing_behind(run, tmp_path):
-    from output_folder import new_folder
+    from support.output_folder import new_folder
 
     with pytest.raises(RuntimeError, match="half-way"), new_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("half")

@@ -8,11 +8,11 @@ from pathlib import Path
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from output_folder import write_file
-from scores import at
+from .output_folder import write_file
+from .scores import at
 
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
+TEMPLATE = Path(__file__).resolve().parents[2] / "model_card.md"
 
 # What the card reports, of what there is: path in `metrics.json` to the metric's type and its name in words.
 FIGURES = {

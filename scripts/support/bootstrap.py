@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 
 
-METRICS = Path(__file__).resolve().parent.parent / "metrics"
+METRICS = Path(__file__).resolve().parents[2] / "metrics"
 LEVEL = 0.95
 WEIGHTS_AT_ONCE = 2**22
 

@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from html_page import figure
+from .html_page import figure
 
 
 def overlay(image, saliency, strength=0.6):

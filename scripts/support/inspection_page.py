@@ -6,8 +6,8 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from html_page import document, figure, histogram, nice_step
-from page import overlay
+from .html_page import document, figure, histogram, nice_step
+from .pictures import overlay
 
 
 _STYLE = """

@@ -16,7 +16,7 @@ import init_megl
 import train_megl
 
 
-SCRIPTS = Path(__file__).resolve().parent
+SCRIPTS = Path(__file__).resolve().parents[1]
 # What a cell runs, one after another.
 STEPS = {
     "init": (SCRIPTS / "init_megl.py", init_megl.make_parser),

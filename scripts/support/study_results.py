@@ -11,11 +11,11 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from bootstrap import LEVEL, check_same_items, difference_test, interval, resampled_figures
-from charts import STYLE, bars, curve, dot, frame, named_dots, table, unit_chart, within
-from html_page import document
-from output_folder import write_file
-from scores import headlines
+from .bootstrap import LEVEL, check_same_items, difference_test, interval, resampled_figures
+from .charts import STYLE, bars, curve, dot, frame, named_dots, table, unit_chart, within
+from .html_page import document
+from .output_folder import write_file
+from .scores import headlines
 
 
 # What tables show, of what there is: name in `results.json` to its heading.

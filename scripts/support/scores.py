@@ -10,9 +10,10 @@ import evaluate
 import numpy as np
 import torch
 
-from bootstrap import LEVEL, METRICS, intervals, point_figures
 from dataset_builders import PLACES
-from page import evenly_spaced
+
+from .bootstrap import LEVEL, METRICS, intervals, point_figures
+from .pictures import evenly_spaced
 
 
 BINS = 10

@@ -4,10 +4,10 @@ import html
 
 import numpy as np
 
-from charts import STYLE, bars, curve, dot, matrix, named_dots, table, unit_chart
-from html_page import document
-from page import evenly_spaced, item_html
-from scores import at, headlines
+from .charts import STYLE, bars, curve, dot, matrix, named_dots, table, unit_chart
+from .html_page import document
+from .pictures import evenly_spaced, item_html
+from .scores import at, headlines
 
 
 CASES = 6  # items of each kind of case

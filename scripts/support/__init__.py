@@ -1,0 +1,1 @@
+"""What the scripts share: figures, pages, output folders, studies."""
