@@ -202,6 +202,43 @@ def test_saliency_undefined_items(saliency):
     assert nothing["iou"] is None and (nothing["n"], nothing["n_undefined"]) == (0, 1)
 
 
+def test_saliency_undefined_for_the_benchmarks_scores(saliency):
+    half, full = [[1.0, 0.0, 0.0, 0.0]], [[1.0, 1.0, 1.0, 1.0]]
+    soft = [[0.9, 0.6, 0.6, 0.6]]  # all inside, but not constant
+    results = saliency.compute(
+        predictions=[half, full, half, half], references=[half, half, full, soft], per_item=True
+    )
+    assert (results["n"], results["n_undefined"]) == (4, 3)
+    found = results["per_item"]
+    assert found["nss"] == [pytest.approx(math.sqrt(3)), 0.0, None, None] and found["auc"] == [1.0, 0.5, None, None]
+    assert found["cc"] == [pytest.approx(1), 0.0, None, pytest.approx(1)] and None not in found["kl"]
+    assert results["nss"] == pytest.approx(math.sqrt(3) / 2) and results["auc"] == 0.75
+
+
+def test_saliency_map_that_is_zero_where_labelled_is_a_zero_map(saliency):
+    results = saliency.compute(predictions=[[[1.0, 0.0, 0.0]]], references=[[[0.0, 1.0, -1.0]]], signed=True)
+    assert (results["n"], results["n_undefined"]) == (1, 1)
+    assert [results[name] for name in ("pointing_game", "energy", "iou", "nss", "cc", "auc")] == [0, 0, 0, 0, 0, 0.5]
+    assert results["kl"] == pytest.approx(math.log(2))
+
+
+def test_saliency_of_values_that_rounding_made_negative(saliency):
+    exact = saliency.compute(predictions=[[[1.0, 0.0]]], references=[[[0.0, 1.0]]])
+    rounded = saliency.compute(predictions=[[[1.0, -1e-7]]], references=[[[-1e-7, 1.0]]])
+    assert rounded == pytest.approx(exact) and exact["kl"] > 30
+
+
+def test_saliency_auc_takes_equals_for_equals_after_resizing(saliency):
+    """Rounding in the resizing must not tell the pixels of a plateau apart."""
+    rng = np.random.default_rng(0)
+    maps, masks = (rng.random((4, 12, 15)) > 0.5).astype(float), (rng.random((4, 97, 101)) > 0.5).astype(float)
+    resized = torch.nn.functional.interpolate(torch.tensor(maps)[:, None], size=(97, 101), mode="bilinear")[:, 0]
+    plateaus = resized.numpy().round(9)  # what rounding told apart is the same again
+    expected = [plain_nss_cc_kl_auc(one, mask)["auc"] for one, mask in zip(plateaus, masks, strict=True)]
+    found = saliency.compute(predictions=maps, references=masks, per_item=True)["per_item"]["auc"]
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
 def test_saliency_pointing_game_tolerance_and_ties(saliency):
     maps = [[[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
     masks = [[[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
