@@ -49,7 +49,7 @@ def compare_saliency(items, repeats, size=224):
 
     found = ours()
     for name, value in theirs().items():  # also the warm-up
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-7, err_msg=name)
     return [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
 
 
