@@ -97,7 +97,7 @@ def measure(work, *arguments) -> np.ndarray:
     peak = 0
     while process.is_alive():
         peak = max(peak, memory(process.pid))
-        process.join(0.05)
+        process.join(0.5)  # to look at all processes takes milliseconds
     if process.exitcode:
         raise SystemExit(f"benchmark_builders: {work.__name__} failed")
     return np.array([time.perf_counter() - started, cpu_seconds() - used, peak / 1e6])
