@@ -7,6 +7,7 @@ import os
 import sqlite3
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -128,7 +129,7 @@ class ItemIndex:
             yield Item(**json.loads(item))
 
 
-class Source:
+class Source(ABC):
     """A folder in one layout, as rows of a data set. A subclass knows the layout.
 
     Args:
@@ -193,17 +194,17 @@ class Source:
         return {**self.__dict__, "index": None, "temporary": None}
 
     @classmethod
+    @abstractmethod
     def is_layout_of(cls, root: Path) -> bool:
         """Whether a folder has this layout."""
-        raise NotImplementedError
 
+    @abstractmethod
     def raw_items(self) -> Iterator[tuple]:
         """Yields an id, a split or `None`, and what else `check` needs, for each item of the annotation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, key: str, split: str | None, *raw) -> Item:
         """The item, or `ValueError` if its annotation is not as the layout says."""
-        raise NotImplementedError
 
     @property
     def label_names(self) -> list[str]:

@@ -1,6 +1,5 @@
 """MEGL (Multimodal Explanation-Guided Learning, Zhang et al., arXiv:2411.13053): label, saliency map and rationale."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -301,20 +300,11 @@ class MeglForImageClassification(MeglPreTrainedModel):
         The map can be differentiated, a second derivative of the tail, wherever the caller's gradients are on. Under
         `torch.no_grad()` or `torch.inference_mode()` it is computed all the same and leaves no graph behind.
         """
-        differentiable = torch.is_grad_enabled()
         saliency = evidence_tokens = rationale_logits = None
-        with self._open_tap(pixel_values, differentiable) if output_saliency else nullcontext() as tap:
-            logits = tap(pixel_values) if output_saliency else self.vision_model(pixel_values).logits
-            if output_saliency:
-                if target is None:
-                    target = labels if self.training and labels is not None else logits.argmax(dim=-1)
-                with torch.inference_mode(False), torch.enable_grad():
-                    scores = explained_scores(logits, target, self.config.saliency_score, foil)
-                saliency = compute_saliency(tap, scores, self.config.saliency_method)
-                features = tap.to_grid(tap.output)
-        if output_saliency:
-            if not differentiable:
-                logits, saliency, features = logits.detach(), saliency.detach(), features.detach()
+        if not output_saliency:
+            logits = self.vision_model(pixel_values).logits
+        else:
+            logits, saliency, features = self._classify_with_map(pixel_values, labels, target, foil)
             maps = self.grounding_maps(saliency, visual_explanations, has_visual_explanation)
             evidence_tokens = self._ground(features, maps)
             if input_ids is not None:
@@ -334,6 +324,20 @@ class MeglForImageClassification(MeglPreTrainedModel):
             **{f"loss_{name}": loss for name, loss in losses.items()},
         )
         return output if return_dict is not False else output.to_tuple()
+
+    def _classify_with_map(self, pixel_values, labels, target, foil):
+        """Class scores, maps and the features at the tap; without a graph where the caller wants no gradients."""
+        differentiable = torch.is_grad_enabled()
+        with self._open_tap(pixel_values, differentiable) as tap:
+            logits = tap(pixel_values)
+            if target is None:
+                target = labels if self.training and labels is not None else logits.argmax(dim=-1)
+            with torch.inference_mode(False), torch.enable_grad():
+                scores = explained_scores(logits, target, self.config.saliency_score, foil)
+            saliency = compute_saliency(tap, scores, self.config.saliency_method)
+            features = tap.to_grid(tap.output)
+        outputs = (logits, saliency, features)
+        return outputs if differentiable else tuple(output.detach() for output in outputs)
 
     def grounding_maps(self, saliency, visual_explanations=None, has_visual_explanation=None):
         """

@@ -2,7 +2,7 @@
 and the peak of the memory of all processes together.
 
 ```
-python scripts/benchmark_builders.py --work_dir /tmp/benchmark --items 50000 --num_proc 1 2
+python scripts/benchmark_builders.py --work_dir benchmark --items 50000 --num_proc 1 2
 ```
 """
 

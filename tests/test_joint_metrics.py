@@ -1,6 +1,5 @@
 """The metrics that join label, map and rationale: explained_accuracy and grounding."""
 
-import doctest
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -326,22 +325,3 @@ def test_distributed_equals_one_process(at_workplace, tmp_path, name):
         first, second = pool.map(process, range(2))
     assert first.pop("absent", None) == whole.pop("absent", None)
     assert second is None and first == pytest.approx(whole)
-
-
-@pytest.mark.parametrize("name", ["explained_accuracy", "grounding"])
-def test_documented_examples(at_workplace, name):
-    outcome = doctest.testmod(module_of(evaluate.load(f"metrics/{name}")))
-    assert outcome.attempted > 1 and outcome.failed == 0
-    card = (ROOT / "metrics" / name / "README.md").read_text(encoding="utf-8").replace("```", "")
-    examples = doctest.DocTestParser().get_doctest(card, {}, f"{name}/README.md", None, None)
-    outcome = doctest.DocTestRunner().run(examples)
-    assert outcome.attempted > 1 and outcome.failed == 0
-
-
-@pytest.mark.parametrize("name", ["explained_accuracy", "grounding"])
-def test_folder_is_complete(name):
-    folder = ROOT / "metrics" / name
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    headings = ["Description", "How to Use", "Inputs", "Output Values", "Examples", "Limitations", "Citation"]
-    assert all(heading in card for heading in headings)
-    assert (folder / "requirements.txt").is_file() and (folder / "app.py").is_file()

@@ -586,11 +586,14 @@ def test_clip_score_bad_inputs(clip_score, changes, message):
 # all modules
 
 
+MODULES = ["saliency", "faithfulness", "rationale", "clip_score", "explained_accuracy", "grounding"]
+
+
 def module_of(metric):
     return sys.modules[type(metric).__module__]
 
 
-@pytest.mark.parametrize("name", ["saliency", "faithfulness", "rationale", "clip_score"])
+@pytest.mark.parametrize("name", MODULES)
 def test_documented_examples(clip_workplace, without_meteor, monkeypatch, name):
     monkeypatch.chdir(clip_workplace)
     outcome = doctest.testmod(module_of(evaluate.load(f"metrics/{name}")))
@@ -601,7 +604,7 @@ def test_documented_examples(clip_workplace, without_meteor, monkeypatch, name):
     assert outcome.attempted > 1 and outcome.failed == 0
 
 
-@pytest.mark.parametrize("name", ["saliency", "faithfulness", "rationale", "clip_score"])
+@pytest.mark.parametrize("name", MODULES)
 def test_folder_is_complete(name):
     folder = ROOT / "metrics" / name
     card = (folder / "README.md").read_text(encoding="utf-8")
