@@ -10,7 +10,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from .items import bad_item, check_name, check_rationales, resolve_inside, shown, stream_json
+from .items import bad_item, check_name, check_rationales, shown, stream_json
 from .sources import Item, Source, find
 
 
@@ -107,7 +107,7 @@ class ActX(Source):
         if self.activity_level == "first":
             activity = check_name(activity.split(",")[0].strip(), where, "ans")
         rationales = [raw["exp"]] if isinstance(raw.get("exp"), str) else raw.get("exp")
-        item = Item(
+        return Item(
             id=key,
             where=where,
             image=f"{picture}.jpg",
@@ -117,5 +117,3 @@ class ActX(Source):
             split=split,
             fields=("iid", "visual"),
         )
-        resolve_inside(self.image_root, item.image, "iid", where)
-        return item

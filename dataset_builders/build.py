@@ -1,8 +1,11 @@
 """Building a data set: the builder that Object-ME and Action-ME share, and the folder that it becomes."""
 
+import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datasets import (
@@ -16,7 +19,6 @@ from datasets import (
     SplitGenerator,
     Value,
 )
-from datasets.arrow_writer import ParquetWriter
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from .act_x import ActX
@@ -26,14 +28,13 @@ from .image_folder import ImageFolder
 from .items import bad_source
 from .release import Release
 from .scenes import Scenes
+from .shards import SHARD_BYTES, in_order, write_part
 from .sources import Source
 from .staging import check_output, replace_folder, stage_beside
 from .vqa_x import VqaX
 
 
 LAYOUTS = {layout.NAME: layout for layout in (Release, ActX, VqaX, ImageFolder, CocoInstances)}
-BATCH_ROWS = 100  # at most, of a row group, and so of what is held in memory
-BATCH_BYTES = 16_000_000
 
 
 @dataclass
@@ -44,7 +45,9 @@ class ExplainedImagesConfig(BuilderConfig):
         layout (`str`, *optional*): its layout; by default it is told from the folder's files.
         seed (`int`, defaults to 0): draws the sample, or the split of items that have none.
         sample_sizes (`dict[str, int]`, *optional*): number of pictures of the sample's splits.
-        validation_share, test_share, on_error, num_proc, images, scratch: as in [`Source`].
+        num_proc (`int`, defaults to 1): processes, each of which reads and writes shards of its own; the data set does
+            not depend on their number.
+        validation_share, test_share, on_error, images, scratch: as in [`Source`].
         activity_level (`str`, *optional*): as in [`ActX`].
         explain_category (`bool`): as in [`CocoInstances`].
     """
@@ -66,11 +69,13 @@ class ExplainedImagesConfig(BuilderConfig):
 class ExplainedImages(GeneratorBasedBuilder):
     """Pictures with a label, a visual explanation where there is one, and textual explanations.
 
-    A source has `label_names`, `description`, `selection`, `license`, `citation`, `splits`, `rows(split)`, `skipped`
-    and `dropped`; a subclass names the data set and the subjects that its sample draws.
+    A source has `label_names`, `description`, `selection`, `license`, `citation`, `splits`, `parts(split, limit)`,
+    `rows(part, refused)`, `skipped` and `dropped`; a subclass names the data set and the subjects that its sample
+    draws.
 
     Attributes:
         counts (`dict`): split to class name to the numbers of pictures, visual explanations and rationales written.
+        checksum (`hashlib.sha256`): of the checksums of all files written, in order.
     """
 
     BUILDER_CONFIG_CLASS = ExplainedImagesConfig
@@ -80,17 +85,19 @@ class ExplainedImages(GeneratorBasedBuilder):
 
     def _info(self) -> DatasetInfo:
         self.source = self.open_source()
-        self.counts = {}
+        self.counts, self.checksum = {}, hashlib.sha256()
         return DatasetInfo(description=self.SUMMARY, citation=CITATION, features=features(self.source.label_names))
 
     def open_source(self) -> Source | Scenes:
         config = self.config
+        if config.num_proc < 1:
+            raise ValueError(f"expected `num_proc` to be at least 1, got {config.num_proc}.")
         if config.source == "sample":
             return Scenes(self.SUBJECTS, config.seed, config.sample_sizes)
         layout = find_layout(Path(config.source), config.layout)
         if layout.BUILDER not in (None, self.name):
             raise ValueError(f"expected the builder {layout.BUILDER} for the layout {layout.NAME}, got {self.name}.")
-        names = ("validation_share", "test_share", "seed", "on_error", "num_proc", "images", "scratch")
+        names = ("validation_share", "test_share", "seed", "on_error", "images", "scratch")
         options = {name: getattr(config, name) for name in names}
         for owner, name in ((ActX, "activity_level"), (CocoInstances, "explain_category")):
             if getattr(config, name) and layout is not owner:
@@ -102,32 +109,42 @@ class ExplainedImages(GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
         return [SplitGenerator(name=split, gen_kwargs={"split": split}) for split in self.source.splits]
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        yield from enumerate(self.source.rows(split))
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+        refused = []
+        for part in self.source.parts(split, SHARD_BYTES):
+            for row in self.source.rows(part, refused):
+                yield row["id"], row
+        if refused:
+            self.source.note(refused)
 
     def _prepare_split(self, split_generator, file_format="parquet", num_proc=None, max_shard_size=None):
         """Writes one split.
 
         The writer of `datasets` ends a batch after so many rows whatever their size, and its shards depend on the
-        number of processes; here memory and shards are bounded in bytes, and the source reads in parallel.
+        number of processes; here memory and shards are bounded in bytes, and a shard is of a part of the source.
         """
         if file_format != "parquet":
             raise ValueError(f"expected `file_format` to be 'parquet', got {file_format!r}.")
-        split = split_generator.name
+        split, folder = split_generator.name, Path(self._output_dir)
+        limit = convert_file_size_to_int(max_shard_size or SHARD_BYTES)
         self.counts[split] = dict.fromkeys(self.source.label_names, (0, 0, 0))
-        rows = self.counted((row for _, row in self._generate_examples(split)), self.counts[split])
-        limit = convert_file_size_to_int(max_shard_size or "450MB")
-        lengths, num_bytes = write_shards(rows, self.info.features, Path(self._output_dir), split, limit)
+        write = partial(write_part, self.source, self.info.features, folder / f"{split}-part", limit)
+        shards = []
+        parts = enumerate(self.source.parts(split, limit))
+        with closing(in_order(write, parts, self.config.num_proc)) as written_parts:
+            for written in written_parts:
+                shards += written.shards
+                if written.refused:
+                    self.source.note(written.refused)
+                for label, counts in written.counts.items():
+                    self.counts[split][label] = tuple(map(sum, zip(self.counts[split][label], counts, strict=True)))
+        shards = [shard for shard in shards if shard.num_rows] or shards[:1]
+        for index, shard in enumerate(shards):
+            shard.path.rename(folder / f"{split}-{index:05d}-of-{len(shards):05d}.parquet")
+            self.checksum.update(bytes.fromhex(shard.sha256))
         info = split_generator.split_info
-        info.num_examples, info.num_bytes, info.shard_lengths = sum(lengths), num_bytes, lengths
-
-    @staticmethod
-    def counted(rows: Iterable[dict], counts: dict[str, tuple[int, int, int]]) -> Iterator[dict]:
-        for row in rows:
-            pictures, maps, rationales = counts[row["label"]]
-            has_map = row["visual_explanation"] is not None
-            counts[row["label"]] = (pictures + 1, maps + has_map, rationales + len(row["textual_explanations"]))
-            yield row
+        info.shard_lengths = [shard.num_rows for shard in shards]
+        info.num_examples, info.num_bytes = sum(info.shard_lengths), sum(shard.num_bytes for shard in shards)
 
 
 def find_layout(root: Path, name: str | None) -> type[Source]:
@@ -168,7 +185,7 @@ def build_dataset(
     output: str | Path,
     overwrite: bool = False,
     license: str | None = None,
-    max_shard_size: str = "450MB",
+    max_shard_size: str | int = SHARD_BYTES,
     **options,
 ) -> Counts:
     """Builds a data set into a folder that `load_dataset` loads: Parquet shards, a card, and `skipped.jsonl` if any.
@@ -182,6 +199,7 @@ def build_dataset(
         output (`str` or `Path`): the folder to write.
         overwrite (`bool`, defaults to `False`): whether to replace `output` where it exists and is not empty.
         license (`str`, *optional*): the card's licence; that of the source by default.
+        max_shard_size (`str` or `int`, defaults to 200 MB): of a Parquet file, such as `"500MB"`.
         options: as in [`ExplainedImagesConfig`].
 
     Returns:
@@ -204,54 +222,6 @@ def build_dataset(
         (finished / "README.md").write_text(card(builder, finished, builder.counts, license), encoding="utf-8")
         replace_folder(finished, output)
     return builder.counts
-
-
-def batches(rows: Iterable[dict]) -> Iterator[tuple[list[dict], int]]:
-    """Lists of rows, bounded in number and bytes, each with the bytes of its pictures and maps."""
-    batch, size = [], 0
-    for row in rows:
-        batch.append(row)
-        size += sum(len(row[name]["bytes"]) for name in ("image", "visual_explanation") if row[name])
-        if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
-            yield batch, size
-            batch, size = [], 0
-    if batch:
-        yield batch, size
-
-
-def write_shards(
-    rows: Iterable[dict], features: Features, folder: Path, split: str, limit: int
-) -> tuple[list[int], int]:
-    """Writes `<split>-00000-of-00001.parquet` and so on, each of at most about `limit` bytes and at least one batch.
-
-    Returns:
-        `tuple(list[int], int)`: the number of rows of each shard, and the bytes of all rows in memory.
-    """
-    lengths, total, writer, written = [], 0, None, 0
-
-    def finish():
-        nonlocal total
-        number, num_bytes = writer.finalize()
-        lengths.append(number)
-        total += num_bytes
-
-    def start():
-        path = folder / f"{split}-{len(lengths):05d}.parquet"
-        return ParquetWriter(features=features, path=str(path), writer_batch_size=BATCH_ROWS)
-
-    writer = start()
-    for batch, size in batches(rows):
-        if written and written + size > limit:
-            finish()
-            writer, written = start(), 0
-        columns = {name: [row[name] for row in batch] for name in features}
-        writer.write_batch(features.encode_batch(columns))
-        written += size
-    finish()
-    for index in range(len(lengths)):
-        name = f"{split}-{index:05d}"
-        (folder / f"{name}.parquet").rename(folder / f"{name}-of-{len(lengths):05d}.parquet")
-    return lengths, total
 
 
 def collect(builder: ExplainedImages, parquet: Path, finished: Path):

@@ -1,6 +1,5 @@
 """The README.md of a built data set: YAML that the Hub and `datasets` read, and the text."""
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -30,10 +29,6 @@ def card(builder, finished: Path, counts: Counts, license: str | None) -> str:
         license (`str`, *optional*): the licence; that of the source by default.
     """
     shards = sorted((finished / "data").glob("*.parquet"))
-    checksum = hashlib.sha256()
-    for shard in shards:
-        with open(shard, "rb") as file:
-            checksum.update(hashlib.file_digest(file, "sha256").digest())
     source = builder.source
     rows = sum(split.num_examples for split in builder.info.splits.values())
     data = DatasetCardData(
@@ -46,7 +41,7 @@ def card(builder, finished: Path, counts: Counts, license: str | None) -> str:
         configs=[
             {
                 "config_name": "default",
-                "description": f"{builder.PRETTY_NAME}, shards sha256 {checksum.hexdigest()}",
+                "description": f"{builder.PRETTY_NAME}, shards sha256 {builder.checksum.hexdigest()}",
                 "data_files": [{"split": split, "path": f"data/{split}-*"} for split in counts],
             }
         ],

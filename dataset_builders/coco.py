@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .image_folder import ImageFolder
-from .items import Picture, bad_item, bad_source, check_name, resolve_inside, shown, stream_json
+from .items import Picture, bad_item, bad_source, check_name, shown, stream_json
 from .maps import UPRIGHT
 from .sources import Item
 
@@ -141,8 +141,7 @@ class CocoInstances(ImageFolder):
             item = super().check(key, split, path, raw)
         else:
             where = f"{path}: picture {key!r}"
-            item = Item(id=key, where=where, image=key, label=raw, rationales=[], split=split)
-            resolve_inside(self.image_root, key, "file_name", where)
+            item = Item(key, where, image=key, label=raw, rationales=[], split=split, fields=("file_name", ""))
         if self.explain_category and item.visual_explanation is None:
             return replace(item, visual_explanation=self.shapes(item))
         return item

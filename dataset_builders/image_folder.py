@@ -19,7 +19,6 @@ from .items import (
     check_own_split,
     check_rationales,
     parse_json_line,
-    resolve_inside,
     shown,
 )
 from .sources import Item, Source
@@ -71,7 +70,7 @@ class ImageFolder(Source):
         explanation = raw.get("visual_explanation_file_name")
         if explanation is not None:
             explanation = inside(folder, check_name(explanation, where, "visual_explanation_file_name"))
-        item = Item(
+        return Item(
             id=image if raw.get("id") is None else check_name(raw["id"], where, "id"),
             where=where,
             image=image,
@@ -82,10 +81,6 @@ class ImageFolder(Source):
             group=None if raw.get("group") is None else check_name(raw["group"], where, "group"),
             fields=("file_name", "visual_explanation_file_name"),
         )
-        resolve_inside(self.image_root, image, "file_name", where)
-        if explanation is not None:
-            resolve_inside(self.root, explanation, "visual_explanation_file_name", where)
-        return item
 
 
 def inside(folder: Path, name: str) -> str:

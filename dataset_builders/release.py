@@ -18,7 +18,6 @@ from .items import (
     check_own_split,
     check_rationales,
     read_json_object,
-    resolve_inside,
     shown,
     stream_json,
 )
@@ -81,7 +80,7 @@ class Release(Source):
                 shown(name),
                 "Correct one of the two.",
             )
-        item = Item(
+        return Item(
             id=key,
             where=where,
             image=raw.get("image_path"),
@@ -92,10 +91,6 @@ class Release(Source):
             group=None if raw.get("group") is None else check_name(raw["group"], where, "group"),
             fields=("image_path", "visual_exp"),
         )
-        resolve_inside(self.image_root, item.image, "image_path", where)
-        if item.visual_explanation is not None:
-            resolve_inside(self.root, item.visual_explanation, "visual_exp", where)
-        return item
 
 
 def read_class_ids(path: Path) -> dict[str, int]:

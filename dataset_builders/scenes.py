@@ -113,8 +113,12 @@ class Scenes:
             "others."
         )
 
-    def rows(self, split: str) -> Iterator[dict]:
-        """Yields the rows of one split."""
+    def parts(self, split: str, limit: int) -> list[str]:
+        """The split alone."""
+        return [split]
+
+    def rows(self, split: str, refused: list[dict]) -> Iterator[dict]:
+        """Yields the rows of one split; `refused` stays as it is."""
         number = SPLITS.index(split)
         plans = plan_split(self.subjects, self.sizes[split], split, np.random.default_rng([self.seed, number]))
         for index, plan in enumerate(plans):

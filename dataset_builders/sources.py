@@ -1,18 +1,15 @@
-"""What all sources of explained pictures share: an index of their items, the split, reading in parallel, bad items."""
+"""What all sources of explained pictures share: an index of their items, the split, parts to be read, bad items."""
 
 import hashlib
 import json
-import multiprocessing
 import os
 import sqlite3
+import sys
 import tempfile
-import threading
 from abc import ABC, abstractmethod
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -30,10 +27,13 @@ from .items import (
 from .maps import encode_map, read_map
 
 
-# What one process reads before the next one's turn: enough to be worth handing over, little enough to be held.
-CHUNK_ITEMS = 64
-CHUNK_BYTES = 2_000_000
-CHUNKS_AHEAD = 4
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring items of one split: those from `first` to `last`, by their positions in the index, or all."""
+
+    split: str
+    first: int = 0
+    last: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,30 @@ class ItemIndex:
     """The items of a source in an SQLite file, so that any number of them takes little memory."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.connection = sqlite3.connect(path)
+        self.open(path)
         # A scratch file: after a crash it is thrown away.
         self.connection.execute("PRAGMA synchronous = OFF")
         self.connection.execute(
-            "CREATE TABLE items (position INTEGER PRIMARY KEY, id TEXT UNIQUE, picture TEXT, label TEXT, split TEXT, "
-            "item TEXT)"
+            "CREATE TABLE items (position INTEGER PRIMARY KEY, id TEXT UNIQUE, picture TEXT, size INTEGER, "
+            "label TEXT, split TEXT, item TEXT)"
         )
 
-    def add(self, item: Item):
-        """Adds an item, or raises `ValueError` if its id is taken."""
+    def open(self, path: Path):
+        self.path = path
+        self.connection = sqlite3.connect(path)
+
+    def __getstate__(self):
+        return self.path
+
+    def __setstate__(self, path: Path):
+        self.open(path)
+
+    def add(self, item: Item, size: int):
+        """Adds an item with a picture of `size` bytes, or raises `ValueError` if its id is taken."""
         picture = PurePosixPath(item.image).as_posix()
-        values = (item.id, picture, item.label, item.split, json.dumps(vars(item)))
+        values = (item.id, picture, size, item.label, item.split, json.dumps(vars(item)))
         added = self.connection.execute(
-            "INSERT OR IGNORE INTO items (id, picture, label, split, item) VALUES (?, ?, ?, ?, ?)", values
+            "INSERT OR IGNORE INTO items (id, picture, size, label, split, item) VALUES (?, ?, ?, ?, ?, ?)", values
         )
         if not added.rowcount:
             raise bad_item(item.where, "an id of its own", f"{item.id!r}, which occurs twice", "Rename or remove one.")
@@ -122,10 +131,24 @@ class ItemIndex:
         """The values that occur in one of the columns."""
         return {value for (value,) in self.connection.execute(f"SELECT DISTINCT {column} FROM items")}
 
-    def read(self, split: str) -> Iterator[Item]:
-        """Yields the items of one split in the order in which they came."""
-        query = "SELECT item FROM items WHERE split = ? ORDER BY position"
-        for (item,) in self.connection.execute(query, (split,)):
+    def parts(self, split: str, limit: int) -> Iterator[Part]:
+        """Yields the parts of one split, each with pictures of at most `limit` bytes, or one picture."""
+        query = "SELECT position, size FROM items WHERE split = ? ORDER BY position"
+        part, total = None, 0
+        for position, size in self.connection.execute(query, (split,)):
+            if part is not None and total + size <= limit:
+                part, total = replace(part, last=position), total + size
+                continue
+            if part is not None:
+                yield part
+            part, total = Part(split, position, position), size
+        if part is not None:
+            yield part
+
+    def read(self, part: Part) -> Iterator[Item]:
+        """Yields the items of one part in the order in which they came."""
+        query = "SELECT item FROM items WHERE split = ? AND position BETWEEN ? AND ? ORDER BY position"
+        for (item,) in self.connection.execute(query, (part.split, part.first, part.last)):
             yield Item(**json.loads(item))
 
 
@@ -137,7 +160,6 @@ class Source(ABC):
         validation_share, test_share (`float`): shares of each class, for items without a split of their own.
         seed (`int`): draws that split.
         on_error (`str`): `"stop"` raises at the first bad item; `"skip"` leaves it out and notes it.
-        num_proc (`int`): processes that read the pictures; the rows and their order do not depend on it.
         images (`str`, *optional*): the folder that the pictures' paths start from, where the layout has another one.
         scratch (`str`, *optional*): an empty folder for the index; by default a temporary one.
 
@@ -164,15 +186,12 @@ class Source(ABC):
         test_share: float = 0.2,
         seed: int = 0,
         on_error: str = "stop",
-        num_proc: int = 1,
         images: str | None = None,
         scratch: str | None = None,
     ):
         check_shares(validation_share, test_share)
         if on_error not in ("stop", "skip"):
             raise ValueError(f"expected `on_error` to be 'stop' or 'skip', got {on_error!r}.")
-        if num_proc < 1:
-            raise ValueError(f"expected `num_proc` to be at least 1, got {num_proc}.")
         real_folder.cache_clear()  # the folders may have changed since the last source
         self.root = Path(root)
         folders = [self.root / name for name in self.IMAGES]
@@ -183,15 +202,14 @@ class Source(ABC):
         self.test_share = test_share
         self.seed = seed
         self.on_error = on_error
-        self.num_proc = num_proc
         self.temporary = None if scratch else tempfile.TemporaryDirectory(prefix="megl-")
         self.scratch = Path(scratch or self.temporary.name)
         self.skipped = Counter()
         self.dropped = Counter()
 
     def __getstate__(self):
-        # For the processes that read: they need neither the index nor the folder, which a copy would remove.
-        return {**self.__dict__, "index": None, "temporary": None}
+        # For the processes that read: a copy would remove the folder.
+        return {**self.__dict__, "temporary": None}
 
     @classmethod
     @abstractmethod
@@ -235,9 +253,10 @@ class Source(ABC):
         index = ItemIndex(self.scratch / "items.sqlite")
         for key, split, *raw in self.raw_items():
             try:
-                index.add(self.check(key, split, *raw))
+                item = self.check(key, split, *raw)
+                index.add(item, self.check_files(item))
             except BadItem as error:
-                self.refuse(key, split, error)
+                self.note([self.refusal(key, split, error)])
         if not index.distinct("label"):
             left = sum(self.skipped.values()), sum(self.dropped.values())
             got = "none" if left == (0, 0) else f"{left[0]} bad items and {left[1]} that the selection leaves out"
@@ -245,49 +264,42 @@ class Source(ABC):
         index.draw_splits(self.validation_share, self.test_share, self.seed)
         return index
 
-    def refuse(self, key: str, split: str | None, error: BadItem):
-        """Raises the error of a bad item, or notes it."""
+    def check_files(self, item: Item) -> int:
+        """The bytes of an item's picture, or `ValueError` if its files are missing or outside of the source."""
+        picture = resolve_inside(self.image_root, item.image, item.fields[0], item.where)
+        if isinstance(item.visual_explanation, str):
+            resolve_inside(self.root, item.visual_explanation, item.fields[1], item.where)
+        return os.path.getsize(picture)
+
+    def refusal(self, key: str, split: str | None, error: BadItem) -> dict:
+        """What `skip_log` has of a bad item, or its error, raised."""
         if self.on_error == "stop":
             raise error
-        self.skipped[split] += 1
+        return {"id": key, "split": split, "reason": str(error)}
+
+    def note(self, refused: list[dict]):
+        """Counts bad items and adds them to `skip_log`."""
+        self.skipped.update(refusal["split"] for refusal in refused)
         with open(self.skip_log, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"id": key, "split": split, "reason": str(error)}) + "\n")
+            file.writelines(json.dumps(refusal) + "\n" for refusal in refused)
 
-    def rows(self, split: str) -> Iterator[dict]:
-        """Yields the rows of one split in the source's order."""
-        with closing(in_order(self.read_rows, self.chunks(split), self.num_proc)) as results:
-            for key, row, reason in (result for chunk in results for result in chunk):
-                if row is not None:
-                    yield row
-                else:
-                    self.refuse(key, split, BadItem(reason))
+    def parts(self, split: str, limit: int) -> Iterator[Part]:
+        """Yields the parts of one split, in order, each with pictures of at most `limit` bytes, or one picture."""
+        return self.index.parts(split, limit)
 
-    def chunks(self, split: str) -> Iterator[list[Item]]:
-        """The items of one split in lists, bounded in number and in bytes of their pictures."""
-        chunk, size = [], 0
-        for item in self.index.read(split):
-            chunk.append(item)
-            path = self.image_root / item.image
-            size += path.stat().st_size if path.exists() else 0
-            if len(chunk) == CHUNK_ITEMS or size >= CHUNK_BYTES:
-                yield chunk
-                chunk, size = [], 0
-        if chunk:
-            yield chunk
-
-    def read_rows(self, items: Iterable[Item]) -> list[tuple[str, dict | None, str | None]]:
-        """Reads items' files: (id, row, None), or (id, None, reason) for a bad item."""
-        results = []
-        for item in items:
+    def rows(self, part: Part, refused: list[dict]) -> Iterator[dict]:
+        """Yields the rows of a part in the source's order; what `skip_log` should have of it is added to `refused`."""
+        for item in self.index.read(part):
             try:
-                results.append((item.id, self.row(item), None))
+                row = self.row(item)
             except BadItem as error:
-                results.append((item.id, None, str(error)))
-        return results
+                refused.append(self.refusal(item.id, part.split, error))
+            else:
+                yield row
 
     def row(self, item: Item) -> dict:
-        """Reads an item's files and returns its row."""
-        path = resolve_inside(self.image_root, item.image, item.fields[0], item.where)
+        """Reads an item's files, which `check_files` has seen, and returns its row."""
+        path = self.image_root / item.image
         picture = read_picture(path, item.where, item.fields[0])
         explanation = None
         if item.visual_explanation is not None:
@@ -304,35 +316,10 @@ class Source(ABC):
 
     def read_visual_explanation(self, item: Item, picture: Picture):
         """The name of an item's visual explanation and its `(H, W)` values in [0, 1]."""
-        path = resolve_inside(self.root, item.visual_explanation, item.fields[1], item.where)
+        path = self.root / item.visual_explanation
         return f"{path.stem}.png", read_map(path, item.where, item.fields[1], picture)
 
 
 def find(root: Path, name: str, *folders: str) -> Path | None:
     """The first of `root/<folder>/<name>` that is there."""
     return next((path for folder in folders if (path := root / folder / name).exists()), None)
-
-
-def in_order(function: Callable, chunks: Iterable, num_proc: int) -> Iterator:
-    """`map(function, chunks)` by `num_proc` processes, which are a few chunks ahead of what is taken."""
-    if num_proc == 1:
-        yield from map(function, chunks)
-        return
-    with ProcessPoolExecutor(num_proc, initializer=die_with_parent) as pool:
-        waiting = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(function, chunk))
-            if len(waiting) > CHUNKS_AHEAD * num_proc:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def die_with_parent():
-    """Ends this process when its parent ends, even by SIGKILL; it would wait for work forever."""
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .act_x import CITATION, PUBLISHED_SPLITS, PublishedMaps
-from .items import SPLITS, bad_item, bad_source, check_rationales, resolve_inside, shown, stream_json
+from .items import SPLITS, bad_item, bad_source, check_rationales, shown, stream_json
 from .sources import Item, Source, find
 
 
@@ -142,7 +142,7 @@ class VqaX(Source):
         where = f"{path}: item {key!r}"
         if picture is None:
             raise bad_item(where, "a question of VQA v2's annotations", "none of that id", "Add the missing file.")
-        item = Item(
+        return Item(
             id=key,
             where=where,
             image=picture,
@@ -152,8 +152,6 @@ class VqaX(Source):
             split=split,
             fields=("image_id", "visual"),
         )
-        resolve_inside(self.image_root, item.image, "image_id", where)
-        return item
 
 
 def read_categories() -> dict[str, str]:

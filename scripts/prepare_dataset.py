@@ -31,8 +31,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--explain_category", action="store_true", help="COCO: the label's masks explain it")
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="what to do about a bad item")
-    parser.add_argument("--num_proc", type=int, default=1, help="processes that read the pictures")
-    parser.add_argument("--max_shard_size", default="450MB", help="of a Parquet file")
+    parser.add_argument("--num_proc", type=int, default=1, help="processes, each of which writes files of its own")
+    parser.add_argument("--max_shard_size", default="200MB", help="of a Parquet file")
     parser.add_argument("--license", help="licence to name in the card")
     parser.add_argument("--overwrite", action="store_true", help="replace all that is in the output folder")
     parser.add_argument(

@@ -18,7 +18,7 @@ from dataset_builders import BUILDERS, PLACES, ActionMe, ObjectMe, build_dataset
 from dataset_builders.maps import encode_map
 from dataset_builders.release import Release
 from dataset_builders.scenes import BACKGROUNDS, Scenes, plan_split
-from dataset_builders.sources import Item, ItemIndex
+from dataset_builders.sources import Item, ItemIndex, Part
 
 
 SHARED = Path(os.environ.get("MEGL_SHARED", REPOSITORY.parent / "shared"))
@@ -88,7 +88,7 @@ def test_own_split_is_kept_and_the_rest_is_stratified_by_picture(tmp_path):
     items["twin"] = {**items["b"], "image_path": "./images/b.jpg", "split": None}
     annotation.write_text(json.dumps(items))
     index = Release(root, validation_share=0.1, test_share=0.2).index
-    split_of = {item.id: split for split in ("train", "validation", "test") for item in index.read(split)}
+    split_of = {item.id: split for split in ("train", "validation", "test") for item in index.read(Part(split))}
     assert split_of.keys() == items.keys()
     assert split_of["b"] == split_of["twin"] == "validation"
     by_class = Counter((items[key]["ans"], split) for key, split in split_of.items() if key not in ("b", "twin"))
@@ -101,9 +101,9 @@ def draw(folder: Path, classes: dict[str, str], *arguments) -> dict[str, str]:
     folder.mkdir()
     index = ItemIndex(folder / "items.sqlite")
     for picture, label in classes.items():
-        index.add(Item(picture, "here", picture, label, ["It is."]))
+        index.add(Item(picture, "here", picture, label, ["It is."]), size=1)
     index.draw_splits(*arguments)
-    return {item.id: split for split in ("train", "validation", "test") for item in index.read(split)}
+    return {item.id: split for split in ("train", "validation", "test") for item in index.read(Part(split))}
 
 
 def test_split_is_seeded_and_ignores_the_order_of_the_items(tmp_path):
@@ -179,7 +179,7 @@ def test_rationales_group_and_mask_tell_the_same(builder_class):
     source = Scenes(builder_class.SUBJECTS, seed=3, sizes={"test": 50})
     plans = plan_split(builder_class.SUBJECTS, 50, "test", np.random.default_rng([3, 2]))
     places = set()
-    for row, plan in zip(source.rows("test"), plans, strict=True):
+    for row, plan in zip(source.rows("test", []), plans, strict=True):
         mask = PILImage.open(io.BytesIO(row["visual_explanation"]["bytes"]))
         picture = PILImage.open(io.BytesIO(row["image"]["bytes"]))
         assert picture.size == mask.size == (128, 128) and (picture.mode, mask.mode) == ("RGB", "L")

@@ -28,7 +28,7 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import dataset_builders.hub
-from dataset_builders import ActionMe, HubTarget, ObjectMe, build, build_dataset, staging
+from dataset_builders import ActionMe, HubTarget, ObjectMe, build, build_dataset, shards, staging
 from dataset_builders.staging import clean_leftovers
 
 
@@ -129,7 +129,7 @@ def test_rebuilt_data_set_is_not_read_from_a_stale_cache(tmp_path):
 KILLS = {
     "indexing": ("dataset_builders.sources.ItemIndex", "add", 3, "before", False),
     "reading": ("dataset_builders.sources.Source", "row", 3, "before", False),
-    "written": ("dataset_builders.build", "write_shards", 1, "after", False),
+    "written": ("dataset_builders.build", "write_part", 1, "after", False),
     "collecting": ("dataset_builders.build", "collect", 1, "after", False),
     "describing": ("dataset_builders.build", "card", 1, "after", False),
     "replacing": ("dataset_builders.build", "replace_folder", 1, "before", False),
@@ -239,14 +239,14 @@ def test_build_killed_from_outside_at_random(tmp_path):
 
 
 def wait_in_build(root, output, started):
-    function = build.write_shards
+    function = build.write_part
 
     def wait(*arguments):
         started.set()
         time.sleep(60)
         return function(*arguments)
 
-    build.write_shards = wait
+    build.write_part = wait
     build_release(root, output)
 
 
@@ -280,8 +280,9 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     root = make_image_folder(tmp_path / "source", number=26)
     (root / "e.jpg").write_bytes(b"")
     (root / "z.jpg").write_bytes(b"text")
-    options = {"validation_share": 0.1, "test_share": 0.2, "on_error": "skip"}
+    options = {"validation_share": 0.1, "test_share": 0.2, "on_error": "skip", "max_shard_size": "3KB"}
     build_release(root, tmp_path / "one", **options)
+    assert len(list((tmp_path / "one" / "data").glob("train-*"))) > 4
     build_release(root, tmp_path / "two" / "one", num_proc=2, **options)
     assert digests(tmp_path / "one") == digests(tmp_path / "two" / "one")
     assert len((tmp_path / "one" / "skipped.jsonl").read_text().splitlines()) == 2
@@ -293,15 +294,15 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
 
 def test_shards_and_batches_are_bounded_in_bytes(tmp_path, monkeypatch):
     """Pictures of 60 kB, batches of 200 kB, shards of 500 kB: four rows a batch, two batches a shard."""
-    monkeypatch.setattr(build, "BATCH_BYTES", 200_000)
+    monkeypatch.setattr(shards, "BATCH_BYTES", 200_000)
     root = make_image_folder(tmp_path / "source", number=20)
     for path in root.glob("*.jpg"):
         path.write_bytes(path.read_bytes()[:-2] + bytes(60_000 - path.stat().st_size) + b"\xff\xd9")
     build_release(root, tmp_path / "out", max_shard_size="500KB")
-    shards = sorted((tmp_path / "out" / "data").iterdir())
-    assert [shard.name for shard in shards] == [f"train-{index:05d}-of-00003.parquet" for index in range(3)]
-    assert all(shard.stat().st_size < 500_000 for shard in shards)
-    groups = [pq.ParquetFile(shard).metadata for shard in shards]
+    files = sorted((tmp_path / "out" / "data").iterdir())
+    assert [file.name for file in files] == [f"train-{index:05d}-of-00003.parquet" for index in range(3)]
+    assert all(file.stat().st_size < 500_000 for file in files)
+    groups = [pq.ParquetFile(file).metadata for file in files]
     assert [meta.row_group(i).num_rows for meta in groups for i in range(meta.num_row_groups)] == [4] * 5
     rows = load_dataset(str(tmp_path / "out"), split="train")
     assert list(rows["id"]) == [f"{chr(ord('a') + index)}.jpg" for index in range(20)]
@@ -334,11 +335,11 @@ def test_card_is_read_back(tmp_path):
     info = load_dataset_builder(str(tmp_path / "action_me")).info
     assert {name: split.num_examples for name, split in info.splits.items()} == SMALL
     assert info.features["label"].names == ["running", "waving", "sitting", "lifting", "kicking"]
-    shards = sorted((tmp_path / "action_me" / "data").iterdir())
-    assert [shard.name for shard in shards] == [
+    files = sorted((tmp_path / "action_me" / "data").iterdir())
+    assert [file.name for file in files] == [
         f"{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")
     ]
-    assert info.download_size == sum(shard.stat().st_size for shard in shards)
+    assert info.download_size == sum(file.stat().st_size for file in files)
 
 
 @pytest.mark.parametrize("make", [make_release, make_vqa_x, make_image_folder])
