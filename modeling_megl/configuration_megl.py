@@ -100,9 +100,10 @@ class MeglConfig(PreTrainedConfig):
         feature_size (`int`, *optional*):
             Channels at the tap. `None` reads it off the vision config.
         num_evidence_tokens (`int`, *optional*, defaults to 4):
-            Tokens that the saliency-weighted evidence is expanded to in front of the language model's prompt.
+            Tokens of saliency-weighted evidence in front of the language model's prompt, at least 2: the last one says
+            where the map looks, the others what is there.
         evidence_size (`int`, *optional*, defaults to 256):
-            Width of the evidence vector, the bottleneck between picture and rationale.
+            Width of the vector that tells what is there, the bottleneck between features and rationale.
         rationale_gradient (`str`, *optional*, defaults to `"map"`):
             Where the rationale's loss may go in the vision model: through the saliency map alone (`"map"`: textual
             supervision on visual explanations), through the map and the features it weights (`"map_and_features"`), or
@@ -157,6 +158,11 @@ class MeglConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.num_evidence_tokens < 2:
+            raise ValueError(
+                "`num_evidence_tokens` must be 2 or more, for what the map shows and where it lies, got "
+                f"{self.num_evidence_tokens}."
+            )
         # The head belongs to the vision model, so both configs must speak of the same classes.
         self.vision_config.id2label = dict(self.id2label)
         self.vision_config.label2id = {name: label for label, name in self.id2label.items()}

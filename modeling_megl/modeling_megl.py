@@ -89,20 +89,21 @@ class MeglGrounding(nn.Module):
     """
     Saliency-Driven Textual Grounding (SDTG): what the language model sees of the picture is what the map weights.
 
-    The evidence is the saliency-weighted mean of the projected features and their positions, expanded to a few tokens.
-    It is a bottleneck on purpose: tokens that are merely multiplied by the map still tell the language model the whole
-    picture, and its rationale then ignores the map.
+    The evidence is two means under the map: of the features, expanded to tokens that say what is there, and of the
+    positions, a last token that says where. It is a bottleneck on purpose: tokens that are merely multiplied by the map
+    still tell the language model the whole picture, and its rationale then ignores the map. The token of the positions
+    is one of its own since the features, of which each picture has others, drown them in a common sum: small language
+    models then name places at random.
     """
 
     def __init__(self, config):
         super().__init__()
-        self.num_evidence_tokens = config.num_evidence_tokens
+        self.num_feature_tokens = config.num_evidence_tokens - 1
+        hidden_size = config.text_config.get_text_config().hidden_size
         self.norm = nn.LayerNorm(config.feature_size)
         self.feature_projection = nn.Linear(config.feature_size, config.evidence_size)
-        self.position_projection = nn.Linear(4 * _NUM_FREQUENCIES, config.evidence_size)
-        self.expansion = nn.Linear(
-            config.evidence_size, config.num_evidence_tokens * config.text_config.get_text_config().hidden_size
-        )
+        self.expansion = nn.Linear(config.evidence_size, self.num_feature_tokens * hidden_size)
+        self.position_projection = nn.Linear(4 * _NUM_FREQUENCIES, hidden_size)
 
     def forward(self, features, saliency):
         """
@@ -112,15 +113,16 @@ class MeglGrounding(nn.Module):
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`. Where the map is zero there
-            is no evidence: the tokens are those of the zero vector.
+            is no evidence: both means are zero.
         """
         patches = self.norm(features.flatten(2).transpose(1, 2))  # (B, h * w, C)
         positions = _position_features(*saliency.shape[1:], patches.device, patches.dtype)  # (h * w, 4 * frequencies)
-        evidence = self.feature_projection(patches) + self.position_projection(positions)
         mass = saliency.sum(dim=(1, 2))
         weights = saliency.flatten(1) / torch.where(mass > 0, mass, torch.ones_like(mass))[:, None]
-        evidence = torch.einsum("bn,bnd->bd", weights.to(evidence.dtype), evidence)
-        return self.expansion(evidence).unflatten(1, (self.num_evidence_tokens, -1))
+        weights = weights.to(patches.dtype)
+        what = self.feature_projection(torch.einsum("bn,bnc->bc", weights, patches))
+        where = self.position_projection(weights @ positions)
+        return torch.cat([self.expansion(what).unflatten(1, (self.num_feature_tokens, -1)), where[:, None]], dim=1)
 
 
 _NUM_FREQUENCIES = 4
@@ -148,11 +150,7 @@ class MeglPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         """Weights of MEGL's own modules; the vision and the language model initialise theirs."""
-        if isinstance(module, MeglGrounding):
-            # Features and positions have equal parts in the evidence: the few position features would else be drowned.
-            for layer in (module.feature_projection, module.position_projection, module.expansion):
-                init.normal_(layer.weight, mean=0.0, std=layer.in_features**-0.5)
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):

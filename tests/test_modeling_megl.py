@@ -251,8 +251,9 @@ def test_zero_map_gives_finite_evidence_and_gradients(preset, make_model, make_b
         head.weight.zero_()
     output = model(**batch)
     assert torch.equal(output.saliency, torch.zeros(2, 4, 4))
-    # Without evidence the tokens are those of the zero vector: the bias.
-    torch.testing.assert_close(output.evidence_tokens, model.grounding.expansion.bias.view(1, 3, 32).expand(2, 3, 32))
+    # Without evidence both means are zero; the biases are left.
+    biases = torch.cat([model.grounding.expansion.bias, model.grounding.position_projection.bias])
+    torch.testing.assert_close(output.evidence_tokens, biases.view(1, 3, 32).expand(2, 3, 32))
     output.loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
@@ -270,12 +271,12 @@ def test_evidence_is_the_weighted_mean_of_features_and_places(make_model):
     def evidence(row, column):
         frequencies = [torch.pi / 2 * 2**k for k in range(4)]
         angles = torch.tensor([place * f for place in ((row + 0.5) / 2, (column + 0.5) / 3) for f in frequencies])
-        positions = torch.cat([angles.sin(), angles.cos()])
+        position = torch.cat([angles.sin(), angles.cos()])
         patch = grounding.norm(features[0, :, row, column])
-        return grounding.feature_projection(patch) + grounding.position_projection(positions)
+        what = grounding.expansion(grounding.feature_projection(patch)).view(2, 32)
+        return torch.cat([what, grounding.position_projection(position)[None]])
 
-    mean = (0.5 * evidence(0, 0) + 1.0 * evidence(1, 2)) / 1.5
-    torch.testing.assert_close(got, grounding.expansion(mean).view(1, 3, 32))
+    torch.testing.assert_close(got, (0.5 * evidence(0, 0) + 1.0 * evidence(1, 2))[None] / 1.5)
     # Only where the map looks matters, not how strong it is as a whole.
     torch.testing.assert_close(grounding(features, 0.1 * saliency), got)
     features[0, :, 0, 1:] = 100.0
@@ -610,6 +611,11 @@ def test_saved_model_is_loaded_as_it_was(preset, make_model, tmp_path):
         assert torch.equal(loaded(pixel_values)[name], value), name
     # The heads of small Llamas are tied to their embeddings, and stay so.
     assert loaded.language_model.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+def test_evidence_needs_a_token_for_each_of_its_parts(make_model):
+    with pytest.raises(ValueError, match="`num_evidence_tokens` must be 2 or more, .*, got 1"):
+        make_model(VIT, num_evidence_tokens=1)
 
 
 def test_new_weights_follow_the_initializer_range(make_model):
