@@ -90,10 +90,10 @@ class MeglGrounding(nn.Module):
     Saliency-Driven Textual Grounding (SDTG): what the language model sees of the picture is what the map weights.
 
     The evidence is two means under the map: of the features, expanded to tokens that say what is there, and of the
-    positions, a last token that says where. It is a bottleneck on purpose: tokens that are merely multiplied by the map
-    still tell the language model the whole picture, and its rationale then ignores the map. The token of the positions
-    is one of its own since the features, of which each picture has others, drown them in a common sum: small language
-    models then name places at random.
+    positions, a last token that says where. It is a bottleneck on purpose: tokens that are merely multiplied by the
+    map still tell the language model the whole picture, and its rationale then ignores the map. The positions have a
+    token of their own since the features, which differ from picture to picture, would drown them in a common sum:
+    small language models then name places at random.
     """
 
     def __init__(self, config):
