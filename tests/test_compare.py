@@ -201,6 +201,22 @@ def test_a_section_takes_from_its_base_what_it_lacks(place):
         ),
         "unknown baseline": ({"baselines": ["gradiia"]}, "`baselines`: unknown `gradiia`: did you mean `gradia`?"),
         "unknown reference": ({"reference": "x"}, "`reference`: unknown `x`: expected gradia, megl, plain"),
+        "a claim of an unknown metric": (
+            {"claims": [{"method": "megl", "over": "plain", "metric": "iuo", "gain": 0}]},
+            "`claims`: unknown `iuo`: did you mean `iou`?",
+        ),
+        "a claim over nothing": (
+            {"claims": [{"method": "megl", "over": "best", "metric": "iou", "gain": 0}]},
+            "`claims`: unknown `best`: expected best baseline, gradia, megl, plain",
+        ),
+        "a claim without a number": (
+            {"claims": [{"method": "megl", "over": "plain", "metric": "iou", "ratio": "twice"}]},
+            "`claims`: expected `method`, `over`, `metric`, and a number as `gain` or `ratio`, got {'method'",
+        ),
+        "a claim with both": (
+            {"claims": [{"method": "megl", "over": "plain", "metric": "iou", "ratio": 2, "gain": 0.1}]},
+            "and a number as `gain` or `ratio`",
+        ),
         "unknown architecture": (
             {"datasets": {"pictures": {"path": "data", "architectures": ["vit"]}}},
             "datasets.pictures.architectures: unknown `vit`: expected resnet",
@@ -337,6 +353,33 @@ def test_methods_are_tested_against_plain_and_the_best_baseline(place, run):
     assert "| (which) | gradia | gradia |" in against_best and "| gradia |" not in against_best.split("(which)")[0]
     (row,) = (line for line in against_best.splitlines() if line.startswith("| megl"))
     assert row.startswith("| megl | +0.500 (")
+
+
+def test_claims_hold_or_do_not(place, run):
+    """Every image of a method has the same IoU, so that an interval is a point unless seeds differ."""
+    rights = {"plain": [[0] * 4, [0] * 4], "gradia": [[1, 1, 0, 0]] * 2, "megl": [[1] * 4] * 2}
+    ious = {"plain": [[0.2] * 4, [0.4] * 4], "gradia": [[0.5] * 4, [0.7] * 4], "megl": [[0.6] * 4, [0.6] * 4]}
+    claims = [
+        {"method": "megl", "over": "plain", "metric": "accuracy", "gain": 0.5},
+        {"method": "megl", "over": "plain", "metric": "iou", "ratio": 1.9},  # seeds: 3 and 1.5
+        {"method": "megl", "over": "plain", "metric": "iou", "ratio": 2.1},
+        {"method": "megl", "over": "plain", "metric": "iou", "ratio": 4},
+        {"method": "megl", "over": "best baseline", "metric": "iou", "gain": 0.05},  # seeds: +0.1 and -0.1
+        {"method": "megl", "over": "plain", "metric": "pointing_game", "ratio": 1.5},  # which nobody has
+    ]
+    study = changed(claims=claims)
+    write_study(place, study, rights, ious)
+    table = run(study, "--report", "--resamples", 500).split("Claims:")[1].split("Difference")[0]
+    assert [line for line in table.splitlines() if line.startswith("| megl")] == [
+        "| megl over plain: accuracy | at least +0.500 | +1.000 | +1.000 to +1.000 | yes |",
+        "| megl over plain: IoU | at least × 1.90 | × 2.00 | × 1.50 to × 3.00 | yes, within noise |",
+        "| megl over plain: IoU | at least × 2.10 | × 2.00 | × 1.50 to × 3.00 | no, within noise |",
+        "| megl over plain: IoU | at least × 4.00 | × 2.00 | × 1.50 to × 3.00 | no |",
+        "| megl over best baseline, gradia: IoU | at least +0.050 | +0.000 | -0.100 to +0.100 | no, within noise |",
+    ]
+    assert "<h3>Claims</h3>" in (place / "out" / "study" / "index.html").read_text()
+    run(study, "--report", "--only", "method=plain,gradia")
+    assert "Claims" not in (place / "out" / "study" / "results.md").read_text()
 
 
 def test_the_test_draws_images_and_seeds(place):

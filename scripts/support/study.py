@@ -43,12 +43,33 @@ SECTION = {
     "seeds",
     "reference",
     "baselines",
+    "claims",
     "settings",
     "datasets",
     "architectures",
     "methods",
 }
 DATASET = {"path", "architectures", "settings", "methods"}
+# The metrics of a study's tables and claims: name in `results.json` to its heading.
+COLUMNS = {
+    "accuracy": "accuracy",
+    "accuracy_conflicting": "conflicting",
+    "worst_group_accuracy": "worst group",
+    "iou": "IoU",
+    "pointing_game": "pointing",
+    "energy": "energy",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "meteor": "METEOR",
+    "cider": "CIDEr",
+    "clip_score": "CLIPScore",
+    "kind_accuracy": "kind",
+    "place_accuracy": "place",
+    "shuffled_place_accuracy": "place, shuffled",
+}
+# What a claim may be over besides a method: the one of `baselines` with the highest mean at the claim's metric.
+BEST_BASELINE = "best baseline"
+CLAIM = {"method", "over", "metric", "gain", "ratio"}
 DIMENSIONS = ("dataset", "architecture", "method", "seed")
 
 
@@ -201,6 +222,7 @@ def make_cells(study, place, only):
             raise ValueError(f"{place}: {name!r} names folders: only letters, digits and `._+-` may be in it.")
     _known(study.get("baselines") or [], methods, f"{place}, `baselines`")
     _known([study["reference"]] if study.get("reference") else [], methods, f"{place}, `reference`")
+    check_claims(study.get("claims") or [], methods, f"{place}, `claims`")
     for dimension, kept in only.items():
         _known([dimension], DIMENSIONS, "`--only`")
         _known(kept, names[dimension], f"`--only {dimension}=…`")
@@ -231,6 +253,21 @@ def make_cells(study, place, only):
                     if str(seed) in only.get("seed", [str(seed)])
                 ]
     return sorted(cells, key=lambda cell: study["seeds"].index(cell.seed))
+
+
+def check_claims(claims, methods, place):
+    """Refuse a claim that is not `{method, over, metric, gain}` or, instead of the gain, `ratio`."""
+    for claim in claims:
+        _known(claim, CLAIM, place)
+        missing = CLAIM - {"gain", "ratio"} - set(claim)
+        bar = [claim[name] for name in ("gain", "ratio") if name in claim]
+        if missing or len(bar) != 1 or isinstance(bar[0], bool) or not isinstance(bar[0], (int, float)):
+            raise ValueError(
+                f"{place}: expected `method`, `over`, `metric`, and a number as `gain` or `ratio`, got {claim}."
+            )
+        _known([claim["method"]], methods, place)
+        _known([claim["over"]], [*methods, BEST_BASELINE], place)
+        _known([claim["metric"]], COLUMNS, place)
 
 
 def check_path(path, dataset, place):

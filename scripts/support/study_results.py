@@ -16,25 +16,9 @@ from .charts import STYLE, bars, curve, dot, frame, named_dots, table, unit_char
 from .html_page import document
 from .output_folder import write_file
 from .scores import headlines
+from .study import BEST_BASELINE, COLUMNS
 
 
-# What tables show, of what there is: name in `results.json` to its heading.
-COLUMNS = {
-    "accuracy": "accuracy",
-    "accuracy_conflicting": "conflicting",
-    "worst_group_accuracy": "worst group",
-    "iou": "IoU",
-    "pointing_game": "pointing",
-    "energy": "energy",
-    "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "meteor": "METEOR",
-    "cider": "CIDEr",
-    "clip_score": "CLIPScore",
-    "kind_accuracy": "kind",
-    "place_accuracy": "place",
-    "shuffled_place_accuracy": "place, shuffled",
-}
 # A control, of which neither more nor less is better.
 CONTROLS = {"shuffled_place_accuracy"}
 # Where in `metrics.json` the scores of rationales are.
@@ -100,11 +84,12 @@ def _read(path):
 class Group:
     """The runs of a study on one data set with one architecture: method to runs, by seed."""
 
-    def __init__(self, dataset, architecture, runs, reference, baselines, resamples):
+    def __init__(self, dataset, architecture, runs, reference, baselines, claims, resamples):
         self.dataset, self.architecture = dataset, architecture
         self.runs, self.resamples = runs, resamples
         self.reference = reference if reference in runs else None
         self.baselines = [name for name in baselines if name in runs]
+        self.claims = claims
 
     @cached_property
     def values(self):
@@ -147,18 +132,48 @@ class Group:
         means = self._means(method, sorted(self._resampled[method]), metric)
         return None if means is None else interval(means)
 
-    def test(self, method, other, metric):
-        """`difference`, `interval` and `p` of a method against another; `None` where one of them lacks the metric."""
-        seeds = sorted(self._resampled[method].keys() & self._resampled[other].keys())
-        if not seeds or any(metric not in self.values[name] for name in (method, other)):
+    def _paired(self, method, other, metric):
+        """
+        Means over the seeds that two methods share, and the same resampled: two pairs. `None` where one of them lacks
+        the metric.
+        """
+        if any(metric not in self.values.get(name, {}) for name in (method, other)):
             return None
-        means = [self._means(name, seeds, metric) for name in (method, other)]
+        seeds = sorted(self._resampled[method].keys() & self._resampled[other].keys())
+        means = [self._means(name, seeds, metric) for name in (method, other)] if seeds else [None]
         if any(part is None for part in means):
             return None
         points = [
             mean(run.figures[metric] for run in self.runs[name] if run.seed in seeds) for name in (method, other)
         ]
+        return points, means
+
+    def test(self, method, other, metric):
+        """`difference`, `interval` and `p` of a method against another; `None` where one of them lacks the metric."""
+        paired = self._paired(method, other, metric)
+        if paired is None:
+            return None
+        points, means = paired
         return {"difference": points[0] - points[1], **difference_test(means[0] - means[1])}
+
+    def check(self, claim):
+        """
+        Whether a claim of the study holds here: `over`, `found`, its `interval` and `holds`; `None` where a method
+        that it names was not run. The gain is the difference of the means over the seeds, the ratio their quotient.
+        """
+        metric = claim["metric"]
+        over = self.best_baseline(metric) if claim["over"] == BEST_BASELINE else claim["over"]
+        paired = None if over is None else self._paired(claim["method"], over, metric)
+        if paired is None:
+            return None
+        combine = np.divide if "ratio" in claim else np.subtract
+        (point, other), resampled = paired
+        found, (low, high) = float(combine(point, other)), interval(combine(*resampled))
+        asked = claim["ratio"] if "ratio" in claim else claim["gain"]
+        holds = "yes" if found >= asked else "no"
+        if low < asked <= high:
+            holds += ", within noise"
+        return {"over": over, "found": found, "interval": (low, high), "holds": holds}
 
     def best_baseline(self, metric):
         """The baseline with the highest mean, or `None`."""
@@ -187,8 +202,8 @@ def read_groups(study, cells, folder, resamples):
             runs[cell.dataset, cell.architecture][cell.method].append(run)
     if not runs:
         raise ValueError(f"{folder} has none of the study's {len(cells)} cells: run it without `--report`.")
-    reference, baselines = study.get("reference"), study.get("baselines") or []
-    return [Group(*names, dict(found), reference, baselines, resamples) for names, found in runs.items()]
+    asked = (study.get("reference"), study.get("baselines") or [], study.get("claims") or [])
+    return [Group(*names, dict(found), *asked, resamples) for names, found in runs.items()]
 
 
 def write_results(study, cells, output, name, resamples, publish=None):
@@ -220,7 +235,7 @@ def markdown(study, name, groups, count):
         lines += [f"### {group.dataset}, {group.architecture}", ""]
         heads, rows = figures_table(group)
         lines += [*_markdown_table(heads, rows), "", _markdown_text(_note(group)), ""]
-        for title, heads, rows in test_tables(group):
+        for title, heads, rows in (*claims_tables(group), *test_tables(group)):
             lines += [f"{title}:", "", *_markdown_table(heads, rows), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -273,6 +288,23 @@ def test_tables(group):
             yield title, heads, rows
 
 
+def claims_tables(group):
+    """Title, heads and rows for what the study claims, where the methods were run."""
+    rows = []
+    for claim in group.claims:
+        found = group.check(claim)
+        if found is None:
+            continue
+        kind = "× {:.2f}" if "ratio" in claim else "{:+.3f}"
+        low, high = (kind.format(end) for end in found["interval"])
+        asked = kind.format(claim["ratio"] if "ratio" in claim else claim["gain"])
+        over = f"{claim['over']}, {found['over']}" if claim["over"] == BEST_BASELINE else claim["over"]
+        title = f"{claim['method']} over {over}: {COLUMNS[claim['metric']]}"
+        rows.append([title, f"at least {asked}", kind.format(found["found"]), f"{low} to {high}", found["holds"]])
+    if rows:
+        yield "Claims", ["", "asked", "found", "95 % interval", "holds"], rows
+
+
 def _test_text(test):
     if test is None:
         return "–"
@@ -320,7 +352,7 @@ def page(study, name, groups, count):
         parts.append(
             f'<div class="charts">{"".join(_bar_charts(group))}{_against_iou(group)}{_against_masks(group)}</div>'
         )
-        for title, heads, rows in test_tables(group):
+        for title, heads, rows in (*claims_tables(group), *test_tables(group)):
             parts.append(f"<h3>{html.escape(title)}</h3>{table(heads, rows)}")
     return document(f"MEGL: study {name}", "\n".join(parts), STYLE)
 
