@@ -6,10 +6,11 @@ python scripts/compare.py studies/paper.yaml --output runs/studies --set dataset
 python scripts/compare.py studies/paper.yaml --output runs/studies --report
 ```
 
-Every cell is a run of `init_megl.py`, `train_megl.py` and `evaluate_megl.py` in a folder of its own,
-`OUTPUT/cells/…`, named by all its settings. Cells that are done are skipped, so that a killed study goes on where it
-was, and studies share what they have in common. Writes `OUTPUT/STUDY/`: `index.html`, `results.md` and `results.json`;
-`--report` makes these of the cells that are done and runs none. docs/studies.md says how a study file is written.
+Every cell is a run of `init_megl.py`, `train_megl.py` and `evaluate_megl.py`, or of `train_llava.py` and
+`evaluate_llava.py`, in a folder of its own, `OUTPUT/cells/…`, named by all its settings. Cells that are done are
+skipped, so that a killed study goes on where it was, and studies share what they have in common. Writes
+`OUTPUT/STUDY/`: `index.html`, `results.md` and `results.json`; `--report` makes these of the cells that are done and
+runs none. docs/studies.md says how a study file is written.
 """
 
 import argparse
@@ -34,7 +35,7 @@ import torch
 
 from benchmark import KEEP_MEMORY, processor_name
 from support.output_folder import new_folder
-from support.study import DIMENSIONS, STEPS, make_cells, read_study
+from support.study import DIMENSIONS, make_cells, read_study
 from support.study_results import write_results
 
 
@@ -107,13 +108,15 @@ def run_cell(cell, folder, jobs, keep_models):
             shutil.copy(evaluation / "metrics.json", work)
             _keep_predictions(evaluation / "predictions.jsonl", work / "predictions.jsonl.gz")
             (work / "cell.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            for name in ("untrained",) if keep_models else ("untrained", "model", "evaluation"):
-                shutil.rmtree(work / name)
+            kept = {"model", "evaluation"} if keep_models else set()
+            for part in work.iterdir():
+                if part.is_dir() and part.name not in kept:
+                    shutil.rmtree(part)
     return f"accuracy {metrics['accuracy']:.3f}, {sum(record['seconds'].values()):.0f} s"
 
 
 def _run_steps(cell, work, jobs, failed_log):
-    """Run the three scripts in `work`; what `cell.json` holds is returned."""
+    """Run the cell's scripts in `work`; what `cell.json` holds is returned."""
     cores = len(os.sched_getaffinity(0))
     threads = str(max(1, cores // jobs))
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -122,7 +125,7 @@ def _run_steps(cell, work, jobs, failed_log):
     for step, arguments in cell.commands(work).items():
         start = time.perf_counter()
         with open(work / "log.txt", "a", encoding="utf-8") as log:
-            command = [sys.executable, str(STEPS[step][0]), *arguments]
+            command = [sys.executable, str(cell.steps[step][0]), *arguments]
             done = subprocess.run(command, stdout=log, stderr=log, env=environment, preexec_fn=_end_with_parent)
         seconds[step] = round(time.perf_counter() - start, 1)
         if done.returncode:
@@ -147,7 +150,7 @@ def _keep_predictions(source, target):
     with open(source, encoding="utf-8") as lines, gzip.open(target, "wt", encoding="utf-8") as kept:
         for line in lines:
             item = json.loads(line)
-            del item["saliency"]
+            item.pop("saliency", None)
             kept.write(json.dumps(item) + "\n")
 
 

@@ -2,20 +2,18 @@
 
 ```
 python scripts/efficiency.py --output docs/efficiency.md
-python scripts/efficiency.py --evaluations runs/megl-0-evaluation runs/llava-0-evaluation --output efficiency.md
 python scripts/efficiency.py --sizes llama-7b --device cuda --dtype bfloat16 --output efficiency.md
 ```
 
 Writes a page and, beside it, its figures as JSON. Costs are those of random weights and random pictures, which cost
-the same as real ones, with the same number of rationale tokens forced upon both models. `--evaluations` adds what
-trained models reach: folders written by `evaluate_megl.py` and `evaluate_llava.py`, any number of seeds.
+the same as real ones, with the same number of rationale tokens forced upon both models. What trained models reach is
+the study `studies/efficiency.yaml`.
 """
 
 import argparse
 import json
 import statistics
 import sys
-from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 
@@ -63,8 +61,6 @@ RATIOS = {
 MODEL_HEADER = ["size", "visual tokens, MEGL", "LLaVA", "parameters, ratio", "MEGL, million", "LLaVA, million"]
 STEPS = ("megl_label", "megl_answer", "llava_label", "llava_answer")
 TIMED_STEPS = ("megl_label", "megl_answer", "llava_answer")
-TRAINED_ROWS = ("accuracy", "worst_group_accuracy", "macro_f1", "unanswered")
-RATIONALE_ROWS = ("bleu_4", "rouge_l", "cider", "kind_accuracy", "place_accuracy", "shuffled_place_accuracy")
 
 
 def parse_arguments():
@@ -74,7 +70,6 @@ def parse_arguments():
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds of each comparison, after one warm-up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of all weights")
-    parser.add_argument("--evaluations", nargs="*", default=[], help="folders of evaluations of trained models")
     parser.add_argument("--output", required=True, help="Markdown file to write, beside a JSON file of that name")
     parser.add_argument("--overwrite", action="store_true", help="replace them")
     parser.set_defaults(compile=False)
@@ -216,8 +211,6 @@ def measure(arguments):
         "rationale_tokens": RATIONALE_TOKENS,
         "label_tokens": LABEL_TOKENS,
         "prompt_tokens": PROMPT_TOKENS,
-        # First, as it is quick to find fault with.
-        "trained": read_evaluations(arguments.evaluations),
         "counted": {name: count(name) for name in SIZES},
         "seconds": {},
         "memory": {},
@@ -233,52 +226,6 @@ def measure(arguments):
                 step: page.run(peak_memory, name, step, **options) for step in ("megl_answer", "llava_answer")
             }
     return figures
-
-
-# ---- What was trained ----
-
-
-def read_evaluations(folders):
-    """
-    The metrics of trained models, a list over the seeds for each kind of model, and how they were trained.
-
-    Raises:
-        `ValueError`: where a folder holds no evaluation, or they are not all of one data set and split.
-    """
-    trained, subjects = {}, {}
-    for folder in map(Path, folders):
-        metrics = read_json(folder / "metrics.json", "an evaluation (`evaluate_megl.py`, `evaluate_llava.py`)")
-        model = Path(metrics["model"])
-        config = read_json(model / "config.json", f"the model that {folder} evaluates")
-        settings = read_json(model / "training_settings.json", f"how {model} was trained")
-        subjects[Path(metrics["dataset"]).name, metrics["split"], metrics["n"]["accuracy"]] = folder
-        kind = f"{config['model_type']}, {config['vision_config']['model_type']}"
-        entry = trained.setdefault(kind, {"settings": [], "metrics": defaultdict(list)})
-        entry["settings"].append(settings)
-        for name, value in flatten(metrics).items():
-            entry["metrics"][name].append(value)
-    if len(subjects) > 1:
-        found = "; ".join(
-            f"{folder}: {count} images, {split} of {data}" for (data, split, count), folder in subjects.items()
-        )
-        raise ValueError(f"`--evaluations` must all be of one data set and split, got {found}.")
-    return {"on": list(*subjects), "models": trained}
-
-
-def read_json(path, what):
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: expected {what}.")
-    return json.loads(path.read_text())
-
-
-def flatten(metrics):
-    """The figures that the page shows, by name; `None` where a model has none."""
-    rationale = metrics["rationale"] or {}
-    return {
-        **{name: metrics.get(name) for name in TRAINED_ROWS},
-        **{f"accuracy, {group}": value for group, value in metrics["accuracy_by_group"].items()},
-        **{f"rationale {name}": rationale.get(name) for name in RATIONALE_ROWS},
-    }
 
 
 # ---- The page ----
@@ -327,37 +274,6 @@ def memory_rows(memory):
     return rows
 
 
-def trained_section(trained):
-    """What the trained models reach: mean and, of several seeds, standard deviation."""
-    models = trained["models"]
-    rows = [["seeds", *(", ".join(str(s["seed"]) for s in model["settings"]) for model in models.values())]]
-    for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate"):
-        values = (sorted({str(s[name]) for s in model["settings"]}) for model in models.values())
-        rows.append([name.replace("_", " "), *map(", ".join, values)])
-    for name in dict.fromkeys(name for model in models.values() for name in model["metrics"]):
-        rows.append(
-            [name.replace("_", " "), *(mean_cell(model["metrics"].get(name, [])) for model in models.values())]
-        )
-    data, split, images = trained["on"]
-    single = min(len(model["settings"]) for model in models.values()) == 1
-    return [
-        "## What the trained models reach",
-        f"Trained on `{data}`, evaluated on {images} images of its {split} split. MEGL also learns from the masks of "
-        "the images that have one, which a LLaVA has no use for. A LLaVA's label is read off what it writes; an "
-        "answer that names no class counts as wrong (*unanswered*). "
-        + ("Where there is one seed, nothing is known of its spread." if single else "Mean ± standard deviation."),
-        table(["", *models], rows),
-    ]
-
-
-def mean_cell(values):
-    values = [value for value in values if value is not None]
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
-
-
 def render(figures, command):
     """The page of [`measure`]'s figures."""
     times = [part for what, row in RATIOS.items() if row[-1] for part in time_section(figures["seconds"], what, *row)]
@@ -370,7 +286,8 @@ def render(figures, command):
         "have the same language model, a key-value cache, one precision and as many threads; each vision model takes "
         f"the picture at its own size. {figures['rationale_tokens']} rationale tokens are forced upon both, and the "
         f"LLaVA writes {figures['label_tokens']} more for the label. Prompts have {figures['prompt_tokens']} tokens "
-        "besides the picture. Weights are random, which costs what trained ones do. "
+        "besides the picture. Weights are random, which costs what trained ones do; what trained ones reach is in "
+        "[results.md](results.md), study *efficiency*. "
         f"Sizes: {sizes}. *llama-7b* is counted, and timed only where it fits.",
         "## Models",
         table(MODEL_HEADER, model_rows(figures["counted"])),
@@ -384,7 +301,6 @@ def render(figures, command):
         "## Peak memory of the whole answer",
         "Of a process of its own, on a CPU with the libraries in it; on a GPU what torch allocated.",
         table(["size", "ratio", "MEGL, MiB", "LLaVA, MiB"], memory_rows(figures["memory"])),
-        *(trained_section(figures["trained"]) if figures["trained"]["models"] else []),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -397,10 +313,7 @@ def main():
     for path in (output, output.with_suffix(".json")):
         if path.exists() and not arguments.overwrite:
             sys.exit(f"efficiency: {path} exists: choose another `--output`, or `--overwrite` it.")
-    try:
-        figures = measure(arguments)
-    except ValueError as error:
-        sys.exit(f"efficiency: {error}")
+    figures = measure(arguments)
     page = render(figures, " ".join(["python", "scripts/efficiency.py", *sys.argv[1:]]))
     write_file(output, page)
     write_file(output.with_suffix(".json"), json.dumps(figures, indent=2) + "\n")

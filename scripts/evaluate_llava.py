@@ -24,7 +24,7 @@ from support.output_folder import new_folder
 from support.scores import classification_scores, rationale_scores, with_intervals
 
 
-def parse_arguments():
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder that `train_llava.py` wrote")
     parser.add_argument("--dataset", required=True, help="Hub id or folder of a data set")
@@ -34,7 +34,7 @@ def parse_arguments():
     parser.add_argument("--max_new_tokens", type=int, default=96, help="greatest length of rationale and label")
     parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
     parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
-    return parser.parse_args()
+    return parser
 
 
 def load_llava(folder):
@@ -87,7 +87,7 @@ def compute_metrics(arguments, predictions, dataset, class_names):
 
 
 def main():
-    arguments = parse_arguments()
+    arguments = make_parser().parse_args()
     try:
         with new_folder(arguments.output) as folder:
             model, processor = load_llava(arguments.model)

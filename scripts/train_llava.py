@@ -55,8 +55,12 @@ def check_arguments(training_args):
     return check_new(training_args.output_dir)
 
 
+def make_parser():
+    return HfArgumentParser((ScriptArguments, TrainingArguments))
+
+
 def main():
-    script_args, training_args = HfArgumentParser((ScriptArguments, TrainingArguments)).parse_args_into_dataclasses()
+    script_args, training_args = make_parser().parse_args_into_dataclasses()
     training_args.remove_unused_columns = False  # the collator reads the data set's own columns
     set_seed(training_args.seed)
     try:

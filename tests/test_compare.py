@@ -141,7 +141,7 @@ def test_own_values_are_set_on_the_command_line(place):
 
 
 @pytest.mark.parametrize("section", ["small", "full"])
-@pytest.mark.parametrize("name", ["paper", "ablation", "masks", "vedc"])
+@pytest.mark.parametrize("name", ["paper", "ablation", "masks", "vedc", "efficiency"])
 def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, section):
     keys = {}
     for file in {name, "paper"}:
@@ -151,13 +151,15 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         cells = studies.make_cells(study, file, {"seed": ["0"]})
         keys[file] = {(cell.dataset, cell.architecture, cell.method): cell.key for cell in cells}
         assert len(set(keys[file].values())) == len(cells)
-        places = {"small": 3, "full": 4}[section]
-        assert len(cells) == places * {"paper": 7, "ablation": 11, "masks": 10, "vedc": 13}[file]
+        places = {"small": 1 if file == "efficiency" else 3, "full": 4}[section]
+        assert len(cells) == places * {"paper": 7, "ablation": 11, "masks": 10, "vedc": 13, "efficiency": 2}[file]
     plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
     if name in ("ablation", "masks"):
         assert plain <= set(keys[name].values())
         megl = {key for (_, _, method), key in keys["paper"].items() if method == "megl"}
         assert megl <= set(keys[name].values())
+    if name == "efficiency":
+        assert {key for (*_, method), key in keys[name].items() if method == "megl"} <= set(keys["paper"].values())
     if name == "vedc":  # on another split
         assert not set(keys[name].values()) & set(keys["paper"].values())
 
@@ -198,6 +200,10 @@ def test_a_section_takes_from_its_base_what_it_lacks(place):
         "neither preset nor vision": (
             {"architectures": {"none": {}}},
             "method `plain`: one of the arguments --preset --vision is required",
+        ),
+        "unknown model": (
+            {"settings": {"model_type": "lava"}},
+            "method `plain`, `model_type`: unknown `lava`: did you mean `llava`?",
         ),
         "unknown baseline": ({"baselines": ["gradiia"]}, "`baselines`: unknown `gradiia`: did you mean `gradia`?"),
         "unknown reference": ({"reference": "x"}, "`reference`: unknown `x`: expected gradia, megl, plain"),
@@ -493,9 +499,10 @@ else:
 
 @pytest.fixture()
 def fake_scripts(place, monkeypatch):
-    for step in studies.STEPS:
-        (place / f"fake_{step}.py").write_text(FAKE)
-        monkeypatch.setitem(studies.STEPS, step, (place / f"fake_{step}.py", studies.STEPS[step][1]))
+    for steps in studies.STEPS.values():
+        for step, (_, parser) in steps.items():
+            (place / f"fake_{step}.py").write_text(FAKE)
+            monkeypatch.setitem(steps, step, (place / f"fake_{step}.py", parser))
 
 
 def test_cells_run_once_and_are_recorded(place, run, fake_scripts):
@@ -548,6 +555,24 @@ def test_only_some_cells_at_a_time_and_models_kept(place, run, fake_scripts):
             run(STUDY, "--only", only)
 
 
+def test_a_llava_is_a_method_like_others(place, run, fake_scripts):
+    """Its scripts have other steps and fewer options: what they lack is no part of its cell."""
+    llava = {"model_type": "llava", "vision": "clip-tiny", "learning_rate": 0.5}
+    study = changed(methods={"megl": {"visual_loss_weight": 3}, "llava": llava}, reference="llava", seeds=[0])
+    megl, cell = cells_of(study)
+    assert cell.settings == {"max_steps": 5, **llava} and "model_type" not in megl.settings
+    train, evaluate = (dict(zip(line[::2], line[1::2], strict=True)) for line in cell.commands(Path("x")).values())
+    placed = {"--dataset_name": "data", "--output_dir": "x/model", "--seed": "0"}
+    own = {"--vision": "clip-tiny", "--learning_rate": "0.5", "--max_steps": "5"}
+    quiet = {"--eval_strategy": "no", "--save_strategy": "no", "--report_to": "none", "--disable_tqdm": "True"}
+    assert train == {**placed, **own, **quiet, "--logging_steps": "50"}
+    assert evaluate == {"--model": "x/model", "--dataset": "data", "--split": "test", "--output": "x/evaluation"}
+
+    text = run(study, "--resamples", 20)
+    record = json.loads((place / "out" / "cells" / cell.key / "cell.json").read_text())
+    assert list(record["seconds"]) == ["train", "evaluate"] and "Difference from llava:" in text
+
+
 def test_a_cell_that_fails_is_told_and_tried_anew(place, run, fake_scripts):
     study = changed(methods={"bad": {"learning_rate": 1}, "megl": {}}, seeds=[0])
     message = (
@@ -572,8 +597,8 @@ from pathlib import Path
 sys.path.insert(0, {scripts!r})
 import compare
 from support import study
-for step in study.STEPS:
-    study.STEPS[step] = (Path(f"fake_{{step}}.py").resolve(), study.STEPS[step][1])
+for step, (_, parser) in study.STEPS["megl"].items():
+    study.STEPS["megl"][step] = (Path(f"fake_{{step}}.py").resolve(), parser)
 sys.argv = ["compare.py", "study.yaml", "--output", "out", "--resamples", "50"]
 compare.main()
 """

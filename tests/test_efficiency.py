@@ -1,6 +1,5 @@
 """The comparison with the LLaVA counts exactly, asks the same of both, and its page holds what was measured."""
 
-import copy
 import json
 import sys
 from pathlib import Path
@@ -144,7 +143,6 @@ FIGURES = {
     "rationale_tokens": 20,
     "label_tokens": 3,
     "prompt_tokens": 8,
-    "trained": {"on": [], "models": {}},
     "counted": {
         "sample": {
             "parameters": {"megl": 1_500_000, "llava": 3_000_000},
@@ -178,61 +176,6 @@ def test_page_holds_the_figures():
         "| sample, batch 1 | **0.750** | 300 | 400 |",
     ):
         assert line in lines, line
-    assert "## What the trained models reach" not in lines
-
-
-@pytest.fixture()
-def evaluations(tmp_path):
-    """Two seeds of MEGL and one of the LLaVA."""
-    folders = []
-    for model, vision, seed, accuracy in (
-        ("megl", "resnet", 0, 0.8),
-        ("megl", "resnet", 1, 0.9),
-        ("llava", "clip", 0, 0.5),
-    ):
-        trained, folder = tmp_path / f"{model}-{seed}", tmp_path / f"{model}-{seed}-evaluation"
-        trained.mkdir()
-        folder.mkdir()
-        settings = {"seed": seed, "num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 1e-3}
-        config = {"model_type": model, "vision_config": {"model_type": vision}}
-        metrics = {
-            **{"model": str(trained), "dataset": "here/object_me", "split": "test", "n": {"accuracy": 40}},
-            **{"accuracy": accuracy, "worst_group_accuracy": accuracy - 0.1, "macro_f1": 0.4},
-            "accuracy_by_group": {"conflicting": accuracy - 0.1},
-            "rationale": {"rouge_l": 0.6, "shuffled_place_accuracy": None if model == "llava" else 0.2},
-        }
-        (trained / "config.json").write_text(json.dumps(config))
-        (trained / "training_settings.json").write_text(json.dumps(settings))
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        folders.append(folder)
-    return folders
-
-
-def test_trained_models_side_by_side(evaluations):
-    trained = efficiency.read_evaluations(evaluations)
-    figures = {**copy.deepcopy(FIGURES), "trained": trained}
-    assert json.loads(json.dumps(figures)) == figures
-    lines = efficiency.render(figures, "a command").splitlines()
-    start = lines.index("## What the trained models reach")
-    assert "Trained on `object_me`, evaluated on 40 images of its test split." in lines[start + 2]
-    for line in (
-        "|  | megl, resnet | llava, clip |",
-        "| seeds | 0, 1 | 0 |",
-        "| learning rate | 0.001 | 0.001 |",
-        "| accuracy | 0.850 ± 0.071 | 0.500 |",
-        "| accuracy, conflicting | 0.750 ± 0.071 | 0.400 |",
-        "| rationale rouge l | 0.600 ± 0.000 | 0.600 |",
-        "| rationale shuffled place accuracy | 0.200 ± 0.000 | – |",
-        "| unanswered | – | – |",
-    ):
-        assert line in lines[start:], line
-
-
-def test_evaluations_of_different_data_are_refused(evaluations):
-    path = evaluations[1] / "metrics.json"
-    path.write_text(path.read_text().replace('"test"', '"validation"'))
-    with pytest.raises(ValueError, match="must all be of one data set and split, got .*40 images, validation of"):
-        efficiency.read_evaluations(evaluations)
 
 
 @pytest.fixture()
@@ -244,18 +187,13 @@ def main(monkeypatch):
     return main
 
 
-def test_bad_inputs_are_one_clear_error(main, tmp_path, evaluations):
+def test_bad_inputs_are_one_clear_error(main, tmp_path):
     kept = tmp_path / "kept.md"
     kept.with_suffix(".json").write_text("{}")
     with pytest.raises(SystemExit, match=r"kept.json exists: choose another `--output`, or `--overwrite` it"):
         main("--output", kept)
     with pytest.raises(SystemExit, match=r"`--output` must be a Markdown file \(.md\), got .*page.html"):
         main("--output", tmp_path / "page.html")
-    with pytest.raises(SystemExit, match=r"metrics.json does not exist: expected an evaluation \(`evaluate_megl.py`"):
-        main("--output", tmp_path / "page.md", "--evaluations", tmp_path)
-    (tmp_path / "llava-0" / "training_settings.json").unlink()
-    with pytest.raises(SystemExit, match="training_settings.json does not exist: expected how .*llava-0 was trained"):
-        main("--output", tmp_path / "page.md", "--evaluations", *evaluations)
     assert not (tmp_path / "page.md").exists() and kept.with_suffix(".json").read_text() == "{}"
 
 

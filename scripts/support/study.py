@@ -11,17 +11,25 @@ from pathlib import Path
 
 import yaml
 
+import evaluate_llava
 import evaluate_megl
 import init_megl
+import train_llava
 import train_megl
 
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-# What a cell runs, one after another.
+# What a cell runs, one after another, for each `model_type`.
 STEPS = {
-    "init": (SCRIPTS / "init_megl.py", init_megl.make_parser),
-    "train": (SCRIPTS / "train_megl.py", train_megl.make_parser),
-    "evaluate": (SCRIPTS / "evaluate_megl.py", evaluate_megl.make_parser),
+    "megl": {
+        "init": (SCRIPTS / "init_megl.py", init_megl.make_parser),
+        "train": (SCRIPTS / "train_megl.py", train_megl.make_parser),
+        "evaluate": (SCRIPTS / "evaluate_megl.py", evaluate_megl.make_parser),
+    },
+    "llava": {
+        "train": (SCRIPTS / "train_llava.py", train_llava.make_parser),
+        "evaluate": (SCRIPTS / "evaluate_llava.py", evaluate_llava.make_parser),
+    },
 }
 # Options that follow from the cell's place in the study.
 PLACED = {
@@ -100,11 +108,16 @@ class Cell:
         return f"{self.dataset}-{self.architecture}-{self.seed}-{digest[:12]}"
 
     @property
+    def steps(self):
+        """Step to its script and what makes the script's parser."""
+        return STEPS[model_type(self.settings)]
+
+    @property
     def title(self):
         return f"{self.dataset}, {self.architecture}, {self.method}, seed {self.seed}"
 
     def commands(self, folder):
-        """Step to the arguments of its script, for a run in `folder`."""
+        """Step to the arguments of its script, for a run in `folder`: those settings that the script has."""
         untrained, model, evaluation = folder / "untrained", folder / "model", folder / "evaluation"
         placed = {
             "init": {"dataset": self.path, "output": untrained, "seed": self.seed},
@@ -114,7 +127,10 @@ class Cell:
         }
         if self.settings.get("text_loss_weight") == 0:
             placed["evaluate"]["max_new_tokens"] = 1  # an untrained language model writes noise, and much of it
-        return {step: to_arguments(step, {**QUIET, **self.settings, **placed[step]}) for step in STEPS}
+        return {
+            step: to_arguments(options(parser), {**QUIET, **self.settings, **placed[step]})
+            for step, (_, parser) in self.steps.items()
+        }
 
 
 @cache
@@ -128,16 +144,21 @@ def fingerprint(path):
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def model_type(settings):
+    """Whose scripts run: MEGL's, unless a setting says otherwise."""
+    return settings.get("model_type", "megl")
+
+
 @cache
-def options(step):
-    """The options of a step's script: name to argparse's action."""
-    return {action.dest: action for action in STEPS[step][1]()._actions}
+def options(make_parser):
+    """The options of a script: name to argparse's action."""
+    return {action.dest: action for action in make_parser()._actions}
 
 
-def to_arguments(step, settings):
-    """Those of the settings that a step's script has, as its command line."""
+def to_arguments(actions, settings):
+    """Those of the settings that a script has options for, as its command line."""
     arguments = []
-    for name, action in options(step).items():
+    for name, action in actions.items():
         value = settings.get(name)
         if value is None or (action.nargs == 0 and value is False):
             continue
@@ -293,17 +314,23 @@ def expand(methods):
 
 
 def check_settings(settings, place):
-    """The settings as the scripts understand them; what they do not have or do not take is refused."""
+    """
+    The settings as the scripts understand them, without those of other model types. What no script has, or its own
+    does not take, is refused.
+    """
     for name in settings:
         if name in PLACED:
             raise ValueError(f"{place}: the study itself sets `{name}`: leave it out of the settings.")
-    _known(settings, set().union(*(options(step) for step in STEPS)) - PLACED, place)
-    parsed = {}
-    for step, arguments in Cell("", "", "", 0, "data", "test", settings).commands(Path("cell")).items():
-        parser = STEPS[step][1]()
+    parsers = [parser for steps in STEPS.values() for _, parser in steps.values()]
+    _known(settings, {"model_type"}.union(*map(options, parsers)) - PLACED, place)
+    _known([model_type(settings)], STEPS, f"{place}, `model_type`")
+    parsed = {name: settings[name] for name in ("model_type",) if name in settings}
+    cell = Cell("", "", "", 0, "data", "test", settings)
+    for step, arguments in cell.commands(Path("cell")).items():
+        parser = cell.steps[step][1]()
         parser.error = partial(_refuse, place)
         parsed |= vars(parser.parse_args(arguments))
-    return {name: parsed[name] for name, value in settings.items() if value is not None}
+    return {name: parsed[name] for name, value in settings.items() if value is not None and name in parsed}
 
 
 def _refuse(place, message):

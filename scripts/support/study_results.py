@@ -52,7 +52,7 @@ class Run:
 
     @cached_property
     def writes(self):
-        return self.record["training_settings"]["text_loss_weight"] > 0
+        return self.record["training_settings"].get("text_loss_weight", 1) > 0  # a LLaVA does nothing but write
 
     @cached_property
     def metrics(self):
