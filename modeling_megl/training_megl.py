@@ -28,8 +28,8 @@ class MeglTrainingArguments(TrainingArguments):
     defaults to `False`, as the collator reads the data set's own columns.
 
     Args:
-        visual_loss_weight (`float`, *optional*, defaults to 1.0): λ_visual, on images with a visual explanation.
-        text_loss_weight (`float`, *optional*, defaults to 0.3): λ_text, on all images.
+        visual_loss_weight (`float`, *optional*, defaults to 3.0): λ_visual, on images with a visual explanation.
+        text_loss_weight (`float`, *optional*, defaults to 1.0): λ_text, on all images.
         distribution_loss_weight (`float`, *optional*, defaults to 0.1): λ_dist, on images without one.
         visual_loss (`str`, *optional*, defaults to `"gradia"`):
             A key of `losses_megl.VISUAL_LOSSES`: `gradia`, `haics`, `res_g`, `res_l`, `rrr`, `energy` or `ppce`.
@@ -48,8 +48,8 @@ class MeglTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Whether to drop the columns that the model's forward does not name."}
     )
-    visual_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the visual explanation loss."})
-    text_loss_weight: float = field(default=0.3, metadata={"help": "Weight of the rationale loss."})
+    visual_loss_weight: float = field(default=3.0, metadata={"help": "Weight of the visual explanation loss."})
+    text_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the rationale loss."})
     distribution_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the VEDC loss."})
     visual_loss: str = field(
         default="gradia", metadata={"help": "Visual explanation loss.", "choices": sorted(VISUAL_LOSSES)}

@@ -81,7 +81,7 @@ def test_from_data_to_explanation(run, dataset, untrained, tmp_path, capsys):
     figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert figures["accuracy"] == pytest.approx(metrics["accuracy"], abs=1e-4)
     assert figures["iou"] == pytest.approx(metrics["saliency"]["iou"], abs=1e-4)
-    assert "visual_loss_weight | 1.0" in card.content and "{{" not in card.content
+    assert "visual_loss_weight | 3.0" in card.content and "{{" not in card.content
 
     picture = tmp_path / "wide.jpg"
     Image.new("RGB", (90, 40), "green").save(picture)

@@ -217,12 +217,12 @@ def test_visual_loss_is_the_one_of_that_name(make_trainer, processor, name):
 @pytest.mark.parametrize("grounding_map", ["saliency", "visual_explanation"])
 def test_training_logs_each_loss_and_their_weighted_sum(make_trainer, make_model, grounding_map):
     model = make_model("megl-resnet-tiny", grounding_map=grounding_map)
-    trainer = make_trainer(model=model, max_steps=1, distribution_loss_weight=0.25)
+    trainer = make_trainer(model=model, max_steps=1, text_loss_weight=0.3, distribution_loss_weight=0.25)
     trainer.train()
     logs = trainer.state.log_history[0]
     names = {"loss_classification", "loss_visual", "loss_text", "loss_distribution"}
     assert names <= set(logs)
-    total = logs["loss_classification"] + logs["loss_visual"] + 0.3 * logs["loss_text"]
+    total = logs["loss_classification"] + 3.0 * logs["loss_visual"] + 0.3 * logs["loss_text"]
     assert logs["loss"] == pytest.approx(total + 0.25 * logs["loss_distribution"], rel=1e-5)
 
 
