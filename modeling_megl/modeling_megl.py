@@ -94,9 +94,6 @@ class MeglGrounding(nn.Module):
     map still tell the language model the whole picture, and its rationale then ignores the map. The positions have a
     token of their own since the features, which differ from picture to picture, would drown them in a common sum:
     small language models then name places at random.
-
-    The rationale's loss trains the map by what lies under it, not by where it lies: any code of the place serves the
-    language model, also a map that covers all but the object.
     """
 
     def __init__(self, config):
@@ -124,7 +121,7 @@ class MeglGrounding(nn.Module):
         weights = saliency.flatten(1) / torch.where(mass > 0, mass, torch.ones_like(mass))[:, None]
         weights = weights.to(patches.dtype)
         what = self.feature_projection(torch.einsum("bn,bnc->bc", weights, patches))
-        where = self.position_projection(weights.detach() @ positions)
+        where = self.position_projection(weights @ positions)
         return torch.cat([self.expansion(what).unflatten(1, (self.num_feature_tokens, -1)), where[:, None]], dim=1)
 
 
