@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from .frozen_megl import FrozenLayers
 from .losses_megl import DISTRIBUTION_STATISTICS, VISUAL_LOSSES, distribution_consistency, res_kernel
 from .processing_megl import MeglProcessor
 
@@ -40,6 +41,8 @@ class MeglTrainingArguments(TrainingArguments):
             `quantiles` (of a map's values) or `layout` (where the map lies, and its size).
         text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
             `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
+        frozen_layer (`str`, *optional*): Module of a convolutional vision model, such as `"stages.6"`, up to which it
+            is frozen; what it makes of each training image is computed once and kept in memory.
         lora_rank (`int`, *optional*): Train the language model by LoRA adapters of this rank (PEFT) only.
         predict_with_generate (`bool`, *optional*, defaults to `False`): Write rationales while evaluating.
         generation_max_new_tokens (`int`, *optional*, defaults to 40): Their greatest length.
@@ -60,6 +63,9 @@ class MeglTrainingArguments(TrainingArguments):
     )
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of language model and grounding; default: `learning_rate`."}
+    )
+    frozen_layer: str | None = field(
+        default=None, metadata={"help": "Freeze the vision model up to this module, and run it once for each image."}
     )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train the language model by LoRA adapters of this rank."}
@@ -103,12 +109,22 @@ class MeglDataCollator:
 
     def __call__(self, rows):
         labels = [row["label"] for row in rows]
+        encoded = [row["encoded"] for row in rows if "encoded" in row]  # by `FrozenLayers.encode`
+        pictures = (
+            {}
+            if encoded
+            else {
+                "images": [row["image"] for row in rows],
+                "visual_explanations": [row.get("visual_explanation") for row in rows],
+            }
+        )
         batch = self.processor(
-            images=[row["image"] for row in rows],
-            visual_explanations=[row.get("visual_explanation") for row in rows],
+            **pictures,
             label_names=[self.id2label[label] for label in labels],
             rationales=[self.draw(row) for row in rows],
         )
+        if encoded:
+            batch.update({name: torch.stack([row[name] for row in encoded]) for name in encoded[0]})
         batch["labels"] = torch.tensor(labels)
         return batch
 
@@ -229,6 +245,9 @@ class MeglTrainer(Trainer):
         super().__init__(
             model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
         )
+        self.frozen_layers = None
+        if args.frozen_layer is not None:
+            self._freeze(args.frozen_layer)
         self.statistic = VisualExplanationStatistic(self.args.distribution_statistic).to(self.args.device)
         # The convolution of RES-L: part of the training, not of the model.
         learnt = {"kernel": res_kernel(self.args.device)} if self.args.visual_loss == "res_l" else {}
@@ -237,6 +256,17 @@ class MeglTrainer(Trainer):
         self.add_callback(_MeglCallback(self))
 
     # ---- Data ----
+
+    def _freeze(self, name):
+        """Freeze the vision model up to a module, and take its output in place of the training images."""
+        if not isinstance(self.data_collator, MeglDataCollator):
+            raise ValueError("`frozen_layer` needs the `MeglDataCollator`: leave out `data_collator`.")
+        processor = self.data_collator.processor
+        size = processor.image_processor.size
+        self.frozen_layers = FrozenLayers(self.model, name, (size["height"], size["width"]))
+        self.train_dataset = self.frozen_layers.encode(
+            self.train_dataset, processor, self.args.per_device_eval_batch_size, self.args.device
+        )
 
     def get_eval_dataloader(self, eval_dataset=None):
         with self._evaluation_collator():
@@ -290,12 +320,14 @@ class MeglTrainer(Trainer):
             num_items_in_batch = _count_items(inputs)
         with_map = evaluating or max(args.visual_loss_weight, args.text_loss_weight, args.distribution_loss_weight) > 0
         # The losses of the map, which may learn something themselves, are computed here and not in the model.
-        outputs = model(
-            **{key: value for key, value in inputs.items() if key in self._model_inputs(evaluating)},
-            output_saliency=with_map,
-            loss_weights={"text": args.text_loss_weight, "visual": 0.0},
-            num_items_in_batch=num_items_in_batch,
-        )
+        with self._pictures(inputs) as pixel_values:
+            outputs = model(
+                pixel_values,
+                **{key: value for key, value in inputs.items() if key in self._model_inputs(evaluating)},
+                output_saliency=with_map,
+                loss_weights={"text": args.text_loss_weight, "visual": 0.0},
+                num_items_in_batch=num_items_in_batch,
+            )
         loss = outputs.loss
         terms = {"classification": outputs.loss_classification, "text": outputs.loss_text}
         if with_map and "visual_explanations" in inputs and (evaluating or args.visual_loss_weight > 0):
@@ -311,8 +343,14 @@ class MeglTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+    def _pictures(self, inputs):
+        """`pixel_values`, in the context in which the model is to see them."""
+        if "frozen_features" in inputs:
+            return self.frozen_layers.given(inputs["frozen_features"])
+        return nullcontext(inputs["pixel_values"])
+
     def _model_inputs(self, evaluating):
-        names = {"pixel_values", "labels"}
+        names = {"labels"}
         if evaluating or self.args.text_loss_weight > 0:
             names |= {"input_ids", "attention_mask", "rationale_labels"}
         if self.model.config.grounding_map == "visual_explanation":
@@ -451,7 +489,7 @@ _DENOMINATORS = {
 
 def _count_items(inputs):
     """How many items of one batch each loss is a mean over."""
-    counts = {"images": len(inputs["pixel_values"])}
+    counts = {"images": len(inputs["labels"])}
     if "has_visual_explanation" in inputs:
         annotated = inputs["has_visual_explanation"].sum().item()
         counts |= {"visual_explanations": annotated, "without_visual_explanation": counts["images"] - annotated}

@@ -33,6 +33,7 @@ RECORDED = (
     "distribution_statistic",
     "learning_rate",
     "text_learning_rate",
+    "frozen_layer",
     "lora_rank",
     "num_train_epochs",
     "max_steps",

@@ -1,0 +1,136 @@
+"""Training behind frozen layers of the vision model, whose output is computed once for each training image."""
+
+from contextlib import contextmanager
+
+import torch
+from torch.utils.data import Dataset
+
+
+class FrozenLayers:
+    """
+    The layers of a vision model up to one module, frozen, and a way to leave them out: with the module's output given,
+    the picture does not matter, so that a blank one of an eighth of the size takes its place.
+
+    ```python
+    frozen = FrozenLayers(model, "stages.6", image_shape=(224, 224))
+    features = frozen.compute(pixel_values)
+    with frozen.given(features) as blank:
+        outputs = model(blank)  # as model(pixel_values), without the work of the frozen layers
+    ```
+
+    Args:
+        model ([`MeglForImageClassification`]): The model; its parameters that only what is frozen depends on stop
+            requiring gradients.
+        name (`str`): Name of the module in the vision model, such as its last stage.
+        image_shape (`tuple[int, int]`): Height and width of the model's input in pixels.
+
+    Raises:
+        `ValueError`: where the vision model has no such module, or where more than its output decides the model's
+            answer: in transformers, which must see pictures of one size, and where the map lies before the module.
+    """
+
+    def __init__(self, model, name, image_shape):
+        self.vision_model, self.name, self.image_shape = model._active_vision_model, name, image_shape
+        self._given = self._output = None
+        modules = dict(self.vision_model.named_modules())
+        if name not in modules:
+            raise ValueError(f"`frozen_layer={name!r}` is no module of {type(self.vision_model).__name__}.")
+        modules[name].register_forward_hook(self._hook)
+        self.vision_model.register_forward_pre_hook(self._keep_frozen)
+        self._modules = []
+        self._freeze(model)
+
+    def _hook(self, module, args, output):
+        self._output = output
+        return output if self._given is None else self._given
+
+    def _keep_frozen(self, module, args):
+        """In evaluation mode whatever the rest is in: batch statistics would change with the pictures."""
+        for frozen in self._modules:
+            frozen.eval()
+
+    @contextmanager
+    def given(self, features):
+        """Runs the vision model on these outputs of the frozen layers; gives the pictures to call the model with."""
+        height, width = self.image_shape
+        self._given = features
+        try:
+            yield features.new_zeros(len(features), 3, height // 8, width // 8)
+        finally:
+            self._given = None
+
+    @torch.no_grad()
+    def compute(self, pixel_values):
+        """The output of the frozen layers for `pixel_values` `(batch_size, 3, height, width)`, without a graph."""
+        self.vision_model(pixel_values)
+        return self._output.detach()
+
+    def _freeze(self, model):
+        """Freeze what does not lie behind the module, having tried that the rest needs nothing else."""
+        training = model.training
+        parameters = list(self.vision_model.parameters())
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(2, 3, *self.image_shape, generator=generator).to(parameters[0])
+        target = torch.zeros(2, dtype=torch.long, device=noise.device)
+        model.eval()
+        try:
+            expected = model(noise, target=target)
+            if not isinstance(self._output, torch.Tensor):
+                raise TypeError(f"its output is a {type(self._output).__name__}")
+            with self.given(self._output.detach()) as blank:
+                found = model(blank, target=target)
+            for name in ("logits", "saliency"):
+                torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`frozen_layer={self.name!r}` cannot be frozen: what follows does not depend on its output alone "
+                f"({str(error).splitlines()[0]}). Choose a stage of a convolutional vision model, at or before the "
+                "layer that the map is computed on."
+            ) from error
+        gradients = torch.autograd.grad(found.logits.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is None:
+                parameter.requires_grad_(False)
+        self._modules = [
+            module
+            for module in self.vision_model.modules()
+            if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
+        ]
+        model.train(training)
+
+    def encode(self, dataset, processor, batch_size, device):
+        """
+        A data set as the collator takes it, with the frozen layers' output in place of each picture.
+
+        All of it is kept in memory: for each picture this output, and its mask at the size of the model's input.
+
+        Args:
+            dataset (`datasets.Dataset`): Rows with `image` and, where there is one, `visual_explanation`.
+            processor ([`MeglProcessor`]): Makes the tensors.
+            batch_size (`int`): Pictures at a time.
+            device (`torch.device`): Where the model is.
+        """
+        self.vision_model.eval()
+        rows = []
+        for start in range(0, len(dataset), batch_size):
+            batch = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+            masks = [row.pop("visual_explanation", None) for row in batch]
+            encoded = processor(images=[row.pop("image") for row in batch], visual_explanations=masks)
+            features = self.compute(encoded.pop("pixel_values").to(device)).cpu()
+            for index, row in enumerate(batch):
+                tensors = {name: values[index].clone() for name, values in encoded.items()}
+                rows.append({**row, "encoded": {"frozen_features": features[index].clone(), **tensors}})
+        return EncodedDataset(rows)
+
+
+class EncodedDataset(Dataset):
+    """Rows whose pictures are encoded, in memory."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]

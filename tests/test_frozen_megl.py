@@ -1,0 +1,85 @@
+"""Training behind frozen layers: the same answers, a vision model that stays as it is, and what cannot be frozen."""
+
+import pytest
+import torch
+from test_training_megl import make_dataset, make_rows
+from tiny_vision import random_images
+
+from modeling_megl.frozen_megl import FrozenLayers
+from modeling_megl.training_megl import MeglDataCollator, MeglTrainer, MeglTrainingArguments
+
+
+STAGE = "resnet.encoder.stages.0"  # the map lies on stage 1
+
+
+@pytest.fixture()
+def train(make_model, processor, tmp_path):
+    def make(model, **kwargs):
+        settings = {"per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "report_to": "none"}
+        settings |= {"disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
+        args = MeglTrainingArguments(output_dir=str(tmp_path / "run"), frozen_layer=STAGE, **settings)
+        return MeglTrainer(
+            model=model, args=args, **{"processing_class": processor, "train_dataset": make_dataset(12), **kwargs}
+        )
+
+    return make
+
+
+def test_answers_are_those_of_the_whole_model(make_model):
+    model = make_model("megl-resnet-tiny")
+    pixel_values = random_images(3, 3, 32, 32, seed=1)
+    expected = model(pixel_values)
+    frozen = FrozenLayers(model, STAGE, (32, 32))
+    features = frozen.compute(pixel_values)
+    with frozen.given(features) as blank:
+        found = model(blank)
+    assert blank.shape == (3, 3, 4, 4) and not blank.any()
+    for name in ("logits", "saliency", "evidence_tokens"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    # Once nothing is given, pictures count again.
+    torch.testing.assert_close(model(pixel_values).logits, expected.logits)
+
+
+def test_the_loss_of_encoded_pictures_is_that_of_the_pictures(make_model, processor, train):
+    trainer = train(make_model("megl-resnet-tiny"))
+    raw = MeglDataCollator(processor, trainer.model.config.id2label)(make_rows(12))
+    encoded = trainer.data_collator([trainer.train_dataset[index] for index in range(12)])
+    assert "pixel_values" not in encoded and encoded["frozen_features"].shape[0] == 12
+    assert raw["has_visual_explanation"].tolist() == encoded["has_visual_explanation"].tolist()
+    torch.testing.assert_close(encoded["visual_explanations"], raw["visual_explanations"])
+    trainer.model.eval()
+    losses = [trainer.compute_loss(trainer.model, dict(batch)).item() for batch in (raw, encoded)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_what_is_frozen_stays_and_the_rest_is_trained(make_model, train):
+    model = make_model("megl-resnet-tiny")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model).train()
+    frozen = ("vision_model.resnet.embedder.", "vision_model.resnet.encoder.stages.0.")
+    for name, tensor in model.state_dict().items():
+        if name.startswith(frozen):  # batch statistics as well
+            assert torch.equal(tensor, before[name]), name
+        elif tensor.is_floating_point():
+            assert not torch.equal(tensor, before[name]), name
+    assert any(name.startswith(frozen[1]) and "running_mean" in name for name in before)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "fields", "message"),
+    [
+        ("megl-resnet-tiny", "stages.9", {}, "`frozen_layer='stages.9'` is no module of ResNetForImageClassification"),
+        ("megl-vit-tiny", "vit.layers.1", {}, "cannot be frozen: what follows does not depend on its output alone"),
+        ("megl-resnet-tiny", "resnet.encoder.stages.1", {"saliency_layer": STAGE}, "cannot be frozen"),
+        ("megl-resnet-tiny", "resnet.encoder", {}, "its output is a BaseModelOutputWithNoAttention"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(make_model, preset, name, fields, message):
+    config = {"feature_size": 8, **fields} if fields else {}
+    with pytest.raises(ValueError, match=message):
+        FrozenLayers(make_model(preset, **config), name, (32, 32))
+
+
+def test_another_collator_is_refused(make_model, train):
+    with pytest.raises(ValueError, match="`frozen_layer` needs the `MeglDataCollator`"):
+        train(make_model("megl-resnet-tiny"), data_collator=lambda rows: rows)
