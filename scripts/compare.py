@@ -40,6 +40,8 @@ from support.study_results import write_results
 
 
 ROOT = Path(__file__).resolve().parent.parent
+# What a report reads of a cell.
+CELL_FILES = ("cell.json", "metrics.json", "predictions.jsonl.gz")
 PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "peft", "numpy")
 
 
@@ -58,7 +60,10 @@ def parse_arguments():
     parser.add_argument("--report", action="store_true", help="report what is done, and run nothing")
     parser.add_argument("--keep_models", action="store_true", help="keep each cell's model and evaluation")
     parser.add_argument(
-        "--publish", metavar="FOLDER", help="also put the study into FOLDER's results.md and results.json"
+        "--publish",
+        metavar="FOLDER",
+        help="also put the study into FOLDER's results.md and results.json, and its cells into FOLDER/cells, where "
+        "those that are there already are done",
     )
     parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
     arguments = parser.parse_args()
@@ -68,6 +73,15 @@ def parse_arguments():
     if not all("=" in part for part in arguments.only):
         parser.error(f"`--only` takes NAME=A,B, got {' '.join(arguments.only)}")
     return arguments
+
+
+def copy_cells(cells, source, target):
+    """Copy what the report reads of the cells that `source` has and `target` lacks."""
+    for key in {cell.key for cell in cells}:
+        if (source / key).is_dir() and not (target / key).exists():
+            with new_folder(target / key) as work:
+                for name in CELL_FILES:
+                    shutil.copy(source / key / name, work)
 
 
 def run_cells(cells, folder, jobs, keep_models):
@@ -146,11 +160,14 @@ def _run_steps(cell, work, jobs, failed_log):
 
 
 def _keep_predictions(source, target):
-    """What paired tests read of the predictions: all but the maps."""
+    """What paired tests read of the predictions: all but the maps, and scores to five digits, half the size."""
     with open(source, encoding="utf-8") as lines, gzip.open(target, "wt", encoding="utf-8") as kept:
         for line in lines:
             item = json.loads(line)
             item.pop("saliency", None)
+            for name, score in item["per_item"].items():
+                if isinstance(score, float):
+                    item["per_item"][name] = float(f"{score:.5g}")
             kept.write(json.dumps(item) + "\n")
 
 
@@ -201,12 +218,16 @@ def main():
         cells = make_cells(study, place, only)
         if not cells:
             raise ValueError(f"{place}: no cell is left by `--only {' '.join(arguments.only)}`.")
-        output = Path(arguments.output)
+        output, published = Path(arguments.output), arguments.publish and Path(arguments.publish)
+        if published:
+            copy_cells(cells, published / "cells", output / "cells")
         failures = (
             [] if arguments.report else run_cells(cells, output / "cells", arguments.jobs, arguments.keep_models)
         )
         name = Path(arguments.study).stem + ("" if arguments.section == "small" else f"-{arguments.section}")
-        write_results(study, cells, output, name, arguments.resamples, arguments.publish)
+        write_results(study, cells, output, name, arguments.resamples, published)
+        if published:
+            copy_cells(cells, output / "cells", published / "cells")
     except (ValueError, OSError) as error:
         sys.exit(f"compare: {error}")
     if failures:

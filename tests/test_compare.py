@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,8 @@ def test_a_run_is_named_by_all_that_decides_its_outcome(place):
     assert cells_of(renamed)[0].key == keys[0]
     (place / "data").rename(place / "moved")
     moved = changed(datasets={"pictures": {**STUDY["datasets"]["pictures"], "path": str(place / "moved")}})
+    (place / "moved" / "README.md").write_text("the card")
+    studies.fingerprint.cache_clear()
     assert [cell.key for cell in cells_of(moved)] == keys
 
     # A setting, the split, the seed or the data do.
@@ -151,7 +154,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         cells = studies.make_cells(study, file, {"seed": ["0"]})
         keys[file] = {(cell.dataset, cell.architecture, cell.method): cell.key for cell in cells}
         assert len(set(keys[file].values())) == len(cells)
-        places = {"small": 1 if file == "efficiency" else 5, "full": 4}[section]
+        places = {"small": 1 if file == "efficiency" else 6, "full": 4}[section]
         counts = {"paper": 7, "ablation": 11, "masks": 10, "vedc": 13, "balance": 10, "efficiency": 2}
         assert len(cells) == places * counts[file]
     plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
@@ -448,6 +451,30 @@ def test_published_studies_stand_beside_each_other_and_beside_words(place, run):
     (docs / "results.md").write_text("<!-- study study -->\nold\n")
     with pytest.raises(SystemExit, match="has '<!-- study study -->' and no '<!-- end of study study -->' after it"):
         run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
+
+
+def test_published_cells_are_done_elsewhere(place, run, fake_scripts):
+    first = {"method": "plain,gradia", "seed": "0"}
+    text = run(STUDY, "--resamples", 20, "--publish", "docs", "--only", *(f"{k}={v}" for k, v in first.items()))
+    assert "2 cells, 0 of them done" in text
+    published = sorted((place / "docs" / "cells").iterdir())
+    assert len(published) == 2
+    assert {file.name for file in published[0].iterdir()} == {"cell.json", "metrics.json", "predictions.jsonl.gz"}
+
+    shutil.rmtree(place / "out")  # another machine
+    text = run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
+    assert "2 of 6 cells" in text
+    assert "6 cells, 2 of them done" in run(STUDY, "--resamples", 20, "--publish", "docs")
+    assert len(list((place / "docs" / "cells").iterdir())) == 6 == len((place / "trained").read_text().split())
+
+
+def test_kept_scores_have_five_digits(tmp_path):
+    item = {"id": "a", "saliency": [[0.5]], "per_item": {"iou": 1 / 3, "hits": 123456, "none": None}, "rationale": "x"}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(item) + "\n")
+    compare._keep_predictions(tmp_path / "predictions.jsonl", tmp_path / "kept.gz")
+    kept = json.loads(gzip.decompress((tmp_path / "kept.gz").read_bytes()))
+    scores = {"iou": 0.33333, "hits": 123456, "none": None}
+    assert kept == {"id": "a", "per_item": scores, "rationale": "x"}
 
 
 def test_a_report_needs_cells_and_whole_files(place, run):

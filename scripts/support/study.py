@@ -135,11 +135,15 @@ class Cell:
 
 @cache
 def fingerprint(path):
-    """Names and sizes of the files of a local folder or file; a Hub id as it is."""
+    """Names and sizes of the files of a local folder, but its card, or file; a Hub id as it is."""
     path = Path(path)
     if not path.exists():
         return str(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = (
+        sorted(file for file in path.rglob("*") if file.is_file() and file.name != "README.md")
+        if path.is_dir()
+        else [path]
+    )
     lines = [f"{file.relative_to(path)} {file.stat().st_size}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -220,7 +220,7 @@ def write_results(study, cells, output, name, resamples, publish=None):
     print(text)
     print(f"{folder / 'index.html'}")
     if publish is not None:
-        publish_results(Path(publish), name, results, text)
+        publish_results(publish, name, results, text)
 
 
 # ---- Markdown ----
