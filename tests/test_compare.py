@@ -439,14 +439,20 @@ def test_published_studies_stand_beside_each_other_and_beside_words(place, run):
         docs / "results.md"
     ).read_text() == f"# Results\n\n<!-- study study -->\n{first}<!-- end of study study -->\n"
 
-    known = {"other": {"pictures": {}}, "study": {"old": {}}}
-    (docs / "results.json").write_text(json.dumps(known))
-    words = "# Title\n\nAbove.\n\n<!-- study study -->\nold\n<!-- end of study study -->\n\nBelow.\n"
+    # What the study was not run on now is kept, the rest replaced.
+    earlier = {"paintings": {"vit": {"plain": {}}}, "pictures": {"vit": {}, "resnet": {"plain": {"accuracy": [0]}}}}
+    (docs / "results.json").write_text(json.dumps({"other": {"pictures": {}}, "study": earlier}))
+    old = "## Study: old\n\n### paintings, vit\n\n| kept |\n\n### pictures, resnet\n\n| replaced |\n"
+    words = f"# Title\n\nAbove.\n\n<!-- study study -->\n{old}<!-- end of study study -->\n\nBelow.\n"
     (docs / "results.md").write_text(words)
     run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
     found = json.loads((docs / "results.json").read_text())
-    assert found["other"] == {"pictures": {}} and list(found["study"]) == ["pictures"]
-    assert (docs / "results.md").read_text() == words.replace("old\n", first)
+    assert found["other"] == {"pictures": {}} and found["study"]["paintings"] == earlier["paintings"]
+    assert list(found["study"]["pictures"]) == ["vit", "resnet"]
+    assert list(found["study"]["pictures"]["resnet"]) == ["plain", "gradia", "megl"]
+    head, section = first.split("### pictures, resnet")
+    merged = f"{head}### paintings, vit\n\n| kept |\n\n### pictures, resnet{section}"
+    assert (docs / "results.md").read_text() == words.replace(old, merged)
 
     (docs / "results.md").write_text("<!-- study study -->\nold\n")
     with pytest.raises(SystemExit, match="has '<!-- study study -->' and no '<!-- end of study study -->' after it"):

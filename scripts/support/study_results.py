@@ -3,7 +3,8 @@
 import gzip
 import html
 import json
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,11 +83,14 @@ def _read(path):
 
 
 class Group:
-    """The runs of a study on one data set with one architecture: method to runs, by seed."""
+    """
+    The runs of a study on one data set with one architecture: method to runs, by seed. `count` says how many of them
+    the study asks for.
+    """
 
-    def __init__(self, dataset, architecture, runs, reference, baselines, claims, resamples):
+    def __init__(self, dataset, architecture, runs, count, reference, baselines, claims, resamples):
         self.dataset, self.architecture = dataset, architecture
-        self.runs, self.resamples = runs, resamples
+        self.runs, self.count, self.resamples = runs, count, resamples
         self.reference = reference if reference in runs else None
         self.baselines = [name for name in baselines if name in runs]
         self.claims = claims
@@ -203,7 +207,8 @@ def read_groups(study, cells, folder, resamples):
     if not runs:
         raise ValueError(f"{folder} has none of the study's {len(cells)} cells: run it without `--report`.")
     asked = (study.get("reference"), study.get("baselines") or [], study.get("claims") or [])
-    return [Group(*names, dict(found), *asked, resamples) for names, found in runs.items()]
+    counts = Counter((cell.dataset, cell.architecture) for cell in cells)
+    return [Group(*names, dict(found), counts[names], *asked, resamples) for names, found in runs.items()]
 
 
 def write_results(study, cells, output, name, resamples, publish=None):
@@ -212,11 +217,11 @@ def write_results(study, cells, output, name, resamples, publish=None):
     results = {}
     for group in groups:
         results.setdefault(group.dataset, {})[group.architecture] = group.values
-    text = markdown(study, name, groups, len(cells))
+    text = markdown(study, name, groups)
     folder = output / name
     write_file(folder / "results.json", json.dumps({name: results}, indent=2) + "\n")
     write_file(folder / "results.md", text)
-    write_file(folder / "index.html", page(study, name, groups, len(cells)))
+    write_file(folder / "index.html", page(study, name, groups))
     print(text)
     print(f"{folder / 'index.html'}")
     if publish is not None:
@@ -226,13 +231,12 @@ def write_results(study, cells, output, name, resamples, publish=None):
 # ---- Markdown ----
 
 
-def markdown(study, name, groups, count):
+def markdown(study, name, groups):
     lines = [f"## Study: {name}", ""]
     if study.get("description"):
         lines += [study["description"].strip(), ""]
-    lines += [*what_was_run(study, groups, count), ""]
     for group in groups:
-        lines += [f"### {group.dataset}, {group.architecture}", ""]
+        lines += [f"### {group.dataset}, {group.architecture}", "", *what_was_run(study, group), ""]
         heads, rows = figures_table(group)
         lines += [*_markdown_table(heads, rows), "", _markdown_text(_note(group)), ""]
         for title, heads, rows in (*claims_tables(group), *test_tables(group)):
@@ -321,19 +325,20 @@ def _note(group):
     return " ".join(parts)
 
 
-def what_was_run(study, groups, count):
+def what_was_run(study, group):
     """Sentences: which cells, where, with what, how long."""
-    runs = [run for group in groups for runs in group.runs.values() for run in runs]
+    runs = [run for runs in group.runs.values() for run in runs]
     records = list({run.record["key"]: run.record for run in runs}.values())
     hours = sum(sum(record["seconds"].values()) for record in records) / 3600
     machines = {json.dumps(record["machine"]): record["machine"] for record in records}.values()
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
     kinds = [f"{m.get('gpu') or m['processor']}, {m['cores']} cores" for m in machines]
     commits = ", ".join(sorted({str(record["commit"]) for record in records}))
+    split = study.get("split", "test")
     return [
-        f"{len(runs)} of {count} cells, evaluated on the {study.get('split', 'test')} split, in {hours:.2f} hours "
-        f"of machine time. Commit {commits}; {'; '.join(versions)}; {'; '.join(kinds)}.",
-        f"Tests and intervals: paired bootstrap over images and seeds, {groups[0].resamples} resamples, each figure "
+        f"{len(runs)} of {group.count} cells, evaluated on the {split} split, in {hours:.2f} hours of machine time. "
+        f"Commit {commits}; {'; '.join(versions)}; {'; '.join(kinds)}.",
+        f"Tests and intervals: paired bootstrap over images and seeds, {group.resamples} resamples, each figure "
         "by itself. Rationales of methods that train none are not scored.",
     ]
 
@@ -341,13 +346,13 @@ def what_was_run(study, groups, count):
 # ---- HTML ----
 
 
-def page(study, name, groups, count):
+def page(study, name, groups):
     parts = [f"<h1>Study: {html.escape(name)}</h1>"]
     if study.get("description"):
         parts.append(f"<p>{html.escape(study['description'].strip())}</p>")
-    parts += [f'<p class="figures">{html.escape(line)}</p>' for line in what_was_run(study, groups, count)]
     for group in groups:
         parts.append(f"<h2>{html.escape(group.dataset)}, {html.escape(group.architecture)}</h2>")
+        parts += [f'<p class="figures">{html.escape(line)}</p>' for line in what_was_run(study, group)]
         parts.append(table(*figures_table(group)) + f'<p class="figures">{html.escape(_note(group))}</p>')
         parts.append(
             f'<div class="charts">{"".join(_bar_charts(group))}{_against_iou(group)}{_against_masks(group)}</div>'
@@ -426,21 +431,34 @@ def _share_chart(group, metric, curves):
 
 def publish_results(folder, name, results, text):
     """
-    Put a study into `results.json` and `results.md` of a folder, in place of what they have of it.
+    Put a study into `results.json` and `results.md` of a folder, each data set and architecture in place of what they
+    have of it; what the study was not run on now is kept.
 
     In `results.md` a study stands between two comments; all else in it is written by hand, and kept.
     """
     path = folder / "results.json"
     known = _read(path) if path.exists() else {}
-    write_file(path, json.dumps({**known, name: results}, indent=2) + "\n")
+    study = known.setdefault(name, {})
+    for dataset, architectures in results.items():
+        study[dataset] = {**study.get(dataset, {}), **architectures}
+    write_file(path, json.dumps(known, indent=2) + "\n")
     path = folder / "results.md"
     page = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     begin, end = f"<!-- study {name} -->\n", f"<!-- end of study {name} -->\n"
     before, found, rest = page.partition(begin)
     if not found:
-        before, rest = f"{page.rstrip()}\n\n", ""
+        before, old, rest = f"{page.rstrip()}\n\n", "", ""
     elif end not in rest:
         raise ValueError(f"{path} has {begin.strip()!r} and no {end.strip()!r} after it: put it where the study ends.")
     else:
-        rest = rest.partition(end)[2]
-    write_file(path, f"{before}{begin}{text}{end}{rest}")
+        old, _, rest = rest.partition(end)
+    head, sections = _sections(text)
+    sections = {**_sections(old)[1], **sections}
+    text = "\n\n".join([head, *sections.values()])
+    write_file(path, f"{before}{begin}{text}\n{end}{rest}")
+
+
+def _sections(text):
+    """What stands above the sections of a study, and heading to section."""
+    head, *parts = re.split(r"^(?=### )", text, flags=re.MULTILINE)
+    return head.rstrip(), {part.partition("\n")[0]: part.rstrip() for part in parts}
