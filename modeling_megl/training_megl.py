@@ -109,22 +109,18 @@ class MeglDataCollator:
 
     def __call__(self, rows):
         labels = [row["label"] for row in rows]
-        encoded = [row["encoded"] for row in rows if "encoded" in row]  # by `FrozenLayers.encode`
-        pictures = (
-            {}
-            if encoded
-            else {
-                "images": [row["image"] for row in rows],
-                "visual_explanations": [row.get("visual_explanation") for row in rows],
-            }
-        )
-        batch = self.processor(
-            **pictures,
-            label_names=[self.id2label[label] for label in labels],
-            rationales=[self.draw(row) for row in rows],
-        )
-        if encoded:
-            batch.update({name: torch.stack([row[name] for row in encoded]) for name in encoded[0]})
+        texts = {
+            "label_names": [self.id2label[label] for label in labels],
+            "rationales": [self.draw(row) for row in rows],
+        }
+        if "encoded" in rows[0]:  # by `FrozenLayers.encode`
+            batch = self.processor(**texts)
+            for name in rows[0]["encoded"]:
+                batch[name] = torch.stack([row["encoded"][name] for row in rows])
+        else:
+            images = [row["image"] for row in rows]
+            masks = [row.get("visual_explanation") for row in rows]
+            batch = self.processor(images=images, visual_explanations=masks, **texts)
         batch["labels"] = torch.tensor(labels)
         return batch
 
@@ -264,9 +260,10 @@ class MeglTrainer(Trainer):
         processor = self.data_collator.processor
         size = processor.image_processor.size
         self.frozen_layers = FrozenLayers(self.model, name, (size["height"], size["width"]))
-        self.train_dataset = self.frozen_layers.encode(
-            self.train_dataset, processor, self.args.per_device_eval_batch_size, self.args.device
-        )
+        if self.train_dataset is not None:
+            self.train_dataset = self.frozen_layers.encode(
+                self.train_dataset, processor, self.args.per_device_eval_batch_size, self.args.device
+            )
 
     def get_eval_dataloader(self, eval_dataset=None):
         with self._evaluation_collator():
