@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 class FrozenLayers:
     """
     The layers of a vision model up to one module, frozen, and a way to leave them out: with the module's output given,
-    the picture does not matter, so that a blank one of an eighth of the size takes its place.
+    the pictures do not matter, so that a blank one of an eighth of the size takes their place.
 
     ```python
     frozen = FrozenLayers(model, "stages.6", image_shape=(224, 224))
@@ -51,11 +51,11 @@ class FrozenLayers:
 
     @contextmanager
     def given(self, features):
-        """Runs the vision model on these outputs of the frozen layers; gives the pictures to call the model with."""
+        """Runs the vision model on these outputs of the frozen layers; gives the picture to call the model with."""
         height, width = self.image_shape
         self._given = features
         try:
-            yield features.new_zeros(len(features), 3, height // 8, width // 8)
+            yield features.new_zeros(1, 3, height // 8, width // 8)
         finally:
             self._given = None
 
@@ -67,12 +67,27 @@ class FrozenLayers:
 
     def _freeze(self, model):
         """Freeze what does not lie behind the module, having tried that the rest needs nothing else."""
-        training = model.training
-        parameters = list(self.vision_model.parameters())
+        training, parameters = model.training, list(self.vision_model.parameters())
+        trained = [parameter.requires_grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        gradients = torch.autograd.grad(self._try(model.eval()).sum(), parameters, allow_unused=True)
+        model.train(training)
+        frozen = set()
+        for parameter, gradient, wanted in zip(parameters, gradients, trained, strict=True):
+            parameter.requires_grad_(wanted and gradient is not None)
+            if gradient is None:
+                frozen.add(parameter)
+        for module in self.vision_model.modules():
+            held = set(module.parameters())
+            if held and held <= frozen:
+                self._modules.append(module)
+
+    def _try(self, model):
+        """The logits with the module's output given, which must be those of the picture itself, as must the map."""
         generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(2, 3, *self.image_shape, generator=generator).to(parameters[0])
+        noise = torch.rand(2, 3, *self.image_shape, generator=generator).to(next(model.parameters()))
         target = torch.zeros(2, dtype=torch.long, device=noise.device)
-        model.eval()
         try:
             expected = model(noise, target=target)
             if not isinstance(self._output, torch.Tensor):
@@ -87,16 +102,7 @@ class FrozenLayers:
                 f"({str(error).splitlines()[0]}). Choose a stage of a convolutional vision model, at or before the "
                 "layer that the map is computed on."
             ) from error
-        gradients = torch.autograd.grad(found.logits.sum(), parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is None:
-                parameter.requires_grad_(False)
-        self._modules = [
-            module
-            for module in self.vision_model.modules()
-            if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
-        ]
-        model.train(training)
+        return found.logits
 
     def encode(self, dataset, processor, batch_size, device):
         """

@@ -47,6 +47,8 @@ class MeglOutput(ModelOutput):
             Returned with `input_ids`; `rationale_logits[:, t]` are the scores of the token at `input_ids[:, t]`.
         evidence_tokens (`torch.FloatTensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`):
             What the language model sees of the picture.
+        features (`torch.FloatTensor` of shape `(batch_size, channels, map_height, map_width)`):
+            What the map lies on and the evidence is taken from: the features at the tap.
         loss_classification, loss_visual, loss_text (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Unweighted losses, each where its targets are given.
     """
@@ -56,6 +58,7 @@ class MeglOutput(ModelOutput):
     saliency: torch.FloatTensor | None = None
     rationale_logits: torch.FloatTensor | None = None
     evidence_tokens: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
     loss_classification: torch.FloatTensor | None = None
     loss_visual: torch.FloatTensor | None = None
     loss_text: torch.FloatTensor | None = None
@@ -298,7 +301,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         The map can be differentiated, a second derivative of the tail, wherever the caller's gradients are on. Under
         `torch.no_grad()` or `torch.inference_mode()` it is computed all the same and leaves no graph behind.
         """
-        saliency = evidence_tokens = rationale_logits = None
+        saliency = features = evidence_tokens = rationale_logits = None
         if not output_saliency:
             logits = self.vision_model(pixel_values).logits
         else:
@@ -319,6 +322,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             saliency=saliency,
             rationale_logits=rationale_logits,
             evidence_tokens=evidence_tokens,
+            features=features,
             **{f"loss_{name}": loss for name, loss in losses.items()},
         )
         return output if return_dict is not False else output.to_tuple()
@@ -379,20 +383,19 @@ class MeglForImageClassification(MeglPreTrainedModel):
         return self.grounding(features.to(self.grounding.norm.weight.dtype), saliency)
 
     @torch.no_grad()
-    def ground(self, pixel_values, saliency):
+    def ground(self, features, saliency):
         """
         Evidence tokens under maps of the caller's choice: what if the model had looked there?
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): Normalised images.
+            features (`torch.FloatTensor` of shape `(batch_size, channels, map_height, map_width)`):
+                `features` of a forward pass.
             saliency (`torch.FloatTensor` of shape `(batch_size, map_height, map_width)`): Maps in [0, 1].
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`.
         """
-        with self._open_tap(pixel_values, create_graph=False) as tap:
-            tap(pixel_values)
-        return self._ground(tap.to_grid(tap.output), saliency).detach()
+        return self._ground(features, saliency)
 
     def _embed(self, evidence_tokens, input_ids, attention_mask):
         """Evidence, then text: `inputs_embeds` and `attention_mask` of the language model."""

@@ -92,7 +92,7 @@ def predict(model, processor, dataset, batch_size, max_new_tokens=40):
         if previous is not None:
             others[0] = previous
         previous = maps[-1]
-        shuffled = model.ground(pixel_values, others)
+        shuffled = model.ground(output.features, others)
         texts, shuffled_texts = (
             processor.batch_decode_rationales(
                 model.generate_rationales(**prompts, evidence_tokens=evidence, max_new_tokens=max_new_tokens)
@@ -128,6 +128,7 @@ def evaluate_model(arguments, name, dataset, folder):
     processor = MeglProcessor.from_pretrained(name)
     model = MeglForImageClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.vision_model.to(memory_format=torch.channels_last)  # as in training, the fastest for convolutions
     check_labels(model.config.id2label, dataset)
     torch.manual_seed(arguments.seed)  # an ablation draws its maps at random
     items = predict(model, processor, dataset, arguments.batch_size, arguments.max_new_tokens)

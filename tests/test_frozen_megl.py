@@ -33,7 +33,7 @@ def test_answers_are_those_of_the_whole_model(make_model):
     features = frozen.compute(pixel_values)
     with frozen.given(features) as blank:
         found = model(blank)
-    assert blank.shape == (3, 3, 4, 4) and not blank.any()
+    assert blank.shape == (1, 3, 4, 4) and not blank.any()
     for name in ("logits", "saliency", "evidence_tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     # Once nothing is given, pictures count again.
@@ -63,6 +63,20 @@ def test_what_is_frozen_stays_and_the_rest_is_trained(make_model, train):
         elif tensor.is_floating_point():
             assert not torch.equal(tensor, before[name]), name
     assert any(name.startswith(frozen[1]) and "running_mean" in name for name in before)
+
+
+def test_what_was_frozen_before_stays_frozen(make_model):
+    model = make_model("megl-resnet-tiny")
+    stages = model.vision_model.resnet.encoder.stages
+    for parameter in (*stages[0].parameters(), *stages[1].parameters()):
+        parameter.requires_grad_(False)
+    FrozenLayers(model, STAGE, (32, 32))
+    trained = {name for name, parameter in model.vision_model.named_parameters() if parameter.requires_grad}
+    assert trained == {"classifier.1.weight", "classifier.1.bias"}
+    model.train()(random_images(2, 3, 32, 32))
+    # Batch statistics are frozen up to the layer, and not behind it.
+    assert not any(module.training for module in stages[0].modules())
+    assert all(module.training for module in stages[1].modules())
 
 
 @pytest.mark.parametrize(

@@ -75,15 +75,17 @@ def test_outputs(preset, make_model):
     model = make_model(preset)
     pixel_values = random_images(2, 3, 32, 32)
     output = model(pixel_values)
-    assert set(output.keys()) == {"logits", "saliency", "evidence_tokens"}
+    assert set(output.keys()) == {"logits", "saliency", "evidence_tokens", "features"}
     assert output.logits.shape == (2, 3)
     torch.testing.assert_close(output.logits, model.vision_model(pixel_values).logits, rtol=1e-5, atol=1e-6)
     assert output.saliency.shape == (2, 4, 4)
     assert output.saliency.min() >= 0 and output.saliency.max() <= 1
     assert output.evidence_tokens.shape == (2, 3, 32)
-    logits, saliency, evidence_tokens = model(pixel_values, return_dict=False)
+    logits, saliency, evidence_tokens, features = model(pixel_values, return_dict=False)
     assert torch.equal(logits, output.logits) and torch.equal(saliency, output.saliency)
     assert torch.equal(evidence_tokens, output.evidence_tokens)
+    assert features.shape == (2, model.config.feature_size, 4, 4)
+    torch.testing.assert_close(model.ground(features, saliency), evidence_tokens)
 
 
 @BOTH
@@ -410,7 +412,7 @@ def test_evidence_under_a_uniform_map_is_the_plain_mean_and_keeps_the_text_from_
     output = model(batch["pixel_values"])
     assert torch.equal(output.saliency, usual.saliency)
     assert not torch.allclose(output.evidence_tokens, usual.evidence_tokens)
-    torch.testing.assert_close(output.evidence_tokens, model.ground(batch["pixel_values"], torch.ones(2, 4, 4)))
+    torch.testing.assert_close(output.evidence_tokens, model.ground(output.features, torch.ones(2, 4, 4)))
     assert all(gradient is None for gradient in vision_gradients(model, text_loss(model, batch)).values())
     model.config.rationale_gradient = "map_and_features"
     assert any(gradient is not None for gradient in vision_gradients(model, text_loss(model, batch)).values())
@@ -432,7 +434,7 @@ def test_random_map_has_the_cells_of_the_own_map_in_other_places(make_model):
     torch.manual_seed(1)
     output = model(pixel_values)
     torch.manual_seed(1)
-    expected = model.ground(pixel_values, model.grounding_maps(output.saliency))
+    expected = model.ground(output.features, model.grounding_maps(output.saliency))
     torch.testing.assert_close(output.evidence_tokens, expected)
 
 
@@ -444,7 +446,7 @@ def test_human_mask_weights_the_evidence_where_there_is_one(make_model, make_bat
     cells = F.avg_pool2d(masks.nan_to_num(), 8)
     assert cells[0, 0, 0] == 0 and cells[0, 3, 3] > 0
     expected = torch.stack([cells[0], output.saliency[1].detach()])
-    torch.testing.assert_close(output.evidence_tokens, model.ground(batch["pixel_values"], expected))
+    torch.testing.assert_close(output.evidence_tokens, model.ground(output.features, expected))
     # The text trains the map of the picture without a mask, and of no other.
     saliency = torch.rand(2, 4, 4, requires_grad=True)
     maps = model.grounding_maps(saliency, masks, given)
@@ -512,9 +514,9 @@ def test_rationale_follows_the_evidence_and_only_it(make_model, processor):
     output = model(pixel_values)
     rationales = model.generate_rationales(**prompts, evidence_tokens=5 * torch.randn(2, 3, 32), max_new_tokens=8)
     assert not torch.equal(rationales[0], rationales[1])
-    swapped = model.ground(pixel_values, output.saliency.flip(0))
+    swapped = model.ground(output.features, output.saliency.flip(0))
     assert not torch.allclose(swapped, output.evidence_tokens)
-    torch.testing.assert_close(model.ground(pixel_values, output.saliency), output.evidence_tokens)
+    torch.testing.assert_close(model.ground(output.features, output.saliency), output.evidence_tokens)
 
 
 def test_rationales_need_either_images_or_evidence(make_model, processor):

@@ -156,8 +156,10 @@ def test_ablations_are_chosen_when_the_model_is_made(run, dataset, tmp_path):
     assert inputs["has_visual_explanation"].all()
     prompts = processor.prompts([item["prediction"] for item in items])
 
+    features = model(inputs["pixel_values"]).features
+
     def rationales(maps):
-        evidence = model.ground(inputs["pixel_values"], maps)
+        evidence = model.ground(features, maps)
         return processor.batch_decode_rationales(model.generate_rationales(**prompts, evidence_tokens=evidence))
 
     own = torch.tensor([item["saliency"] for item in items])
