@@ -13,11 +13,13 @@ STAGE = "resnet.encoder.stages.0"  # the map lies on stage 1
 
 
 @pytest.fixture()
-def train(make_model, processor, tmp_path):
-    def make(model, **kwargs):
+def train(processor, tmp_path):
+    def make(model, lora_rank=None, **kwargs):
         settings = {"per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "report_to": "none"}
         settings |= {"disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
-        args = MeglTrainingArguments(output_dir=str(tmp_path / "run"), frozen_layer=STAGE, **settings)
+        args = MeglTrainingArguments(
+            output_dir=str(tmp_path / "run"), frozen_layer=STAGE, lora_rank=lora_rank, **settings
+        )
         return MeglTrainer(
             model=model, args=args, **{"processing_class": processor, "train_dataset": make_dataset(12), **kwargs}
         )
@@ -63,6 +65,15 @@ def test_what_is_frozen_stays_and_the_rest_is_trained(make_model, train):
         elif tensor.is_floating_point():
             assert not torch.equal(tensor, before[name]), name
     assert any(name.startswith(frozen[1]) and "running_mean" in name for name in before)
+
+
+def test_adapters_are_trained_beside_frozen_layers(make_model, train):
+    trainer = train(make_model("megl-resnet-tiny"), lora_rank=2)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        copied = "modules_to_save" in name and "embedder" not in name and "stages.0" not in name
+        assert torch.equal(parameter, before[name]) != ("lora_" in name or copied), name
 
 
 def test_what_was_frozen_before_stays_frozen(make_model):
