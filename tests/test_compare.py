@@ -474,6 +474,19 @@ def test_published_cells_are_done_elsewhere(place, run, fake_scripts):
     assert len(list((place / "docs" / "cells").iterdir())) == 6 == len((place / "trained").read_text().split())
 
 
+def test_shipped_results_are_those_of_the_shipped_cells():
+    results = json.loads((ROOT / "docs" / "results.json").read_text())
+    for folder in (ROOT / "docs" / "cells").iterdir():
+        run = study_results.Run(folder, "method", 0, {})
+        place = (run.record["dataset"], run.record["architecture"])
+        methods = [found for study in results.values() for found in study.get(place[0], {}).get(place[1], {}).values()]
+        figures = {name: run.figures[name] for name in ("accuracy", "accuracy_conflicting", "iou")}
+        assert any(all(value in values[name] for name, value in figures.items()) for values in methods), folder.name
+        kept = bootstrap.point_figures(run.items)
+        assert kept["accuracy",] == figures["accuracy"]
+        assert kept["saliency", "iou"] == pytest.approx(figures["iou"], abs=1e-5)
+
+
 def test_kept_scores_have_five_digits(tmp_path):
     item = {"id": "a", "saliency": [[0.5]], "per_item": {"iou": 1 / 3, "hits": 123456, "none": None}, "rationale": "x"}
     (tmp_path / "predictions.jsonl").write_text(json.dumps(item) + "\n")
