@@ -415,7 +415,7 @@ def test_tests_pair_the_seeds_that_both_have(place):
     (group,) = study_results.read_groups(STUDY, cells, place / "out" / "cells", 500)
     assert group.values["plain"]["accuracy"] == [0.5] and group.values["megl"]["accuracy"] == [1, 0]
     assert group.test("megl", "plain", "accuracy")["difference"] == 0.5
-    assert "| plain | 1 | 0.500 |" in study_results.markdown(STUDY, "study", [group], 6)
+    assert "| plain | 1 | 0.500 |" in study_results.markdown(STUDY, "study", [group])
 
 
 def test_share_of_masks_is_a_curve_for_each_method(place, run):
