@@ -119,7 +119,8 @@ def run_cell(cell, folder, jobs, keep_models):
             record = _run_steps(cell, work, jobs, output.with_suffix(".log"))
             evaluation = work / "evaluation"
             metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-            shutil.copy(evaluation / "metrics.json", work)
+            metrics["model"] = cell.key  # its folder was a temporary one
+            (work / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             _keep_predictions(evaluation / "predictions.jsonl", work / "predictions.jsonl.gz")
             (work / "cell.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             kept = {"model", "evaluation"} if keep_models else set()
