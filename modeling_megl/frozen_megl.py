@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 
 import torch
-from torch.utils.data import Dataset
 
 
 class FrozenLayers:
@@ -106,9 +105,8 @@ class FrozenLayers:
 
     def encode(self, dataset, processor, batch_size, device):
         """
-        A data set as the collator takes it, with the frozen layers' output in place of each picture.
-
-        All of it is kept in memory: for each picture this output, and its mask at the size of the model's input.
+        The rows of a data set as the collator takes them, a list, with the frozen layers' output in place of each
+        picture. All of it is kept in memory: this output, and the mask at the size of the model's input.
 
         Args:
             dataset (`datasets.Dataset`): Rows with `image` and, where there is one, `visual_explanation`.
@@ -126,17 +124,4 @@ class FrozenLayers:
             for index, row in enumerate(batch):
                 tensors = {name: values[index].clone() for name, values in encoded.items()}
                 rows.append({**row, "encoded": {"frozen_features": features[index].clone(), **tensors}})
-        return EncodedDataset(rows)
-
-
-class EncodedDataset(Dataset):
-    """Rows whose pictures are encoded, in memory."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
+        return rows
