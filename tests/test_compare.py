@@ -144,7 +144,7 @@ def test_own_values_are_set_on_the_command_line(place):
 
 
 @pytest.mark.parametrize("section", ["small", "full"])
-@pytest.mark.parametrize("name", ["paper", "ablation", "masks", "vedc", "balance", "efficiency"])
+@pytest.mark.parametrize("name", ["paper", "ablation", "masks", "baselines", "vedc", "balance", "efficiency"])
 def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, section):
     keys = {}
     for file in {name, "paper"}:
@@ -155,7 +155,8 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         keys[file] = {(cell.dataset, cell.architecture, cell.method): cell.key for cell in cells}
         assert len(set(keys[file].values())) == len(cells)
         places = {"small": 1 if file == "efficiency" else 6, "full": 4}[section]
-        counts = {"paper": 8, "ablation": 11, "masks": 10, "vedc": 13, "balance": 11, "efficiency": 2}
+        counts = {"paper": 8, "ablation": 11, "masks": 10, "efficiency": 2}
+        counts |= {"baselines": 16, "vedc": 13, "balance": 11}
         assert len(cells) == places * counts[file]
     plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
     if name in ("ablation", "masks"):
@@ -164,7 +165,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         assert megl <= set(keys[name].values())
     if name == "efficiency":
         assert {key for (*_, method), key in keys[name].items() if method == "megl"} <= set(keys["paper"].values())
-    if name in ("vedc", "balance"):  # on another split
+    if name in ("baselines", "vedc", "balance"):  # on another split
         assert not set(keys[name].values()) & set(keys["paper"].values())
 
 
