@@ -428,6 +428,7 @@ def test_share_of_masks_is_a_curve_for_each_method(place, run):
     assert "accuracy against the share of masks" in page and "megl, 10% of the masks: 0.500" in page
     # The method in the order of its shares, and plain, which uses no mask, level; from 0.5 to 1 up the side.
     assert charts.curve([(0.1, 0), (1, 1)], "curve") in page and charts.curve([(0, 0), (1, 0)]) in page
+    assert ">megl 0.1</text>" in page and "megl mask_share=0.1" in page  # in the charts, and in the table
     assert charts.frame([0.5, 1]) == (0.5, 1) and charts.frame([0.31, 0.4]) == (0.3, 0.5)
 
 

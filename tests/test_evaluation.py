@@ -280,6 +280,8 @@ def test_bars_and_dots_are_where_the_figures_are():
     names = charts.named_dots([(0.5, 0.5, "one", "", ""), (0.5, 0.5, "two", "", "")])
     heights = [float(mark.split(' y="')[1].split('"')[0]) for mark in names if mark.startswith("<text")]
     assert heights[1] - heights[0] == 12
+    chart = charts.bars("t", [("rationale gradient map_and_features", None, None, "")])
+    assert ">rationale …nd_features</text>" in chart
 
 
 def test_confusion_of_many_classes_is_a_list_of_the_largest():

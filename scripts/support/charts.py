@@ -127,7 +127,9 @@ def named_dots(points):
 
 
 def _short(name):
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
+    """What is too long loses its middle: names that begin alike are told apart by their ends."""
+    half = _NAME_LENGTH // 2
+    return name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def curve(points, kind=""):

@@ -367,8 +367,14 @@ def _bar_charts(group):
         having = [method for method, values in group.values.items() if metric in values]
         if not having:
             continue
-        rows = [(method, mean(group.values[method][metric]), group.interval(method, metric), "") for method in having]
+        means = {method: mean(group.values[method][metric]) for method in having}
+        rows = [(_label(method), value, group.interval(method, metric), "") for method, value in means.items()]
         yield f"<div><h3>{html.escape(COLUMNS[metric])}</h3>{bars(COLUMNS[metric], rows)}</div>"
+
+
+def _label(method):
+    """A method's name in a chart, where there is room for the values of its settings alone."""
+    return re.sub(r"\w+=", "", method)
 
 
 def _against_iou(group):
@@ -378,7 +384,7 @@ def _against_iou(group):
     places = {method: (mean(values["iou"]), mean(values["accuracy"])) for method, values in having.items()}
     x_ends, y_ends = (frame(values) for values in zip(*places.values(), strict=True))
     points = [
-        (within(x, x_ends), within(y, y_ends), method, f"{method}: IoU {x:.3f}, accuracy {y:.3f}", "")
+        (within(x, x_ends), within(y, y_ends), _label(method), f"{method}: IoU {x:.3f}, accuracy {y:.3f}", "")
         for method, (x, y) in places.items()
     ]
     title = "Accuracy against IoU"
