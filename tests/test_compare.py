@@ -155,8 +155,15 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         keys[file] = {(cell.dataset, cell.architecture, cell.method): cell.key for cell in cells}
         assert len(set(keys[file].values())) == len(cells)
         places = {"small": 1 if file == "efficiency" else 6, "full": 4}[section]
-        counts = {"paper": 11, "ablation": 11, "masks": 10, "efficiency": 2}
-        counts |= {"baselines": 16, "vedc": 13, "balance": 13}
+        counts = {
+            "paper": 11,
+            "ablation": 11,
+            "masks": 10,
+            "efficiency": 2,
+            "baselines": 16,
+            "vedc": 13,
+            "balance": 13,
+        }
         assert len(cells) == places * counts[file]
     plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
     if name in ("ablation", "masks"):
