@@ -161,7 +161,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             "masks": 19,
             "efficiency": 2,
             "baselines": 16,
-            "vedc": 13,
+            "vedc": 23,
             "balance": 13,
         }
         assert len(cells) == places * counts[file]
