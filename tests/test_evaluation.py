@@ -280,6 +280,10 @@ def test_bars_and_dots_are_where_the_figures_are():
     names = charts.named_dots([(0.5, 0.5, "one", "", ""), (0.5, 0.5, "two", "", "")])
     heights = [float(mark.split(' y="')[1].split('"')[0]) for mark in names if mark.startswith("<text")]
     assert heights[1] - heights[0] == 12
+    assert [mark for mark in names if mark.startswith("<path")] == ['<path d="M260.0 172.0L268.0 184.0"/>']
+    apart = charts.named_dots([(0.2, 0.5, "one", "", ""), (0.5, 0.5, "two", "", "")])
+    heights = [float(mark.split(' y="')[1].split('"')[0]) for mark in apart if mark.startswith("<text")]
+    assert heights == [176, 176] and not any(mark.startswith("<path") for mark in apart)
     chart = charts.bars("t", [("rationale gradient map_and_features", None, None, "")])
     assert ">rationale …nd_features</text>" in chart
 

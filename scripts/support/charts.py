@@ -24,7 +24,7 @@ svg circle.right { fill: var(--good) } svg circle.wrong { fill: var(--bad) } svg
 svg circle.ring { fill: none; stroke: var(--bad); stroke-width: 2 }
 """
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 464, 12, 332
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 616, 56, 464, 12, 332  # with room for a name at the right
 _BAR_LEFT, _BAR_RIGHT, _BAR_HEIGHT = 160, 440, 24
 _NAME_LENGTH = 22
 
@@ -78,7 +78,7 @@ def unit_chart(title, x_label, y_label, marks, x_ends=(0, 1), y_ends=(0, 1)):
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}">{y_text}</text>')
         parts.append(f'<text class="middle" x="{x:.1f}" y="{_BOTTOM + 16}">{x_text}</text>')
     across, down = (_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2
-    return f"""<svg role="img" aria-label="{escape(title)}" viewBox="0 0 480 376">{"".join(parts)}{"".join(marks)}
+    return f"""<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {_WIDTH} 376">{"".join(parts)}{"".join(marks)}
 <text class="middle" x="{across:.0f}" y="{_BOTTOM + 36}">{escape(x_label)}</text>
 <text class="middle" transform="translate(14 {down:.0f}) rotate(-90)">{escape(y_label)}</text></svg>"""
 
@@ -106,23 +106,24 @@ def dot(x, y, title, kind="", size=4):
 
 def named_dots(points):
     """
-    Marks with their names beside them, moved down where they would overlap.
+    Marks with their names at the right, moved down where they would lie over others; a line leads to a moved name.
 
     Args:
         points (`list` of `(float, float, str, str, str)`): Place, name, title, and CSS classes.
     """
-    marks, taken = [], []
+    marks = []
+    taken = [(across - 6, across + 6, down) for across, down in (place(x, y) for x, y, *_ in points)]
     for x, y, name, title, kind in sorted(points, key=lambda point: -point[1]):
-        marks.append(dot(x, y, title, kind, 5))
-        across, down = place(x, y)
-        while any(abs(across - other) < 7 * _NAME_LENGTH and abs(down - height) < 12 for other, height in taken):
+        name = _short(name)
+        across, at = place(x, y)
+        start, down, width = across + 8, at, 6.5 * len(name)
+        while any(start < end and begin < start + width and abs(down - height) < 12 for begin, end, height in taken):
             down += 1
-        taken.append((across, down))
-        start = across + 8 + 6.5 * len(_short(name)) < 480  # there is room at the right
-        side = 'class="start" ' if start else ""
-        marks.append(
-            f'<text {side}x="{across + (8 if start else -8):.1f}" y="{down + 4:.1f}">{escape(_short(name))}</text>'
-        )
+        taken.append((start, start + width, down))
+        if down - at > 6:
+            marks.append(f'<path d="M{across:.1f} {at:.1f}L{start:.1f} {down:.1f}"/>')
+        marks.append(dot(x, y, title, kind, 5))
+        marks.append(f'<text class="start" x="{start:.1f}" y="{down + 4:.1f}">{escape(name)}</text>')
     return marks
 
 
