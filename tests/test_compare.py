@@ -160,7 +160,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             "ablation": 11,
             "masks": 19,
             "efficiency": 2,
-            "baselines": 16,
+            "baselines": 20,
             "vedc": 23,
             "balance": 13,
         }
