@@ -158,11 +158,11 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         counts = {
             "paper": 11,
             "ablation": 11,
-            "masks": 19,
+            "masks": 27,
             "efficiency": 2,
             "baselines": 20,
             "vedc": 23,
-            "balance": 14,
+            "balance": 15,
         }
         assert len(cells) == places * counts[file]
     plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
