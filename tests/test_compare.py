@@ -158,7 +158,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         counts = {
             "paper": 11,
             "ablation": 11,
-            "masks": 27,
+            "masks": 35,
             "efficiency": 2,
             "baselines": 20,
             "vedc": 23,
