@@ -144,7 +144,7 @@ def test_own_values_are_set_on_the_command_line(place):
 
 
 @pytest.mark.parametrize("section", ["small", "full"])
-@pytest.mark.parametrize("name", ["paper", "ablation", "masks", "baselines", "vedc", "balance", "efficiency"])
+@pytest.mark.parametrize("name", ["paper", "ablation", "masks", "baselines", "vedc", "balance", "tap", "efficiency"])
 def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, section):
     keys = {}
     for file in {name, "paper"}:
@@ -154,7 +154,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         cells = studies.make_cells(study, file, {"seed": ["0"]})
         keys[file] = {(cell.dataset, cell.architecture, cell.method): cell.key for cell in cells}
         assert len(set(keys[file].values())) == len(cells)
-        places = {"small": 1 if file == "efficiency" else 6, "full": 4}[section]
+        places = {"efficiency": (1, 4), "tap": (1, 2)}.get(file, (6, 4))[section == "full"]
         counts = {
             "paper": 11,
             "ablation": 11,
@@ -163,6 +163,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             "baselines": 20,
             "vedc": 23,
             "balance": 15,
+            "tap": 10,
         }
         assert len(cells) == places * counts[file]
     plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
@@ -172,7 +173,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         assert megl <= set(keys[name].values())
     if name == "efficiency":
         assert {key for (*_, method), key in keys[name].items() if method == "megl"} <= set(keys["paper"].values())
-    if name in ("baselines", "vedc", "balance"):  # on another split
+    if name in ("baselines", "vedc", "balance", "tap"):  # on another split
         assert not set(keys[name].values()) & set(keys["paper"].values())
 
 
