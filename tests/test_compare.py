@@ -163,7 +163,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             "baselines": 20,
             "vedc": 23,
             "balance": 15,
-            "tap": 10,
+            "tap": 7,
         }
         assert len(cells) == places * counts[file]
     plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
