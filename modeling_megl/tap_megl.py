@@ -228,8 +228,11 @@ def find_tap(vision_model):
     The deepest module whose output still has a grid and a gradient, found from the model's structure.
 
     Vision models stack their layers or stages. Where the class is read out at a class token, the gradient at the last
-    layer's patch outputs is zero, so the tap is what enters its attention: the output of its first norm. Elsewhere it
-    is the last layer's or stage's output, or what convolutions beside the stack make of it.
+    layer's patch outputs is zero, so the tap is what enters its attention: the output of its first norm. Where all
+    tokens are pooled, it is what the norm before the pooling makes of them: a norm takes no notice of its input's
+    scale, so in front of it the gradient is orthogonal to the features, and a map of their products has nothing to do
+    with the score; behind it, the score is the sum of the map. Elsewhere it is the last layer's or stage's output, or
+    what convolutions beside the stack make of it.
 
     Returns:
         `str`: the module's name in `vision_model`.
@@ -239,7 +242,7 @@ def find_tap(vision_model):
     """
     name = _last_layer(vision_model)
     if count_prefix_tokens(vision_model) == 0:
-        return _convolutional_head(vision_model, name) or name
+        return _convolutional_head(vision_model, name) or _final_norm(vision_model, name) or name
     for child, module in vision_model.get_submodule(name).named_children():
         if isinstance(module, nn.LayerNorm):
             return f"{name}.{child}"
@@ -272,13 +275,35 @@ def _last_layer(vision_model):
 
 def _convolutional_head(vision_model, last_layer):
     """Name of what follows the stack of `last_layer` in its parent before the pooling, if convolutions do."""
-    parent, _, stack = last_layer.rpartition(".")[0].rpartition(".")
-    siblings = list(vision_model.get_submodule(parent).named_children())
-    position = [name for name, _ in siblings].index(stack)
-    head = list(takewhile(lambda sibling: not _pools_or_classifies(sibling[1]), siblings[position + 1 :]))
-    if any(isinstance(layer, nn.Conv2d) for _, module in head for layer in module.modules()):
-        return ".".join(filter(None, (parent, head[-1][0])))
+    head = _before_pooling(vision_model, last_layer.rpartition(".")[0])
+    return head[-1][0] if any(_convolves(module) for _, module in head) else None
+
+
+def _final_norm(vision_model, last_layer):
+    """Name of the norm that tokens pass between `last_layer` and the pooling, if they do."""
+    if _convolves(vision_model.get_submodule(last_layer)):  # ConvNeXt and its like pool first
+        return None
+    while last_layer:
+        for name, module in _before_pooling(vision_model, last_layer):
+            if isinstance(module, nn.LayerNorm):
+                return name
+        last_layer = last_layer.rpartition(".")[0]
     return None
+
+
+def _before_pooling(vision_model, name):
+    """Names and modules of what follows the module `name` in its parent before the pooling."""
+    if not name:  # the model itself
+        return []
+    parent, _, name = name.rpartition(".")
+    siblings = list(vision_model.get_submodule(parent).named_children())
+    position = [sibling for sibling, _ in siblings].index(name)
+    following = takewhile(lambda sibling: not _pools_or_classifies(sibling[1]), siblings[position + 1 :])
+    return [(".".join(filter(None, (parent, sibling))), module) for sibling, module in following]
+
+
+def _convolves(module):
+    return any(isinstance(layer, nn.Conv2d) for layer in module.modules())
 
 
 def _pools_or_classifies(module):

@@ -125,6 +125,24 @@ def test_tap_is_found_from_the_structure(model_type):
     maps.sum().backward()
 
 
+@pytest.mark.parametrize(("model_type", "before"), [("swin", "swin.encoder.layers.1"), ("ijepa", "ijepa.layers.1")])
+def test_behind_the_last_norm_a_score_is_the_sum_of_its_map_and_before_it_has_none(model_type, before):
+    model = make_vision_model(model_type)
+    torch.nn.init.normal_(model.classifier.bias)
+
+    def summed(name):
+        with open_tap(model, name, (32, 32), create_graph=False) as tap:
+            logits = tap(random_images(2, 3, 32, 32))
+            (gradients,) = torch.autograd.grad(logits[:, 1].sum(), tap.output)
+        return (tap.output * gradients).sum(dim=(1, 2)), logits[:, 1] - model.classifier.bias[1]
+
+    found, expected = summed(None)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert expected.abs().min() > 0.01
+    found, _ = summed(before)
+    assert found.abs().max() < 1e-3 * expected.abs().max()
+
+
 class LikeTimm(torch.nn.Module):
     """What timm's models have: a list of their stages, a count of prefix tokens, and no ModuleList."""
 
@@ -142,6 +160,9 @@ def test_timm_models_tell_their_stages_and_prefix_tokens():
     assert count_prefix_tokens(LikeTimm(5)) == 5
     assert find_tap(LikeTimm(5)) == "blocks.1.0"
     assert find_tap(LikeTimm(0)) == "conv_head"
+    model = LikeTimm(0)
+    model.feature_info = [{"module": "blocks"}]
+    assert find_tap(model) == "blocks"
 
 
 def test_prefix_tokens_are_left_out_of_the_grid():

@@ -46,13 +46,14 @@ VISION_MODELS = {
         3,
     ),
     "beit": (TRANSFORMER, "beit.layers.1.layernorm_before", 1),
-    "swin": (WINDOWS, "swin.encoder.layers.1", 0),
+    "swin": (WINDOWS, "swin.layernorm", 0),
+    "ijepa": (TRANSFORMER, "ijepa.layernorm", 0),
     "resnet": ({**STAGES, "embedding_size": 8, "layer_type": "basic"}, "resnet.encoder.stages.1", 0),
     "convnext": ({**STAGES, "num_stages": 2}, "convnext.encoder.stages.1", 0),
     "efficientnet": (BLOCKS, "efficientnet.encoder.top_activation", 0),
     "mobilenet_v2": ({"depth_multiplier": 0.1, "output_stride": 8}, "mobilenet_v2.conv_1x1", 0),
     "clip_vision_model": (TRANSFORMER, "backbone.encoder.layers.1.layer_norm1", 1),
-    "siglip_vision_model": (TRANSFORMER, "backbone.encoder.layers.1", 0),
+    "siglip_vision_model": (TRANSFORMER, "backbone.post_layernorm", 0),
     # Exists as an `AutoBackbone` alone.
     "rt_detr_resnet": (
         {**STAGES, "embedding_size": 8, "layer_type": "basic", "out_features": ["stage2"]},
