@@ -58,6 +58,20 @@ PRESETS = {
         "text_config": _LLAMA_TINY,
         "evidence_size": 128,
     },
+    "megl-swin-tiny": {
+        "vision_config": {
+            "model_type": "swin",
+            "image_size": 128,
+            "patch_size": 4,
+            "embed_dim": 48,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
+        "text_config": _LLAMA_TINY,
+        "evidence_size": 128,
+        "saliency_score": "contrast",
+    },
     "megl-resnet-tiny": {
         "vision_config": {
             "model_type": "resnet",

@@ -49,9 +49,7 @@ def test_presets_name_classes_and_sizes(preset):
     assert config.id2label == config.vision_config.id2label == {0: "cat", 1: "dog"}
     assert config.label2id == config.vision_config.label2id == {"cat": 0, "dog": 1}
     assert config.text_config.vocab_size == 64
-    sizes = PRESETS[preset]["vision_config"]
-    # ViT-B/16 is the default of its class.
-    assert config.feature_size == (sizes["hidden_sizes"][-1] if "resnet" in preset else sizes.get("hidden_size", 768))
+    assert config.feature_size == {"megl-vit-b16": 768, "megl-resnet18": 512}.get(preset, 96)
     again = MeglConfig.from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict()
 
