@@ -3,13 +3,14 @@ from .build import LAYOUTS, build_dataset
 from .card import counts_table
 from .hub import HubTarget
 from .object_me import ObjectMe
-from .scenes import PLACES, place_of
+from .scenes import COLOURS, PLACES, place_of
 
 
 BUILDERS = {"object_me": ObjectMe, "action_me": ActionMe}
 
 __all__ = [
     "BUILDERS",
+    "COLOURS",
     "LAYOUTS",
     "PLACES",
     "ActionMe",

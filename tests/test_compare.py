@@ -730,6 +730,7 @@ def test_the_real_scripts(place, run):
     values = found["study"]["sample"]["resnet"]["megl"]
     assert values["accuracy"] == [metrics["accuracy"]] and values["iou"] == [metrics["saliency"]["iou"]]
     names = {"accuracy_conflicting", "worst_group_accuracy", "pointing_game", "bleu_4", "rouge_l", "cider"}
-    assert {*names, "kind_accuracy", "place_accuracy", "shuffled_place_accuracy"} <= set(values)
+    names |= {f"{name}_accuracy" for name in ("kind", "colour", "place", "shuffled_place")}
+    assert names <= set(values)
     record = json.loads((folder / "cell.json").read_text())
     assert record["training_settings"]["mask_share"] == 0.5 and min(record["seconds"].values()) > 0

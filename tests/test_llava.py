@@ -199,7 +199,7 @@ def test_right_answers_are_counted(make, monkeypatch, dataset):
     metrics = evaluate_llava.compute_metrics(arguments, predictions, data, list(model.config.id2label.values()))
     expected = [True, True, False, data[3]["label"] == 4]
     assert metrics["accuracy"] == sum(expected) / 4 and metrics["unanswered"] == 1 / 4
-    assert metrics["rationale"]["place_accuracy"] == 2 / 4
+    assert metrics["rationale"]["colour_accuracy"] == metrics["rationale"]["place_accuracy"] == 2 / 4
     assert predictions[0]["rationale"] == data[0]["textual_explanations"][0]
 
 

@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 import torch
 
-from dataset_builders import PLACES
+from dataset_builders import COLOURS, PLACES
 
 from .bootstrap import LEVEL, METRICS, intervals, point_figures
 from .pictures import evenly_spaced
@@ -50,6 +50,7 @@ HEADLINES = {
     ("rationale", "rouge_l"): "rationale ROUGE-L",
     ("rationale", "cider"): "rationale CIDEr",
     ("rationale", "kind_accuracy"): "rationale names the kind",
+    ("rationale", "colour_accuracy"): "rationale names the colour",
     ("rationale", "place_accuracy"): "rationale names the place",
     ("rationale", "shuffled_place_accuracy"): "  with another picture's map",
     ("explained_accuracy", "iou_overall"): "accuracy x IoU where right",
@@ -162,12 +163,13 @@ def faithfulness_scores(items, dataset, model, processor, baseline, batch_size):
 
 def rationale_scores(items, references, class_names):
     """
-    The metrics of `metrics/rationale`, with the share of rationales that name the right kind of object and the right
-    place where the references name one; `shuffled_place_accuracy` is the latter with another picture's map, where the
+    The metrics of `metrics/rationale`, with the share of rationales that name the right kind of object, colour and
+    place where the references name one; `shuffled_place_accuracy` is the last with another picture's map, where the
     items have a `shuffled_rationale`.
     """
     metric = load("rationale")
-    common = {"references": references, "phrases": {"kind": class_names, "place": list(PLACES)}, "per_item": True}
+    phrases = {"kind": class_names, "colour": list(COLOURS), "place": list(PLACES)}
+    common = {"references": references, "phrases": phrases, "per_item": True}
     result = metric.compute(predictions=[item["rationale"] for item in items], **common)
     if all("shuffled_rationale" in item for item in items):
         control = metric.compute(predictions=[item["shuffled_rationale"] for item in items], meteor=False, **common)

@@ -72,6 +72,7 @@ COLUMNS = {
     "cider": "CIDEr",
     "clip_score": "CLIPScore",
     "kind_accuracy": "kind",
+    "colour_accuracy": "colour",
     "place_accuracy": "place",
     "shuffled_place_accuracy": "place, shuffled",
 }
