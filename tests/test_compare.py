@@ -162,7 +162,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             "efficiency": 2,
             "baselines": 20,
             "vedc": 23,
-            "balance": 15,
+            "balance": 16,
             "tap": 7,
         }
         assert len(cells) == places * counts[file]
