@@ -330,9 +330,9 @@ def what_was_run(study, group):
     runs = [run for runs in group.runs.values() for run in runs]
     records = list({run.record["key"]: run.record for run in runs}.values())
     hours = sum(sum(record["seconds"].values()) for record in records) / 3600
-    machines = {json.dumps(record["machine"]): record["machine"] for record in records}.values()
+    machines = [record["machine"] for record in records]
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
-    kinds = [f"{m.get('gpu') or m['processor']}, {m['cores']} cores" for m in machines]
+    kinds = sorted({f"{m.get('gpu') or m['processor']}, {m['cores']} cores" for m in machines})
     commits = ", ".join(sorted({str(record["commit"]) for record in records}))
     split = study.get("split", "test")
     return [
