@@ -12,6 +12,7 @@ whole batch, however it is spread over accumulation steps and processes. Some of
 its threshold over a whole batch instead: `maps[None]` and `masks[None]`, a single item of many maps, do the same here.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -286,15 +287,19 @@ class DistributionStatistic(NamedTuple):
     Args:
         describe (`Callable`): Maps or masks `(batch_size, height, width)` to what is compared, `(batch_size, n)`.
         smallest_std (`float`): Explanations that are all alike would otherwise make the loss infinite.
+        delta (`float`, *optional*, defaults to infinity): See [`distribution_consistency`].
     """
 
     describe: Callable
     smallest_std: float
+    delta: float = math.inf
 
 
 # The key is `MeglTrainingArguments.distribution_statistic`.
 DISTRIBUTION_STATISTICS = {
     "moments": DistributionStatistic(map_moments, smallest_std=0.02),
+    # Maps far from any explanation, as at the start of a training, do not outweigh the other losses.
+    "robust_moments": DistributionStatistic(map_moments, smallest_std=0.02, delta=1.0),
     # No quantile of values in [0, 1] has a standard deviation above 1/2. So all are divided by 1, and the loss is half
     # the squared 2-Wasserstein distance between a map's values and those of the mean explanation.
     "quantiles": DistributionStatistic(map_quantiles, smallest_std=1.0),
@@ -302,7 +307,7 @@ DISTRIBUTION_STATISTICS = {
 }
 
 
-def distribution_consistency(maps, mean, std, describe=map_moments):
+def distribution_consistency(maps, mean, std, describe=map_moments, delta=math.inf):
     """
     Visual Explanation Distribution Consistency (VEDC): how far maps lie from the data set's visual explanations.
 
@@ -317,8 +322,12 @@ def distribution_consistency(maps, mean, std, describe=map_moments):
         maps (`torch.Tensor` of shape `(batch_size, height, width)`): Maps of images without a visual explanation.
         mean, std (`torch.Tensor` of shape `(n,)`): Of the statistic over the visual explanations.
         describe (`Callable`, *optional*, defaults to [`map_moments`]): The statistic, see [`DistributionStatistic`].
+        delta (`float`, *optional*, defaults to infinity):
+            How many standard deviations from the mean the loss goes on linearly, with the slope that it has there:
+            the likelihood of a normal distribution with exponential tails (Huber 1964).
     """
-    return 0.5 * ((describe(maps) - mean) / std).square().mean(dim=1)
+    scores = (describe(maps) - mean) / std
+    return F.huber_loss(scores, torch.zeros_like(scores), reduction="none", delta=delta).mean(dim=1)
 
 
 # ---- Text loss ----

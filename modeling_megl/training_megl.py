@@ -38,7 +38,8 @@ class MeglTrainingArguments(TrainingArguments):
             How far a map may miss its mask in the robust term of `res_g` and `res_l` at no cost.
         distribution_statistic (`str`, *optional*, defaults to `"moments"`):
             What VEDC compares, a key of `losses_megl.DISTRIBUTION_STATISTICS`: `moments` (size and spread),
-            `quantiles` (of a map's values) or `layout` (where the map lies, and its size).
+            `robust_moments` (the same, with a loss that grows linearly far from the explanations), `quantiles` (of a
+            map's values) or `layout` (where the map lies, and its size).
         text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
             `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
         frozen_layer (`str`, *optional*): Module of a convolutional vision model, such as `"stages.6"`, up to which it
@@ -150,7 +151,7 @@ class VisualExplanationStatistic(nn.Module):
 
     def __init__(self, name="moments"):
         super().__init__()
-        self.describe, self.smallest_std = DISTRIBUTION_STATISTICS[name]
+        self.describe, self.smallest_std, self.delta = DISTRIBUTION_STATISTICS[name]
         size = self.describe(torch.zeros(1, 4, 4)).shape[1]
         self.register_buffer("first", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("second", torch.zeros(size, dtype=torch.float64))
@@ -179,7 +180,8 @@ class VisualExplanationStatistic(nn.Module):
 
     def distance(self, maps):
         """[`distribution_consistency`] of maps `(batch_size, height, width)` with the explanations so far."""
-        return distribution_consistency(maps, self.mean.to(maps.dtype), self.std.to(maps.dtype), self.describe)
+        mean, std = self.mean.to(maps.dtype), self.std.to(maps.dtype)
+        return distribution_consistency(maps, mean, std, self.describe, self.delta)
 
 
 class _MeglCallback(TrainerCallback):

@@ -161,7 +161,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             "masks": 35,
             "efficiency": 2,
             "baselines": 20,
-            "vedc": 23,
+            "vedc": 27,
             "balance": 16,
             "tap": 7,
         }

@@ -359,6 +359,10 @@ def test_distribution_consistency_by_hand():
     losses = distribution_consistency(maps, mean, std)
     torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64))
     assert distribution_consistency(maps, *map_moments(maps[:1]), std)[0] == 0
+    # At `delta` standard deviations the loss goes on with the slope that it has there.
+    robust = [(0.5 * (0.25 / 0.5) ** 2 + 1.5 * (0.2 / 0.1) - 0.5 * 1.5**2) / 2]
+    assert distribution_consistency(maps, mean, std, delta=1.5)[1:].tolist() == pytest.approx(robust)
+    assert distribution_consistency(maps, mean, std, delta=2.5)[1] == losses[1]
 
 
 def test_quantiles_by_hand():
@@ -383,17 +387,18 @@ def test_layout_by_hand():
 
 @pytest.mark.parametrize("name", sorted(DISTRIBUTION_STATISTICS))
 def test_statistics_are_differentiable_and_independent_of_the_resolution(name):
-    describe, smallest_std = DISTRIBUTION_STATISTICS[name]
+    describe, smallest_std, delta = DISTRIBUTION_STATISTICS[name]
     maps = torch.rand(3, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert torch.autograd.gradcheck(describe, (maps.clone().requires_grad_(),))
     fine = maps.repeat_interleave(6, 1).repeat_interleave(6, 2)
     # A cell's own extent has a share in the spread.
-    torch.testing.assert_close(describe(fine), describe(maps), rtol=0, atol=0.03 if name == "moments" else 1e-9)
+    torch.testing.assert_close(describe(fine), describe(maps), rtol=0, atol=0.03 if describe is map_moments else 1e-9)
     mean, std = describe(maps).mean(dim=0), describe(maps).std(dim=0).clamp_min(smallest_std)
-    expected = 0.5 * ((describe(maps) - mean) / std).square().mean(dim=1)
-    torch.testing.assert_close(distribution_consistency(maps, mean, std, describe), expected)
+    scores = ((describe(maps) - mean) / std).abs()
+    expected = torch.where(scores < delta, 0.5 * scores.square(), scores - 0.5).mean(dim=1)
+    torch.testing.assert_close(distribution_consistency(maps, mean, std, describe, delta), expected)
     zero = torch.zeros(1, 4, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(distribution_consistency(zero, mean, std, describe).sum(), zero)
+    (gradient,) = torch.autograd.grad(distribution_consistency(zero, mean, std, describe, delta).sum(), zero)
     assert gradient.isfinite().all()
 
 
