@@ -31,7 +31,9 @@ class MeglTrainingArguments(TrainingArguments):
     Args:
         visual_loss_weight (`float`, *optional*, defaults to 3.0): λ_visual, on images with a visual explanation.
         text_loss_weight (`float`, *optional*, defaults to 1.0): λ_text, on all images.
-        distribution_loss_weight (`float`, *optional*, defaults to 0.1): λ_dist, on images without one.
+        distribution_loss_weight (`float`, *optional*, defaults to 0.0):
+            λ_dist of VEDC, on images without one. Off, as beside many masks some networks gain and others lose by it;
+            where masks are few, 0.03 to 0.1 does the maps good.
         visual_loss (`str`, *optional*, defaults to `"gradia"`):
             A key of `losses_megl.VISUAL_LOSSES`: `gradia`, `haics`, `res_g`, `res_l`, `rrr`, `energy` or `ppce`.
         res_slack (`float`, *optional*, defaults to 0.0):
@@ -54,7 +56,7 @@ class MeglTrainingArguments(TrainingArguments):
     )
     visual_loss_weight: float = field(default=3.0, metadata={"help": "Weight of the visual explanation loss."})
     text_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the rationale loss."})
-    distribution_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the VEDC loss."})
+    distribution_loss_weight: float = field(default=0.0, metadata={"help": "Weight of the VEDC loss."})
     visual_loss: str = field(
         default="gradia", metadata={"help": "Visual explanation loss.", "choices": sorted(VISUAL_LOSSES)}
     )

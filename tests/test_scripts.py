@@ -129,7 +129,8 @@ def test_subsets_of_the_masks_are_nested_and_follow_from_the_ids(run, dataset):
 def test_training_without_masks_has_no_visual_loss(run, dataset, untrained, tmp_path):
     with pytest.raises(SystemExit, match=r"train_megl: `mask_share` must lie in \[0, 1\], got 30.0"):
         train(run, untrained, dataset, tmp_path / "trained", "--mask_share", 30)
-    train(run, untrained, dataset, tmp_path / "trained", "--mask_share", 0, "--logging_steps", 1)
+    options = ("--mask_share", 0, "--distribution_loss_weight", 0.1, "--logging_steps", 1)
+    train(run, untrained, dataset, tmp_path / "trained", *options)
     assert json.loads((tmp_path / "trained" / "training_settings.json").read_text())["mask_share"] == 0
     logs = json.loads((tmp_path / "trained" / "trainer_state.json").read_text())["log_history"][0]
     assert "loss_text" in logs and logs.get("loss_visual", 0) == 0 and "loss_distribution" not in logs

@@ -78,6 +78,7 @@ def make_trainer(make_model, processor, tmp_path):
             "save_strategy": "no",
             "logging_steps": 1,
             "use_cpu": True,
+            "distribution_loss_weight": 0.1,
         }
         model = model if model is not None else make_model(preset)
         return MeglTrainer(

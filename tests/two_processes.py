@@ -39,6 +39,7 @@ def train(case, folder, batch_size, name):
             max_grad_norm=1e9,
             lr_scheduler_type="constant",
             visual_loss=case,
+            distribution_loss_weight=0.1,
             distribution_statistic=CASES[case],
             logging_steps=1,
             save_strategy="no",
