@@ -12,6 +12,7 @@ INSTALLED := .venv/installed
 TEST_WEIGHTS := .venv/test-weights
 
 RUN := runs/quickstart
+# VEDC, which is off by default, does the sample's ResNet good (docs/results.md).
 TRAIN_FLAGS ?= --distribution_loss_weight 0.1 --num_train_epochs 36 --per_device_train_batch_size 16 \
     --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_steps 50 --weight_decay 0.01 --eval_strategy no \
     --save_strategy no --logging_steps 75 --report_to none
