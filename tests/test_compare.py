@@ -156,7 +156,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         assert len(set(keys[file].values())) == len(cells)
         places = {"efficiency": (1, 4), "tap": (1, 2)}.get(file, (7, 4))[section == "full"]
         counts = {
-            "paper": 11,
+            "paper": 12,
             "ablation": 11,
             "masks": 35,
             "efficiency": 2,
@@ -171,6 +171,9 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         assert plain <= set(keys[name].values())
         megl = {key for (_, _, method), key in keys["paper"].items() if method == "megl"}
         assert megl <= set(keys[name].values())
+    if name == "ablation":
+        without = {key for (_, _, method), key in keys["paper"].items() if method == "megl without vedc"}
+        assert without == {key for (_, _, method), key in keys[name].items() if method == "no vedc"}
     if name == "efficiency":
         assert {key for (*_, method), key in keys[name].items() if method == "megl"} <= set(keys["paper"].values())
     if name in ("baselines", "vedc", "balance", "tap"):  # on another split
