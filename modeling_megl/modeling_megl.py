@@ -45,8 +45,8 @@ class MeglOutput(ModelOutput):
             The map of the explained class, in [0, 1].
         rationale_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
             Returned with `input_ids`; `rationale_logits[:, t]` are the scores of the token at `input_ids[:, t]`.
-        evidence_tokens (`torch.FloatTensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`):
-            What the language model sees of the picture.
+        evidence_tokens (`torch.FloatTensor` of shape `(batch_size, num_tokens, text_hidden_size)`, *optional*):
+            What the language model sees of the picture; in training mode returned with `input_ids`.
         features (`torch.FloatTensor` of shape `(batch_size, channels, map_height, map_width)`):
             What the map lies on and the evidence is taken from: the features at the tap.
         loss_classification, loss_visual, loss_text (`torch.FloatTensor` of shape `(1,)`, *optional*):
@@ -302,12 +302,15 @@ class MeglForImageClassification(MeglPreTrainedModel):
         `torch.no_grad()` or `torch.inference_mode()` it is computed all the same and leaves no graph behind.
         """
         saliency = features = evidence_tokens = rationale_logits = None
+        pixel_values = pixel_values.to(self.dtype)
         if not output_saliency:
             logits = self.vision_model(pixel_values).logits
         else:
             logits, saliency, features = self._classify_with_map(pixel_values, labels, target, foil)
-            maps = self.grounding_maps(saliency, visual_explanations, has_visual_explanation)
-            evidence_tokens = self._ground(features, maps)
+            # Where no text is trained, parameters that have no part in the loss are to have none in the output.
+            if input_ids is not None or not self.training:
+                maps = self.grounding_maps(saliency, visual_explanations, has_visual_explanation)
+                evidence_tokens = self._ground(features, maps)
             if input_ids is not None:
                 rationale_logits = self._score_rationales(evidence_tokens, input_ids, attention_mask)
         num_items = num_items_in_batch or {}

@@ -76,8 +76,8 @@ class MeglProcessor(ProcessorMixin):
                 Grey mask of each picture, of the same aspect ratio at any size, or `None`.
             label_names (`list[str]`, *optional*):
                 Class name of each picture, for the prompt.
-            rationales (`list[str]`, *optional*):
-                Rationale of each picture; needs `label_names`.
+            rationales (`list[str or None]`, *optional*):
+                Rationale of each picture, or `None`; needs `label_names`.
 
         Returns:
             `BatchFeature` with, for what was given, `pixel_values` `(B, 3, H, W)`, `visual_explanations` `(B, H, W)`
@@ -134,8 +134,10 @@ class MeglProcessor(ProcessorMixin):
             raise ValueError("`rationales` need `label_names` of the same length: the prompt names the class.")
         rows = []
         for name, rationale in zip(label_names, rationales, strict=True):
-            prompt, text = self._prompt_ids(name), self._rationale_ids(rationale)
-            text = text[: max(self.max_rationale_length - len(prompt) - 1, 1)] + [self.tokenizer.eos_token_id]
+            prompt, text = self._prompt_ids(name), []
+            if rationale is not None:
+                text = self._rationale_ids(rationale)
+                text = text[: max(self.max_rationale_length - len(prompt) - 1, 1)] + [self.tokenizer.eos_token_id]
             rows.append((prompt, text))
         length = max(len(prompt) + len(text) for prompt, text in rows)
         input_ids = torch.full((len(rows), length), self._pad_token_id())
@@ -145,7 +147,7 @@ class MeglProcessor(ProcessorMixin):
             end = len(prompt) + len(text)
             input_ids[row, :end] = torch.tensor(prompt + text)
             attention_mask[row, :end] = 1
-            labels[row, len(prompt) : end] = torch.tensor(text)
+            labels[row, len(prompt) : end] = torch.tensor(text, dtype=torch.long)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "rationale_labels": labels}
 
     def _prompt_ids(self, label_name):

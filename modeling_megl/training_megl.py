@@ -1,89 +1,39 @@
 """Training with explanations: the collator that joins pictures, masks and rationales, the Trainer and its losses."""
 
 import os
+import shutil
 import zlib
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from datasets import Dataset, Image
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_model, save_model
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.distributed.fsdp import register_fsdp_forward_method
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress, hf_api, logging
 
+from .checkpoints_megl import check_checkpoint, last_whole_checkpoint
 from .frozen_megl import FrozenLayers
-from .losses_megl import DISTRIBUTION_STATISTICS, VISUAL_LOSSES, distribution_consistency, res_kernel
+from .losses_megl import (
+    DISTRIBUTION_STATISTICS,
+    VISUAL_LOSSES,
+    distribution_consistency,
+    rationale_loss,
+    res_kernel,
+)
 from .processing_megl import MeglProcessor
+from .training_arguments_megl import MeglTrainingArguments
 
 
-@dataclass
-class MeglTrainingArguments(TrainingArguments):
-    r"""
-    `TrainingArguments` with the weights of MEGL's losses,
-    L = L_cls + λ_visual L_visual + λ_text L_text + λ_dist L_dist.
-
-    With every weight at 0 this is plain fine-tuning of the classifier, at its plain cost. `remove_unused_columns`
-    defaults to `False`, as the collator reads the data set's own columns.
-
-    Args:
-        visual_loss_weight (`float`, *optional*, defaults to 3.0): λ_visual, on images with a visual explanation.
-        text_loss_weight (`float`, *optional*, defaults to 1.0): λ_text, on all images.
-        distribution_loss_weight (`float`, *optional*, defaults to 0.0):
-            λ_dist of VEDC, on images without one. Off, as beside many masks some networks gain and others lose by it;
-            where masks are few, 0.03 to 0.1 does the maps good.
-        visual_loss (`str`, *optional*, defaults to `"gradia"`):
-            A key of `losses_megl.VISUAL_LOSSES`: `gradia`, `haics`, `res_g`, `res_l`, `rrr`, `energy` or `ppce`.
-        res_slack (`float`, *optional*, defaults to 0.0):
-            How far a map may miss its mask in the robust term of `res_g` and `res_l` at no cost.
-        distribution_statistic (`str`, *optional*, defaults to `"moments"`):
-            What VEDC compares, a key of `losses_megl.DISTRIBUTION_STATISTICS`: `moments` (size and spread),
-            `robust_moments` (the same, with a loss that grows linearly far from the explanations), `quantiles` (of a
-            map's values) or `layout` (where the map lies, and its size).
-        text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
-            `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
-        frozen_layer (`str`, *optional*): Module of a convolutional vision model, such as `"stages.6"`, up to which it
-            is frozen; what it makes of each training image is computed once and kept in memory.
-        lora_rank (`int`, *optional*): Train the language model by LoRA adapters of this rank (PEFT) only.
-        predict_with_generate (`bool`, *optional*, defaults to `False`): Write rationales while evaluating.
-        generation_max_new_tokens (`int`, *optional*, defaults to 40): Their greatest length.
-    """
-
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Whether to drop the columns that the model's forward does not name."}
-    )
-    visual_loss_weight: float = field(default=3.0, metadata={"help": "Weight of the visual explanation loss."})
-    text_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the rationale loss."})
-    distribution_loss_weight: float = field(default=0.0, metadata={"help": "Weight of the VEDC loss."})
-    visual_loss: str = field(
-        default="gradia", metadata={"help": "Visual explanation loss.", "choices": sorted(VISUAL_LOSSES)}
-    )
-    res_slack: float = field(default=0.0, metadata={"help": "Slack of the visual losses `res_g` and `res_l`."})
-    distribution_statistic: str = field(
-        default="moments", metadata={"help": "What VEDC compares.", "choices": sorted(DISTRIBUTION_STATISTICS)}
-    )
-    text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of language model and grounding; default: `learning_rate`."}
-    )
-    frozen_layer: str | None = field(
-        default=None, metadata={"help": "Freeze the vision model up to this module, and run it once for each image."}
-    )
-    lora_rank: int | None = field(
-        default=None, metadata={"help": "Train the language model by LoRA adapters of this rank."}
-    )
-    predict_with_generate: bool = field(default=False, metadata={"help": "Write rationales while evaluating."})
-    generation_max_new_tokens: int = field(default=40, metadata={"help": "Greatest length of those rationales."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
-        for name, choices in (("visual_loss", VISUAL_LOSSES), ("distribution_statistic", DISTRIBUTION_STATISTICS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {getattr(self, name)!r}.")
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -91,24 +41,27 @@ class MeglDataCollator:
     """
     Rows of a data set with the columns `image`, `label`, `visual_explanation` and `textual_explanations` to a batch.
 
-    Each row contributes one of its rationales. In training they take turns from epoch to epoch, from a start that
-    depends on `seed` and on the rationales themselves; so what is drawn depends on neither order, worker nor resuming.
+    Each row contributes one of its rationales, if it has any. In training they take turns from epoch to epoch, from a
+    start that depends on `seed` and on the rationales themselves; so what is drawn depends on neither order, worker
+    nor resuming.
 
     Args:
         processor ([`MeglProcessor`]): Makes the tensors.
         id2label (`dict[int, str]`): Names of the classes, for the rationales' prompts.
         seed (`int`, *optional*, defaults to 0): Which rationale comes first.
-        epoch (`int`, *optional*): The epoch; `None`, for evaluation, takes the first rationale of each row.
+        epoch (`int` or `torch.LongTensor` of shape `()`, *optional*):
+            The epoch; `None`, for evaluation, takes the first rationale of each row. See [`TellEpoch`].
 
     Returns, called with a list of rows:
         `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)`,
-        `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`.
+        `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`, -100 where there
+        is no rationale.
     """
 
     processor: MeglProcessor
     id2label: dict[int, str]
     seed: int = 0
-    epoch: int | None = None
+    epoch: int | torch.Tensor | None = None
 
     def __call__(self, rows):
         labels = [row["label"] for row in rows]
@@ -128,16 +81,25 @@ class MeglDataCollator:
         return batch
 
     def draw(self, row):
-        """The rationale of this row in this epoch."""
-        rationales = row["textual_explanations"]
+        """The rationale of this row in this epoch; `None` where it has none."""
+        rationales = row.get("textual_explanations")
         if not rationales:
-            raise ValueError(
-                f"Item {row.get('id')!r} has no `textual_explanations`: every image needs at least one rationale."
-            )
+            return None
         if self.epoch is None:
             return rationales[0]
         start = zlib.crc32(f"{self.seed} {rationales}".encode())
-        return rationales[(start + self.epoch) % len(rationales)]
+        return rationales[(start + int(self.epoch)) % len(rationales)]
+
+
+class TellEpoch(TrainerCallback):
+    """Tells a collator the epoch before its batches are made."""
+
+    def __init__(self, collator):
+        # In shared memory, as persistent workers keep the collator that they were started with.
+        self.epoch = collator.epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.epoch.fill_(int(state.epoch or 0))
 
 
 class VisualExplanationStatistic(nn.Module):
@@ -186,11 +148,8 @@ class VisualExplanationStatistic(nn.Module):
         return distribution_consistency(maps, mean, std, self.describe, self.delta)
 
 
-class _MeglCallback(TrainerCallback):
-    """
-    Tells the collator the epoch before its batches are made, and treats what the visual loss itself learns as the
-    Trainer treats the model's parameters.
-    """
+class _LearntLossCallback(TrainerCallback):
+    """Treats what the visual loss itself learns as the Trainer treats the model's parameters."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -203,10 +162,6 @@ class _MeglCallback(TrainerCallback):
             if parameter.grad is not None:
                 parameter.grad = self.trainer.accelerator.reduce(parameter.grad, reduction="mean")
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if isinstance(self.trainer.data_collator, MeglDataCollator):
-            self.trainer.data_collator.epoch = int(state.epoch or 0)
-
 
 class MeglTrainer(Trainer):
     """
@@ -215,7 +170,8 @@ class MeglTrainer(Trainer):
     Each loss is the mean over what it applies to in the *whole* batch of an optimizer step (all accumulation steps and
     processes), so k accumulation steps have the gradient of one batch k times as large. Each is logged under its name,
     `loss_classification`, `loss_visual`, `loss_text`, `loss_distribution`, in training and, with the prefix `eval_`,
-    in evaluation.
+    in evaluation, where it is the mean over what it applies to in the whole data set, and `eval_loss` their weighted
+    sum.
 
     `compute_metrics` gets `predictions = (logits, saliency[, rationale token ids])`, the last with
     `predict_with_generate`, and `label_ids = (labels, visual_explanations, has_visual_explanation, rationale_labels)`.
@@ -223,6 +179,9 @@ class MeglTrainer(Trainer):
     Args:
         args ([`MeglTrainingArguments`]): The settings.
         processing_class ([`MeglProcessor`]): Makes the default collator and is saved with each checkpoint.
+        compute_loss_func (`Callable`, *optional*):
+            `f(outputs, labels, num_items_in_batch)` is the loss, in place of all of MEGL's; `num_items_in_batch` is
+            the number of images in the whole batch.
         Others: as in `Trainer`.
     """
 
@@ -231,29 +190,91 @@ class MeglTrainer(Trainer):
 
     def __init__(self, model=None, args=None, data_collator=None, processing_class=None, **kwargs):
         args = args if args is not None else MeglTrainingArguments()
+        if not isinstance(args, MeglTrainingArguments):
+            raise ValueError(
+                f"`args` must be `MeglTrainingArguments`, which have the weights of the losses, got "
+                f"`{type(args).__name__}`."
+            )
+        if data_collator is None and processing_class is None:
+            raise ValueError("Pass a `data_collator`, or a `processing_class` to make the default one with.")
+        if kwargs.get("model_init") is not None and args.frozen_layer is not None:
+            raise ValueError(
+                "`frozen_layer` computes its images once, for one `model`: it does not go with `model_init`."
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"Got {args.n_gpu} GPUs in one process: start one process for each by `torchrun --nproc_per_node "
+                f"{args.n_gpu}`, or let it see one GPU alone by CUDA_VISIBLE_DEVICES."
+            )
+        if args.ddp_find_unused_parameters is None:
+            # A loss with a weight of 0 leaves the language model out of the graph.
+            args.ddp_find_unused_parameters = True
+        datasets = [kwargs.get("train_dataset"), kwargs.get("eval_dataset")]
+        self._labelled_datasets = [
+            part for data in datasets for part in (data.values() if type(data) is dict else [data])
+        ]
+        if model is not None:
+            model = self._ready(model, args)
+        super().__init__(
+            model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
+        )
+        self._check_sharding()
         if data_collator is None:
-            if processing_class is None:
-                raise ValueError("Pass a `data_collator`, or a `processing_class` to make the default one with.")
-            data_collator = MeglDataCollator(processing_class, model.config.id2label, seed=args.seed)
-        for dataset in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
+            self.data_collator = MeglDataCollator(processing_class, self.model.config.id2label, seed=args.seed)
+        if isinstance(self.data_collator, MeglDataCollator):
+            self.add_callback(TellEpoch(self.data_collator))
+        self.frozen_layers = None
+        if args.frozen_layer is not None:
+            self._freeze(args.frozen_layer)
+        self._class_weights = self._weigh_classes()
+        self._sums = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self.add_callback(_LearntLossCallback(self))
+
+    # ---- Model ----
+
+    def _ready(self, model, args):
+        """A model that is fit to be trained, with what is trained beside it; a `ValueError` where it cannot be."""
+        for dataset in self._labelled_datasets:
             check_labels(model.config.id2label, dataset)
         model.probe_saliency_layer()
         if args.lora_rank is not None:
             model = add_lora(model, args.lora_rank)
-        # On CPUs and GPUs alike convolutions run fastest on this layout; other layers do not mind.
-        model.vision_model.to(memory_format=torch.channels_last)
-        super().__init__(
-            model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
-        )
-        self.frozen_layers = None
-        if args.frozen_layer is not None:
-            self._freeze(args.frozen_layer)
-        self.statistic = VisualExplanationStatistic(self.args.distribution_statistic).to(self.args.device)
+        self.statistic = VisualExplanationStatistic(args.distribution_statistic).to(args.device)
         # The convolution of RES-L: part of the training, not of the model.
-        learnt = {"kernel": res_kernel(self.args.device)} if self.args.visual_loss == "res_l" else {}
+        learnt = {"kernel": res_kernel(args.device)} if args.visual_loss == "res_l" else {}
         self.visual_loss_parameters = nn.ParameterDict(learnt)
-        self._sums = {"train": defaultdict(float), "eval": defaultdict(float)}
-        self.add_callback(_MeglCallback(self))
+        if args.deepspeed_plugin is None:  # which refuses the layout
+            # On CPUs and GPUs alike convolutions run fastest on it; other layers do not mind.
+            model.vision_model.to(memory_format=torch.channels_last)
+        return model
+
+    def call_model_init(self, trial=None):
+        return self._ready(super().call_model_init(trial), self.args)
+
+    def _check_sharding(self):
+        """Refuse what cannot be sharded as asked, with what can."""
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed's ZeRO-3 gathers parameters for one backward pass, while a map is a gradient that is taken "
+                "inside the forward pass: use ZeRO-2, or FSDP 2."
+            )
+        if self.is_fsdp_enabled and getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1) == 1:
+            raise ValueError(
+                "FSDP 1 shards again after the gradient that a map is, inside the forward pass: use FSDP 2, "
+                "`fsdp_config={'version': 2}`."
+            )
+        if (plugin is not None or self.is_fsdp_enabled) and len(self.visual_loss_parameters):
+            raise ValueError(
+                "`visual_loss='res_l'` learns a parameter beside the model, which FSDP and DeepSpeed do not take: use "
+                "`res_g`, or plain data parallelism."
+            )
+
+    def _prepare_for_training(self, *args, **kwargs):
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            register_fsdp_forward_method(self.model, "generate_rationales")
+        return prepared
 
     # ---- Data ----
 
@@ -268,6 +289,27 @@ class MeglTrainer(Trainer):
             self.train_dataset = self.frozen_layers.encode(
                 self.train_dataset, processor, self.args.per_device_eval_batch_size, self.args.device
             )
+
+    def _weigh_classes(self):
+        """Weights of the classes `(num_labels,)`, or `None`."""
+        weights, num_labels = self.args.class_weights, self.model.config.num_labels
+        if weights is None:
+            return None
+        if weights == "balanced":
+            if self.train_dataset is None:
+                return None
+            counts = torch.bincount(torch.tensor(_column(self.train_dataset, "label")), minlength=num_labels)
+            weights = counts.sum() / (num_labels * counts.clamp_min(1))
+        if len(weights) != num_labels:
+            raise ValueError(
+                f"`class_weights` must have a number for each of {num_labels} classes, got {len(weights)}."
+            )
+        return torch.as_tensor(weights, dtype=torch.float32, device=self.args.device)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if isinstance(self.data_collator, MeglDataCollator):
+            self._signature_columns += _COLUMNS
 
     def get_eval_dataloader(self, eval_dataset=None):
         with self._evaluation_collator():
@@ -289,56 +331,53 @@ class MeglTrainer(Trainer):
             self.data_collator = collator
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one optimizer step, and how many items each loss is divided by in all of them together."""
+        """The batches of one optimizer step, and what each loss is divided by in all of them together."""
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._sums["train"]["steps"] += 1
-        # images, annotated images, rationale tokens; then the sums of the masks' statistic
-        counts = torch.zeros(3, dtype=torch.float64, device=device)
+        totals = torch.zeros(len(_LOSSES), dtype=torch.float64, device=device)
         mask_sums = torch.zeros(2, len(self.statistic.first), dtype=torch.float64, device=device)
         for batch in batch_samples:
-            annotated = batch["has_visual_explanation"].to(device)
-            counts[0] += len(annotated)
-            counts[1] += annotated.sum()
-            counts[2] += (batch["rationale_labels"] != -100).sum()
-            mask_sums += self.statistic.sums(batch["visual_explanations"].to(device)[annotated])
-        sums = self.accelerator.reduce(torch.cat([counts, mask_sums.flatten()]), reduction="sum")
-        images, annotated, tokens = sums[:3].tolist()
-        if annotated:
-            self.statistic.update(sums[3:].view_as(mask_sums), annotated)
-        return batch_samples, {
-            "images": images,
-            "visual_explanations": annotated,
-            "rationale_tokens": tokens,
-            "without_visual_explanation": images - annotated,
-        }
+            batch = {name: batch[name].to(device) for name in _TARGETS if name in batch}
+            counts = self._counts(batch)
+            totals += torch.stack([counts[name].sum() if name in counts else totals[0] * 0 for name in _LOSSES])
+            if "visual" in counts:
+                mask_sums += self.statistic.sums(batch["visual_explanations"][batch["has_visual_explanation"]])
+        sums = self.accelerator.reduce(torch.cat([totals, mask_sums.flatten()]), reduction="sum")
+        num_items = dict(zip(_LOSSES, sums[: len(_LOSSES)].tolist(), strict=True))
+        if num_items["visual"]:
+            self.statistic.update(sums[len(_LOSSES) :].view_as(mask_sums), num_items["visual"])
+        return batch_samples, num_items
 
     # ---- Losses ----
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        args = self.args
         evaluating = not model.training
-        if num_items_in_batch is None:
-            num_items_in_batch = _count_items(inputs)
-        with_map = evaluating or max(args.visual_loss_weight, args.text_loss_weight, args.distribution_loss_weight) > 0
-        # The losses of the map, which may learn something themselves, are computed here and not in the model.
+        weights = {"classification": 1.0, **{name: getattr(self.args, f"{name}_loss_weight") for name in _LOSSES[1:]}}
+        with_map = evaluating or max(weights[name] for name in _LOSSES[1:]) > 0
+        names = {"input_ids", "attention_mask"} if evaluating or weights["text"] > 0 else set()
+        if self.model.config.grounding_map == "visual_explanation":
+            names |= {"visual_explanations", "has_visual_explanation"}
         with self._pictures(inputs) as pixel_values:
             outputs = model(
                 pixel_values,
-                **{key: value for key, value in inputs.items() if key in self._model_inputs(evaluating)},
+                **{name: inputs[name] for name in names if name in inputs},
+                target=None if evaluating else inputs["labels"],
                 output_saliency=with_map,
-                loss_weights={"text": args.text_loss_weight, "visual": 0.0},
-                num_items_in_batch=num_items_in_batch,
             )
-        loss = outputs.loss
-        terms = {"classification": outputs.loss_classification, "text": outputs.loss_text}
-        if with_map and "visual_explanations" in inputs and (evaluating or args.visual_loss_weight > 0):
-            terms["visual"] = self._visual_loss(outputs.saliency, inputs, num_items_in_batch)
-        if with_map and self.statistic.weight > 0 and (evaluating or args.distribution_loss_weight > 0):
-            terms["distribution"] = self._distribution_loss(outputs.saliency, inputs, num_items_in_batch)
-        if loss is not None:
-            for name in ("visual", "distribution"):
-                loss = loss + getattr(args, f"{name}_loss_weight") * terms.get(name, 0)
-        self._record(terms, num_items_in_batch, "eval" if evaluating else "train")
+        wanted = [name for name in _LOSSES if evaluating or weights[name] > 0]
+        losses = self._losses(outputs, inputs, wanted)
+        counts = self._counts(inputs)
+        if num_items_in_batch is None:
+            num_items_in_batch = {name: count.sum().item() for name, count in counts.items()}
+        terms = {name: loss.sum() / (num_items_in_batch[name] or 1) for name, loss in losses.items()}
+        if evaluating:
+            self._record_rows(losses, counts)
+        else:
+            self._record_terms(terms)
+        loss = sum(weights[name] * term for name, term in terms.items())
+        if self.compute_loss_func is not None:
+            images = int(num_items_in_batch["classification"])
+            loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=images)
         if not evaluating:
             # Gradients are averaged over processes, while the losses are already shares of the sum over all of them.
             loss = loss * self.accelerator.num_processes
@@ -350,59 +389,79 @@ class MeglTrainer(Trainer):
             return self.frozen_layers.given(inputs["frozen_features"])
         return nullcontext(inputs["pixel_values"])
 
-    def _model_inputs(self, evaluating):
-        names = {"labels"}
-        if evaluating or self.args.text_loss_weight > 0:
-            names |= {"input_ids", "attention_mask", "rationale_labels"}
-        if self.model.config.grounding_map == "visual_explanation":
-            names |= {"visual_explanations", "has_visual_explanation"}
-        return names
+    def _counts(self, inputs):
+        """What each loss is a mean over, by its name: how much of it each row has, `(B,)`."""
+        labels = inputs["labels"]
+        weights = self._class_weights
+        counts = {
+            "classification": torch.ones_like(labels, dtype=torch.float64) if weights is None else weights[labels]
+        }
+        if "has_visual_explanation" in inputs:
+            annotated = inputs["has_visual_explanation"]
+            counts |= {"visual": annotated.double(), "distribution": (~annotated).double()}
+        if "rationale_labels" in inputs:
+            counts["text"] = (inputs["rationale_labels"] != -100).sum(dim=1).double()
+        return counts
 
-    def _visual_loss(self, saliency, inputs, num_items):
+    def _losses(self, outputs, inputs, names):
+        """Those of the losses that can be computed, by name: the sum over what each row has, `(B,)`."""
+        losses = {
+            "classification": F.cross_entropy(
+                outputs.logits.float(),
+                inputs["labels"],
+                weight=self._class_weights,
+                label_smoothing=self.args.label_smoothing_factor,
+                reduction="none",
+            )
+        }
+        if "text" in names and outputs.rationale_logits is not None and "rationale_labels" in inputs:
+            losses["text"] = rationale_loss(outputs.rationale_logits, inputs["rationale_labels"])
+        if outputs.saliency is None or "has_visual_explanation" not in inputs:
+            return losses
+        if "visual" in names:
+            losses["visual"] = self._visual_losses(outputs.saliency, inputs)
+        if "distribution" in names and self.statistic.weight > 0:
+            distances = self.statistic.distance(outputs.saliency)
+            losses["distribution"] = torch.where(inputs["has_visual_explanation"], 0.0, distances)
+        return losses
+
+    def _visual_losses(self, saliency, inputs):
         settings = dict(self.visual_loss_parameters)
         if self.args.visual_loss in ("res_g", "res_l"):
             settings["slack"] = self.args.res_slack
-        losses = VISUAL_LOSSES[self.args.visual_loss](
+        return VISUAL_LOSSES[self.args.visual_loss](
             saliency, inputs["visual_explanations"], inputs["has_visual_explanation"], **settings
         )
-        return losses.sum() / max(num_items["visual_explanations"], 1)
 
-    def _distribution_loss(self, saliency, inputs, num_items):
-        losses = torch.where(inputs["has_visual_explanation"], 0.0, self.statistic.distance(saliency))
-        return losses.sum() / max(num_items["without_visual_explanation"], 1)
+    # ---- Logs ----
 
-    def _record(self, terms, num_items, mode):
-        """
-        Add up each term for the log. In training a term is already a share of its step's mean, and counts for one
-        step; in evaluation it is a batch's mean, and counts for as many items as it is the mean of.
-        """
-        sums = self._sums[mode]
-        for name, loss in terms.items():
-            if loss is None:
-                continue
-            weight = num_items[_DENOMINATORS[name]] if mode == "eval" else 1
-            sums[name] += loss.detach().double() * weight
-            sums[f"{name}_count"] += weight
+    def _record_terms(self, terms):
+        """Add up each term for the log: it is this batch's share of the mean of its step."""
+        for name, term in terms.items():
+            self._sums["train"][name] += term.detach().double()
 
-    def _pop_means(self, mode):
-        """Means of the recorded terms: over steps in training, over their items in evaluation."""
-        sums = self._sums[mode]
-        steps = sums["steps"]
-        self._sums[mode] = defaultdict(float)
-        means = {}
-        for name in _DENOMINATORS:
-            # Every process takes part, also one that had no item of this kind.
-            pair = torch.tensor(
-                [float(sums[name]), sums[f"{name}_count"]], dtype=torch.float64, device=self.args.device
-            )
-            total, count = self.accelerator.reduce(pair, reduction="sum").tolist()
-            if count:
-                means[f"loss_{name}"] = total / (steps or count)
-        return means
+    def _record_rows(self, losses, counts):
+        """Add up losses, and what they are means over, of all processes; rows that fill up a last batch count once."""
+        names = [name for name in _LOSSES if name in losses]
+        table = torch.stack([part[name].double() for name in names for part in (losses, counts)], dim=1)
+        table = self.accelerator.gather_for_metrics(table).sum(dim=0)
+        for index, name in enumerate(names):
+            self._sums["eval"][name] += table[2 * index].item()
+            self._sums["eval"][f"{name}_count"] += table[2 * index + 1].item()
+
+    def _pop_terms(self):
+        """Means over the steps since the last log, of each term that there was in one of them, on any process."""
+        sums, self._sums["train"] = self._sums["train"], defaultdict(float)
+        # Every process takes part, also one that had no item of this kind.
+        pairs = [[float(sums.get(name, 0)), float(name in sums)] for name in _LOSSES]
+        pairs = torch.tensor(pairs, dtype=torch.float64, device=self.args.device)
+        totals, known = self.accelerator.reduce(pairs, reduction="sum").T.tolist()
+        found = zip(_LOSSES, totals, known, strict=True)
+        return {f"loss_{name}": total / max(sums["steps"], 1) for name, total, times in found if times}
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs = {**logs, **self._pop_means("train")}
+            logs = {**logs, **self._pop_terms()}
         super().log(logs, start_time)
 
     # ---- Evaluation ----
@@ -410,8 +469,15 @@ class MeglTrainer(Trainer):
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         self._sums["eval"].clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._pop_means("eval").items()})
+        sums = self._sums["eval"]
+        means = {name: sums[name] / sums[f"{name}_count"] for name in _LOSSES if sums[f"{name}_count"]}
+        output.metrics.update({f"{metric_key_prefix}_loss_{name}": value for name, value in means.items()})
+        if means and self.compute_loss_func is None:
+            output.metrics[f"{metric_key_prefix}_loss"] = sum(self._weight(name) * means[name] for name in means)
         return output
+
+    def _weight(self, name):
+        return 1.0 if name == "classification" else getattr(self.args, f"{name}_loss_weight")
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
@@ -422,8 +488,7 @@ class MeglTrainer(Trainer):
         predictions = (outputs.logits, outputs.saliency)
         if self.args.predict_with_generate:
             predictions += (self._generate(outputs),)
-        names = ("labels", "visual_explanations", "has_visual_explanation", "rationale_labels")
-        return loss, predictions, tuple(inputs[name] for name in names if name in inputs)
+        return loss, predictions, tuple(inputs[name] for name in _TARGETS if name in inputs)
 
     def _generate(self, outputs):
         model = self.accelerator.unwrap_model(self.model)
@@ -433,6 +498,8 @@ class MeglTrainer(Trainer):
             **prompts,
             evidence_tokens=outputs.evidence_tokens,
             max_new_tokens=self.args.generation_max_new_tokens,
+            # Parameters that are sharded are gathered by all processes, as long as one of them still writes.
+            synced_gpus=self.is_fsdp_enabled,
         )
 
     # ---- Optimizer and training state ----
@@ -454,10 +521,73 @@ class MeglTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": moved, "lr": self.args.text_learning_rate})
         return optimizer
 
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As `Trainer.train`; of the checkpoints in `output_dir`, `True` takes the newest that is whole."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"`resume_from_checkpoint=True`: {self.args.output_dir} has no whole checkpoint.")
+        elif resume_from_checkpoint:
+            check_checkpoint(resume_from_checkpoint)
+        self._warn_of_idle_weights()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _warn_of_idle_weights(self):
+        """One warning of the loss weights that find nothing in the training data to act on."""
+        found = _explanations(self.train_dataset)
+        if found is None:
+            return
+        acts = {
+            "visual": "visual_explanation" in found,
+            "text": "textual_explanations" in found,
+            "distribution": "visual_explanation" in found and "no visual_explanation" in found,
+        }
+        idle = [f"`{name}_loss_weight`" for name, does in acts.items() if self._weight(name) > 0 and not does]
+        if idle:
+            logger.warning(f"{' and '.join(idle)}: the training data have no explanations that this acts on.")
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As `Trainer.save_model`; called by the user, it writes a whole model also where checkpoints are sharded."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and not _internal_call:
+            plugin.set_state_dict_type("FULL_STATE_DICT")
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        # A pickle that nothing reads back, in what shall be a model repository without any.
-        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
+        if self.args.should_save:
+            # A pickle that nothing reads back, in what shall be a model repository without any.
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """As `Trainer`'s; what is uploaded is the checkpoint's repository, with its code and without a pickle."""
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # A copy, as the checkpoint may be rotated away during the upload.
+        for path in Path(checkpoint_folder).iterdir():
+            if path.is_file() and path.suffix not in _TRAINING_STATE:
+                shutil.copy(path, self.args.output_dir)
+        options = {
+            "repo_id": self.hub_model_id,
+            "commit_message": f"Training in progress, step {self.state.global_step}",
+            "token": self.args.hub_token,
+            "revision": self.args.hub_revision,
+            "run_as_future": True,
+        }
+        ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", *(f"*{suffix}" for suffix in _TRAINING_STATE)]
+        jobs = [hf_api().upload_folder(folder_path=self.args.output_dir, ignore_patterns=ignored, **options)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            place = "last-checkpoint" if last else Path(checkpoint_folder).name
+            jobs.append(hf_api().upload_folder(folder_path=checkpoint_folder, path_in_repo=place, **options))
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
@@ -469,7 +599,7 @@ class MeglTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             for name, module in self._saved_modules().items():
-                load_model(module, os.path.join(checkpoint, name), device=str(self.args.device))
+                load_model(module, os.path.join(checkpoint, name))
 
     def _saved_modules(self):
         """What is trained beside the model, by the name of its file in a checkpoint."""
@@ -479,24 +609,45 @@ class MeglTrainer(Trainer):
         return modules
 
 
-# What each loss is a mean over.
-_DENOMINATORS = {
-    "classification": "images",
-    "visual": "visual_explanations",
-    "text": "rationale_tokens",
-    "distribution": "without_visual_explanation",
-}
+_LOSSES = ("classification", "visual", "text", "distribution")
+# What a batch has besides pictures and prompts.
+_TARGETS = ("labels", "visual_explanations", "has_visual_explanation", "rationale_labels")
+_EXPLANATIONS = ("visual_explanation", "textual_explanations")
+# Files of a checkpoint that torch writes, to go on from it.
+_TRAINING_STATE = (".pt", ".pth", ".bin")
+# What the collator reads of a row.
+_COLUMNS = ["id", "image", "label", *_EXPLANATIONS, "encoded"]
 
 
-def _count_items(inputs):
-    """How many items of one batch each loss is a mean over."""
-    counts = {"images": len(inputs["labels"])}
-    if "has_visual_explanation" in inputs:
-        annotated = inputs["has_visual_explanation"].sum().item()
-        counts |= {"visual_explanations": annotated, "without_visual_explanation": counts["images"] - annotated}
-    if "rationale_labels" in inputs:
-        counts["rationale_tokens"] = (inputs["rationale_labels"] != -100).sum().item()
-    return counts
+def _column(dataset, name):
+    """A column of a data set or of a list of rows, as a list."""
+    return list(dataset[name]) if isinstance(dataset, Dataset) else [row[name] for row in dataset]
+
+
+def _explanations(dataset):
+    """
+    Which kinds of explanations some row of a data set has, and whether some row has no visual one; `None` where that
+    would take to decode pictures. Reading ends when nothing is left to be found.
+    """
+    if isinstance(dataset, Dataset):
+        columns = [name for name in ("id", *_EXPLANATIONS) if name in dataset.column_names]
+        dataset = dataset.select_columns(columns)
+        if "visual_explanation" in columns:
+            dataset = dataset.cast_column("visual_explanation", Image(decode=False))
+    elif not isinstance(dataset, list):
+        return None
+    found = set()
+    try:
+        for row in dataset:
+            mask = row.get("visual_explanation") or row.get("encoded", {}).get("has_visual_explanation")
+            found.add("visual_explanation" if mask else "no visual_explanation")
+            if row.get("textual_explanations"):
+                found.add("textual_explanations")
+            if len(found) == 3:
+                break
+    except KeyError:  # a transform of the user's, which reads other columns too
+        return None
+    return found
 
 
 def check_labels(id2label, dataset):

@@ -44,7 +44,7 @@ def test_answers_are_those_of_the_whole_model(make_model):
 
 def test_the_loss_of_encoded_pictures_is_that_of_the_pictures(make_model, processor, train):
     trainer = train(make_model("megl-resnet-tiny"))
-    raw = MeglDataCollator(processor, trainer.model.config.id2label)(make_rows(12))
+    raw = MeglDataCollator(processor, trainer.model.config.id2label, trainer.args.seed, epoch=0)(make_rows(12))
     encoded = trainer.data_collator([trainer.train_dataset[index] for index in range(12)])
     assert "pixel_values" not in encoded and encoded["frozen_features"].shape[0] == 12
     assert raw["has_visual_explanation"].tolist() == encoded["has_visual_explanation"].tolist()

@@ -137,20 +137,28 @@ def test_rationales_take_turns_by_epoch_and_start_by_seed(processor):
     ]
 
 
-def test_no_rationale_is_an_error_that_names_the_item(processor):
-    row = {**make_rows(1)[0], "textual_explanations": [], "id": "photo_17"}
-    with pytest.raises(ValueError, match="'photo_17' has no `textual_explanations`"):
-        MeglDataCollator(processor, dict(enumerate(LABELS)))([row])
+@pytest.mark.parametrize("missing", [[], None, "no column"])
+def test_row_without_a_rationale_has_a_prompt_alone(processor, missing):
+    rows = make_rows(3)
+    rows[1]["textual_explanations"] = missing
+    if missing == "no column":
+        del rows[1]["textual_explanations"]
+    batch = MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=0)(rows)
+    assert (batch["rationale_labels"][1] == -100).all() and (batch["rationale_labels"][[0, 2]] != -100).any(
+        dim=1
+    ).all()
+    prompt = batch["input_ids"][1][batch["attention_mask"][1].bool()]
+    assert processor.tokenizer.decode(prompt) == f"This is a {LABELS[1]} because"
 
 
 # ---- Arguments and guards ----
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`text_loss_weight` must not be negative, got -1"):
-        MeglTrainingArguments(output_dir=str(tmp_path), text_loss_weight=-1)
-    with pytest.raises(ValueError, match=r"`res_slack` must not be negative, got -0.1"):
-        MeglTrainingArguments(output_dir=str(tmp_path), res_slack=-0.1)
+    for name in ("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack"):
+        for value in (-1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"`{name}` must be a number that is not negative, got {value}"):
+                MeglTrainingArguments(output_dir=str(tmp_path), **{name: value})
     with pytest.raises(ValueError, match=r"`visual_loss` must be one of \['energy', 'gradia', .*\], got 'l3'"):
         MeglTrainingArguments(output_dir=str(tmp_path), visual_loss="l3")
     with pytest.raises(ValueError, match=r"`distribution_statistic` must be one of \['layout', .*\], got 'size'"):

@@ -1,0 +1,126 @@
+"""The settings of a training with explanations: `TrainingArguments` with the weights of MEGL's losses."""
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .losses_megl import DISTRIBUTION_STATISTICS, VISUAL_LOSSES
+
+
+@dataclass
+class MeglTrainingArguments(TrainingArguments):
+    r"""
+    `TrainingArguments` with the weights of MEGL's losses,
+    L = L_cls + λ_visual L_visual + λ_text L_text + λ_dist L_dist.
+
+    With every weight at 0 this is plain fine-tuning of the classifier, at its plain cost. `remove_unused_columns`
+    defaults to `False`, as the collator reads the data set's own columns.
+
+    Args:
+        visual_loss_weight (`float`, *optional*, defaults to 3.0): λ_visual, on images with a visual explanation.
+        text_loss_weight (`float`, *optional*, defaults to 1.0): λ_text, on all images.
+        distribution_loss_weight (`float`, *optional*, defaults to 0.0):
+            λ_dist of VEDC, on images without one. Off, as beside many masks some networks gain and others lose by it;
+            where masks are few, 0.03 to 0.1 does the maps good.
+        visual_loss (`str`, *optional*, defaults to `"gradia"`):
+            A key of `losses_megl.VISUAL_LOSSES`: `gradia`, `haics`, `res_g`, `res_l`, `rrr`, `energy` or `ppce`.
+        res_slack (`float`, *optional*, defaults to 0.0):
+            How far a map may miss its mask in the robust term of `res_g` and `res_l` at no cost.
+        distribution_statistic (`str`, *optional*, defaults to `"moments"`):
+            What VEDC compares, a key of `losses_megl.DISTRIBUTION_STATISTICS`: `moments` (size and spread),
+            `robust_moments` (the same, with a loss that grows linearly far from the explanations), `quantiles` (of a
+            map's values) or `layout` (where the map lies, and its size).
+        text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
+            `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
+        frozen_layer (`str`, *optional*): Module of a convolutional vision model, such as `"stages.6"`, up to which it
+            is frozen; what it makes of each training image is computed once and kept in memory.
+        lora_rank (`int`, *optional*): Train the language model by LoRA adapters of this rank (PEFT) only.
+        class_weights (`list`, *optional*):
+            Weights of the classes in the classification loss, as in `torch.nn.CrossEntropyLoss`, a number for each in
+            the order of their ids; or `"balanced"`: n / (K n_k) for n training images of K classes, n_k of them of
+            class k.
+        predict_with_generate (`bool`, *optional*, defaults to `False`): Write rationales while evaluating.
+        generation_max_new_tokens (`int`, *optional*, defaults to 40): Their greatest length.
+    """
+
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Whether to drop the columns that the model's forward does not name."}
+    )
+    visual_loss_weight: float = field(default=3.0, metadata={"help": "Weight of the visual explanation loss."})
+    text_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the rationale loss."})
+    distribution_loss_weight: float = field(default=0.0, metadata={"help": "Weight of the VEDC loss."})
+    visual_loss: str = field(
+        default="gradia", metadata={"help": "Visual explanation loss.", "choices": sorted(VISUAL_LOSSES)}
+    )
+    res_slack: float = field(default=0.0, metadata={"help": "Slack of the visual losses `res_g` and `res_l`."})
+    distribution_statistic: str = field(
+        default="moments", metadata={"help": "What VEDC compares.", "choices": sorted(DISTRIBUTION_STATISTICS)}
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of language model and grounding; default: `learning_rate`."}
+    )
+    frozen_layer: str | None = field(
+        default=None, metadata={"help": "Freeze the vision model up to this module, and run it once for each image."}
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train the language model by LoRA adapters of this rank."}
+    )
+    class_weights: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the classes in the classification loss, in the order of their ids, or: balanced."
+        },
+    )
+    predict_with_generate: bool = field(default=False, metadata={"help": "Write rationales while evaluating."})
+    generation_max_new_tokens: int = field(default=40, metadata={"help": "Greatest length of those rationales."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:  # nor is NaN
+                raise ValueError(f"`{name}` must be a number that is not negative, got {value}.")
+        for name, choices in (("visual_loss", VISUAL_LOSSES), ("distribution_statistic", DISTRIBUTION_STATISTICS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {getattr(self, name)!r}.")
+        for name in ("lora_rank", "generation_max_new_tokens", "per_device_train_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+        self.class_weights = _read_class_weights(self.class_weights)
+        for name, (allowed, reason) in _FIXED.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be {allowed[0]} here, got {getattr(self, name)!r}: {reason}")
+
+
+# Options of `TrainingArguments` that cannot be honoured: what they may be, and why.
+_FIXED = {
+    "torch_compile": (
+        (False,),
+        "maps are gradients that are taken inside the forward pass, which cannot be compiled. Compile the layers "
+        "before the tap by their own `compile()`.",
+    ),
+    "parallelism_config": ((None,), "tensor, context and sequence parallelism would split the map's gradient."),
+    "average_tokens_across_devices": (
+        (True,),
+        "each loss is the mean over what it applies to in the whole batch, on all processes together.",
+    ),
+}
+
+
+def _read_class_weights(weights):
+    """`None`, `"balanced"` or a list of `float`, of what a command line or a caller gives."""
+    if weights is None or weights == "balanced" or list(weights) == ["balanced"]:
+        return weights and "balanced"
+    expected = "`class_weights` must be 'balanced' or numbers that are not negative, one for each class"
+    try:
+        numbers = [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        raise ValueError(f"{expected}, got {weights!r}.") from None
+    if not all(0 <= number < math.inf for number in numbers) or not any(numbers):
+        raise ValueError(f"{expected}, got {weights!r}.")
+    return numbers
+
+
+__all__ = ["MeglTrainingArguments"]
