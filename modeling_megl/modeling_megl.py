@@ -1,11 +1,13 @@
 """MEGL (Multimodal Explanation-Guided Learning, Zhang et al., arXiv:2411.13053): label, saliency map and rationale."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -23,7 +25,7 @@ from .configuration_megl import MeglConfig, infer_feature_size
 from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
 from .processing_megl import split_gguf
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
-from .tap_megl import open_tap, probe_tap
+from .tap_megl import keep_gathered, open_tap, probe_tap
 
 
 if TYPE_CHECKING:
@@ -141,6 +143,18 @@ def _position_features(height, width, device, dtype):
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+@contextmanager
+def _own_class(model):
+    """FSDP 2 gives a model a class of its own, made on the fly in torch, whose code would be saved in place of ours."""
+    given = type(model)
+    if isinstance(model, FSDPModule):
+        model.__class__ = next(base for base in given.__mro__ if not issubclass(base, FSDPModule))
+    try:
+        yield
+    finally:
+        model.__class__ = given
+
+
 class MeglPreTrainedModel(PreTrainedModel):
     config_class = MeglConfig
     base_model_prefix = ""
@@ -180,7 +194,8 @@ class MeglPreTrainedModel(PreTrainedModel):
         leave a ViT as it is if they were saved under their older ones (`save_original_format=True`). And the code of a
         vision model that Transformers does not know is saved along.
         """
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        with _own_class(self):
+            super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         vision_config = self.config.vision_config
         if getattr(self.vision_model, "_auto_class", None) is None or not kwargs.get("is_main_process", True):
             return
@@ -333,7 +348,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
     def _classify_with_map(self, pixel_values, labels, target, foil):
         """Class scores, maps and the features at the tap; without a graph where the caller wants no gradients."""
         differentiable = torch.is_grad_enabled()
-        with self._open_tap(pixel_values, differentiable) as tap:
+        with keep_gathered(self), self._open_tap(pixel_values, differentiable) as tap:
             logits = tap(pixel_values)
             if target is None:
                 target = labels if self.training and labels is not None else logits.argmax(dim=-1)

@@ -5,6 +5,7 @@ from itertools import takewhile
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedConfig
 
@@ -163,6 +164,26 @@ def _eager_attention(vision_model):
     finally:
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation
+
+
+@contextmanager
+def keep_gathered(model):
+    """
+    For a gradient that is taken inside the forward pass of a model that FSDP 2 shards: at its end FSDP would shard the
+    parameters again, as after a backward pass, though the rest of the forward pass and the backward pass need them.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+    def is_backward_pass(value):
+        for module in sharded:
+            module.set_reshard_after_backward(value, recurse=False)
+            module.set_is_last_backward(value)
+
+    is_backward_pass(False)
+    try:
+        yield
+    finally:
+        is_backward_pass(True)
 
 
 def _is_channels_first(shape, image_shape):

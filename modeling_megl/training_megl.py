@@ -54,8 +54,8 @@ class MeglDataCollator:
 
     Returns, called with a list of rows:
         `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)`,
-        `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`, -100 where there
-        is no rationale.
+        `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`, -100 where
+        there is no rationale.
     """
 
     processor: MeglProcessor
@@ -243,9 +243,6 @@ class MeglTrainer(Trainer):
         # The convolution of RES-L: part of the training, not of the model.
         learnt = {"kernel": res_kernel(args.device)} if args.visual_loss == "res_l" else {}
         self.visual_loss_parameters = nn.ParameterDict(learnt)
-        if args.deepspeed_plugin is None:  # which refuses the layout
-            # On CPUs and GPUs alike convolutions run fastest on it; other layers do not mind.
-            model.vision_model.to(memory_format=torch.channels_last)
         return model
 
     def call_model_init(self, trial=None):
@@ -271,6 +268,9 @@ class MeglTrainer(Trainer):
             )
 
     def _prepare_for_training(self, *args, **kwargs):
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which refuse the layout
+            # On CPUs and GPUs alike convolutions run fastest on it; other layers do not mind.
+            self.model.vision_model.to(memory_format=torch.channels_last)
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
             register_fsdp_forward_method(self.model, "generate_rationales")

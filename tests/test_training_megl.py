@@ -28,7 +28,8 @@ from modeling_megl.training_megl import (
 ALL_OFF = {"visual_loss_weight": 0.0, "text_loss_weight": 0.0, "distribution_loss_weight": 0.0}
 
 
-def make_rows(count, masks="every third"):
+def make_rows(count, masks="every third", rationales=None):
+    """Rows with a mask where `masks` says, and two rationales each, or those of the set `rationales` alone."""
     random = np.random.default_rng(0)
     rows = []
     for index in range(count):
@@ -48,6 +49,8 @@ def make_rows(count, masks="every third"):
                 "group": None,
             }
         )
+        if rationales is not None and index not in rationales:
+            rows[-1]["textual_explanations"] = None
     return rows
 
 
