@@ -261,6 +261,11 @@ class MeglTrainer(Trainer):
                 "FSDP 1 shards again after the gradient that a map is, inside the forward pass: use FSDP 2, "
                 "`fsdp_config={'version': 2}`."
             )
+        if self.is_fsdp_enabled and self.args.lora_rank is not None:
+            raise ValueError(
+                "`lora_rank` puts a wrapper of PEFT around the model, which FSDP then shards with parts that the map's "
+                "gradient needs whole: leave out `fsdp`, or use DeepSpeed's ZeRO-2."
+            )
         if (plugin is not None or self.is_fsdp_enabled) and len(self.visual_loss_parameters):
             raise ValueError(
                 "`visual_loss='res_l'` learns a parameter beside the model, which FSDP and DeepSpeed do not take: use "
