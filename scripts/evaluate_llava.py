@@ -13,7 +13,6 @@ import json
 import sys
 
 import torch
-from datasets import load_dataset
 from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedConfig
 
@@ -22,6 +21,7 @@ from modeling_megl.training_megl import check_labels
 from support.llava import parse_answer, write_answers
 from support.output_folder import new_folder
 from support.scores import classification_scores, rationale_scores, with_intervals
+from support.tables import add_column_arguments, column_arguments, open_table
 
 
 def make_parser():
@@ -34,6 +34,7 @@ def make_parser():
     parser.add_argument("--max_new_tokens", type=int, default=96, help="greatest length of rationale and label")
     parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
     parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
+    add_column_arguments(parser)
     return parser
 
 
@@ -91,10 +92,11 @@ def main():
     try:
         with new_folder(arguments.output) as folder:
             model, processor = load_llava(arguments.model)
-            dataset = load_dataset(arguments.dataset, split=arguments.split)
+            classes = [name for _, name in sorted(model.config.id2label.items())]
+            dataset = open_table(arguments.dataset, arguments.split, column_arguments(arguments), classes)
             check_labels(model.config.id2label, dataset)
             predictions = predict(model, processor, dataset, arguments.batch_size, arguments.max_new_tokens)
-            metrics = compute_metrics(arguments, predictions, dataset, list(model.config.id2label.values()))
+            metrics = compute_metrics(arguments, predictions, dataset, classes)
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
             with open(folder / "predictions.jsonl", "w") as lines:
                 lines.writelines(json.dumps(item) + "\n" for item in predictions)

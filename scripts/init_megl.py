@@ -14,11 +14,11 @@ import argparse
 import sys
 
 import torch
-from datasets import load_dataset
 
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.saliency_megl import SALIENCY_METHODS
 from support.output_folder import new_folder
+from support.tables import add_column_arguments, column_arguments, open_table
 
 
 # Options that are fields of `MeglConfig`, which has the defaults.
@@ -32,6 +32,7 @@ def make_parser():
     vision.add_argument("--vision", help="Hub id or folder of a pretrained vision model")
     parser.add_argument("--text", default="llama-small", help="language model to put behind --vision")
     parser.add_argument("--dataset", required=True, help="data set whose classes and rationales the model is made for")
+    parser.add_argument("--train_split", default="train", help="split that has them")
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
     parser.add_argument("--saliency_method", choices=list(SALIENCY_METHODS), help="how the map is made")
     parser.add_argument("--saliency_layer", help="module of the vision model to compute maps on, if not the default")
@@ -48,6 +49,7 @@ def make_parser():
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the random weights")
     parser.add_argument("--trust_remote_code", action="store_true", help="let --vision run its own code")
+    add_column_arguments(parser)
     return parser
 
 
@@ -77,7 +79,9 @@ def main():
     arguments = make_parser().parse_args()
     torch.manual_seed(arguments.seed)
     try:
-        train = load_dataset(arguments.dataset, split="train")
+        train = open_table(
+            arguments.dataset, arguments.train_split, column_arguments(arguments), option="--train_split"
+        )
         with new_folder(arguments.output) as folder:
             labels = train.features["label"].names
             rationales = [text for texts in train["textual_explanations"] for text in texts]

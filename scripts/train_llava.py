@@ -15,12 +15,12 @@ import json
 import sys
 from dataclasses import dataclass, field
 
-from datasets import load_dataset
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from support.llava import LlavaDataCollator, make_llava
 from support.output_folder import check_new
+from support.tables import ColumnArguments, open_table
 from train_megl import RECORDED
 
 
@@ -56,17 +56,20 @@ def check_arguments(training_args):
 
 
 def make_parser():
-    return HfArgumentParser((ScriptArguments, TrainingArguments))
+    return HfArgumentParser((ScriptArguments, ColumnArguments, TrainingArguments))
 
 
 def main():
-    script_args, training_args = make_parser().parse_args_into_dataclasses()
+    script_args, columns, training_args = make_parser().parse_args_into_dataclasses()
     training_args.remove_unused_columns = False  # the collator reads the data set's own columns
     set_seed(training_args.seed)
     try:
         output = check_arguments(training_args)
-        train = load_dataset(script_args.dataset_name, split=script_args.train_split)
+        train = open_table(script_args.dataset_name, script_args.train_split, columns, option="--train_split")
         labels = train.features["label"].names
+        if not all(train["textual_explanations"]):
+            row = next(row for row, texts in enumerate(train["textual_explanations"]) if not texts)
+            raise ValueError(f"item {train['id'][row]!r} has no rationale: a LLaVA needs one for each picture.")
         rationales = [text for texts in train["textual_explanations"] for text in texts]
         model, processor = make_llava(script_args.vision, script_args.text, labels, rationales)
     except (ValueError, OSError) as error:

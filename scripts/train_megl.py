@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from datasets import Image, load_dataset
+from datasets import Image
 from transformers import HfArgumentParser, set_seed
 
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
+from support.tables import ColumnArguments, open_table
 
 
 # What the model's card reports of the run.
@@ -87,12 +88,12 @@ def accuracy(prediction):
 
 
 def make_parser():
-    return HfArgumentParser((ScriptArguments, MeglTrainingArguments))
+    return HfArgumentParser((ScriptArguments, ColumnArguments, MeglTrainingArguments))
 
 
 def main():
     try:
-        script_args, training_args = make_parser().parse_args_into_dataclasses()
+        script_args, columns, training_args = make_parser().parse_args_into_dataclasses()
     except ValueError as error:
         sys.exit(f"train_megl: {error}")
     output = Path(training_args.output_dir)
@@ -107,13 +108,18 @@ def main():
         model = MeglForImageClassification.from_pretrained(
             script_args.model_name_or_path, trust_remote_code=script_args.trust_remote_code, dtype=torch.float32
         )
-        datasets = load_dataset(script_args.dataset_name)
+        classes = [name for _, name in sorted(model.config.id2label.items())]
+        opened = partial(open_table, script_args.dataset_name, columns=columns, class_names=classes)
+        train_dataset = opened(script_args.train_split, option="--train_split")
+        # The default split may be absent; one that is asked for may not.
+        optional = script_args.eval_split == ScriptArguments.eval_split
+        eval_dataset = opened(script_args.eval_split, option="--eval_split", optional=optional)
         trainer = MeglTrainer(
             model=model,
             args=training_args,
             processing_class=processor,
-            train_dataset=keep_masks(datasets[script_args.train_split], script_args.mask_share),
-            eval_dataset=datasets.get(script_args.eval_split),
+            train_dataset=keep_masks(train_dataset, script_args.mask_share),
+            eval_dataset=eval_dataset,
             compute_metrics=accuracy,
         )
     except (ValueError, OSError) as error:
