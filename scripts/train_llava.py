@@ -15,9 +15,10 @@ import json
 import sys
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from modeling_megl.training_megl import TellEpoch
 from support.llava import LlavaDataCollator, make_llava
 from support.output_folder import check_new
 from support.tables import ColumnArguments, open_table
@@ -32,16 +33,6 @@ class ScriptArguments:
     vision: str = field(default="clip-tiny", metadata={"help": "Vision tower: known sizes, or a CLIP model."})
     text: str = field(default="llama-tiny", metadata={"help": "Language model, as in `init_megl.py`."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-
-
-class _TellEpoch(TrainerCallback):
-    """Which of a row's rationales comes next depends on the epoch."""
-
-    def __init__(self, collator):
-        self.collator = collator
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.epoch = int(state.epoch or 0)
 
 
 def check_arguments(training_args):
@@ -81,7 +72,7 @@ def main():
         data_collator=collator,
         processing_class=processor,
         train_dataset=train,
-        callbacks=[_TellEpoch(collator)],
+        callbacks=[TellEpoch(collator)],
     )
     trainer.train()
     trainer.save_model()

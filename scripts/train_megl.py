@@ -20,6 +20,7 @@ from datasets import Image
 from transformers import HfArgumentParser, set_seed
 
 from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl.checkpoints_megl import check_checkpoint, last_whole_checkpoint
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 from support.tables import ColumnArguments, open_table
 
@@ -36,6 +37,8 @@ RECORDED = (
     "text_learning_rate",
     "frozen_layer",
     "lora_rank",
+    "class_weights",
+    "label_smoothing_factor",
     "num_train_epochs",
     "max_steps",
     "per_device_train_batch_size",
@@ -57,30 +60,77 @@ class ScriptArguments:
         default=1.0,
         metadata={"help": "Share of the training split's visual explanations to use; a smaller one is a subset."},
     )
+    rationale_share: float = field(
+        default=1.0,
+        metadata={"help": "Share of its pictures with rationales that keep them; a smaller one is a subset."},
+    )
+    share_seed: int = field(default=0, metadata={"help": "Draws which items keep their explanations."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Let the vision model run its own code."})
 
     def __post_init__(self):
-        if not 0 <= self.mask_share <= 1:
-            raise ValueError(f"`mask_share` must lie in [0, 1], got {self.mask_share}.")
+        for name in ("mask_share", "rationale_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
 
 
-def keep_masks(dataset, share):
+def keep_explanations(dataset, mask_share=1.0, rationale_share=1.0, seed=0):
     """
-    The data set with the visual explanations of a share of the items that have one, `None` for the others.
+    The data set with the visual explanations of a share of the items that have one, and the textual explanations of a
+    share of those that have any; the others have `None`, or an empty list.
 
-    Which ones follows from the items' `id` alone: a smaller share is a subset of a larger one.
+    Which ones follows from the items' `id` and the seed alone, for masks and rationales apart: a smaller share is a
+    subset of a larger one.
     """
-    if share == 1:
+    if mask_share == rationale_share == 1:
         return dataset
-    masks = dataset.select_columns(["visual_explanation"]).cast_column("visual_explanation", Image(decode=False))
-    given = [key for key, mask in zip(dataset["id"], masks["visual_explanation"], strict=True) if mask is not None]
-    given.sort(key=lambda key: hashlib.sha256(key.encode()).digest())
-    return dataset.with_transform(partial(_hide_masks, kept=frozenset(given[: round(share * len(given))])))
+    given = dataset.select_columns(["id", "visual_explanation", "textual_explanations"])
+    given = given.cast_column("visual_explanation", Image(decode=False))
+    annotated = [row["id"] for row in given if row["visual_explanation"] is not None]
+    explained = [row["id"] for row in given if row["textual_explanations"]]
+    kept = {
+        "visual_explanation": _draw(annotated, mask_share, f"{seed} " if seed else ""),
+        "textual_explanations": _draw(explained, rationale_share, f"{seed} rationales "),
+    }
+    return dataset.with_transform(partial(_hide, kept=kept))
 
 
-def _hide_masks(rows, kept):
-    masks = [mask if key in kept else None for key, mask in zip(rows["id"], rows["visual_explanation"], strict=True)]
-    return {**rows, "visual_explanation": masks}
+def _draw(ids, share, salt):
+    ids = sorted(ids, key=lambda key: hashlib.sha256(f"{salt}{key}".encode()).digest())
+    return frozenset(ids[: round(share * len(ids))])
+
+
+def _hide(rows, kept):
+    nothing = {"visual_explanation": None, "textual_explanations": []}
+    return rows | {
+        name: [
+            value if key in kept[name] else nothing[name] for key, value in zip(rows["id"], rows[name], strict=True)
+        ]
+        for name in nothing
+        if name in rows
+    }
+
+
+def find_checkpoint(training_args):
+    """
+    The checkpoint to go on from, or `None`: `--resume_from_checkpoint True` takes the last whole one of the output
+    folder, and begins anew where there is none, so that one command line serves a job's first start and all others.
+
+    Raises:
+        `ValueError`: where the output folder holds something and is not to be gone on with, or the checkpoint is not
+            whole.
+    """
+    output, wanted = Path(training_args.output_dir), training_args.resume_from_checkpoint
+    if wanted not in (None, "True", "False"):
+        check_checkpoint(wanted)
+        return wanted
+    found = last_whole_checkpoint(output) if wanted == "True" else None
+    taken = output.is_dir() and any(output.iterdir()) and (wanted != "True" or (output / "config.json").exists())
+    if taken and found is None:
+        raise ValueError(
+            f"{output} exists and is not empty: choose another `--output_dir`, or go on with the run in it by "
+            "`--resume_from_checkpoint True`."
+        )
+    return found
 
 
 def accuracy(prediction):
@@ -96,14 +146,9 @@ def main():
         script_args, columns, training_args = make_parser().parse_args_into_dataclasses()
     except ValueError as error:
         sys.exit(f"train_megl: {error}")
-    output = Path(training_args.output_dir)
-    if output.is_dir() and any(output.iterdir()) and not training_args.resume_from_checkpoint:
-        sys.exit(
-            f"train_megl: {output} exists and is not empty: choose another `--output_dir`, or go on with the run in "
-            "it by `--resume_from_checkpoint True`."
-        )
     set_seed(training_args.seed)
     try:
+        checkpoint = find_checkpoint(training_args)
         processor = MeglProcessor.from_pretrained(script_args.model_name_or_path)
         model = MeglForImageClassification.from_pretrained(
             script_args.model_name_or_path, trust_remote_code=script_args.trust_remote_code, dtype=torch.float32
@@ -118,22 +163,24 @@ def main():
             model=model,
             args=training_args,
             processing_class=processor,
-            train_dataset=keep_masks(train_dataset, script_args.mask_share),
+            train_dataset=keep_explanations(
+                train_dataset, script_args.mask_share, script_args.rationale_share, script_args.share_seed
+            ),
             eval_dataset=eval_dataset,
             compute_metrics=accuracy,
         )
+        trainer.train(resume_from_checkpoint=checkpoint)
     except (ValueError, OSError) as error:
         sys.exit(f"train_megl: {error}")
-    resume = training_args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if resume == "True" else resume)
+    output = Path(training_args.output_dir)
     if training_args.lora_rank is not None:
-        trainer.save_model(output / "adapter")
+        trainer.save_model(output / "adapter", _internal_call=True)
         trainer.model = trainer.model.merge_and_unload()
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
         settings = {name: getattr(training_args, name) for name in RECORDED}
-        settings["mask_share"] = script_args.mask_share
+        settings |= {name: getattr(script_args, name) for name in ("mask_share", "rationale_share", "share_seed")}
         (output / "training_settings.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -10,6 +10,7 @@ import torch
 
 from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.processing_megl import make_image_processor, train_rationale_tokenizer
+from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 
 
 # Small matrix products gain nothing from several threads.
@@ -71,6 +72,35 @@ def make_model(make_config):
     def make(preset, seed=0, **fields):
         torch.manual_seed(seed)
         return MeglForImageClassification(make_config(preset, **fields)).eval()
+
+    return make
+
+
+@pytest.fixture()
+def make_trainer(make_model, processor, tmp_path):
+    """`make_trainer(preset, model, train, evaluated, output, **settings)`: a trainer of a tiny model on tiny data."""
+    from explained_rows import make_dataset
+
+    def make(preset="megl-resnet-tiny", model=None, train=None, evaluated=None, output="run", **kwargs):
+        settings = {
+            "per_device_train_batch_size": 4,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "use_cpu": True,
+            "distribution_loss_weight": 0.1,
+        }
+        model = model if model is not None else make_model(preset)
+        return MeglTrainer(
+            model=model,
+            args=MeglTrainingArguments(output_dir=str(tmp_path / output), **{**settings, **kwargs}),
+            processing_class=processor,
+            train_dataset=make_dataset(12) if train is None else train,
+            eval_dataset=make_dataset(7, masks="all") if evaluated is None else evaluated,
+        )
 
     return make
 

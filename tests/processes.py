@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from explained_rows import make_rows
 from safetensors.torch import save_file
-from test_training_megl import make_rows
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from modeling_megl import MeglForImageClassification, MeglProcessor

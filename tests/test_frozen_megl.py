@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training_megl import make_dataset, make_rows
+from explained_rows import make_dataset, make_rows
 from tiny_vision import random_images
 
 from modeling_megl.frozen_megl import FrozenLayers

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LABELS
+from explained_rows import make_dataset
 from peft import PeftModel
-from test_training_megl import make_dataset
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from modeling_megl import MeglForImageClassification, MeglProcessor

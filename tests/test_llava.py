@@ -260,7 +260,14 @@ def test_bad_inputs_are_one_clear_error(run, make, dataset, tmp_path, make_model
         with pytest.raises(SystemExit, match=f"evaluate_llava: .*{message}"):
             run(evaluate_llava, "--model", model, "--dataset", data, "--output", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_row_without_a_rationale_is_answered_by_the_label_alone(make):
     row = {**ROWS[0], "image": Image.new("RGB", (8, 8)), "textual_explanations": []}
     model, processor = make()
-    with pytest.raises(ValueError, match="Item 'a' has no `textual_explanations`"):
-        llava.LlavaDataCollator(processor, model.config.id2label)([row])
+    batch = llava.LlavaDataCollator(processor, model.config.id2label)([row])
+    written = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100], skip_special_tokens=True)
+    assert llava.parse_answer(written, list(model.config.id2label.values())) == (
+        "",
+        model.config.id2label[row["label"]],
+    )

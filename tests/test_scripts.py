@@ -108,22 +108,40 @@ def test_method_and_layer_of_the_map_are_chosen(run, dataset, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_subsets_of_the_masks_are_nested_and_follow_from_the_ids(run, dataset):
-    from train_megl import keep_masks  # `run` has put the scripts on the path
+def test_subsets_of_the_explanations_are_nested_and_follow_from_the_ids(run, dataset):
+    from train_megl import keep_explanations  # `run` has put the scripts on the path
 
     train_split = load_dataset(str(dataset), split="train")
-    given = {row["id"] for row in train_split if row["visual_explanation"] is not None}
-    assert 2 < len(given) < SIZES["train"]  # some have none anyway
-    order = sorted(given, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
+    kinds = {"visual_explanation": "", "textual_explanations": "0 rationales "}
+
+    def kept(rows, kind):
+        return {row["id"] for row in rows if row[kind]}
+
+    given = {kind: kept(train_split, kind) for kind in kinds}
+    assert 2 < len(given["visual_explanation"]) < len(given["textual_explanations"]) == SIZES["train"]
+    order = {
+        kind: sorted(given[kind], key=lambda key: hashlib.sha256(f"{salt}{key}".encode()).hexdigest())
+        for kind, salt in kinds.items()
+    }
     for share in (0, 0.3, 0.5, 0.9, 1.0):
-        rows = list(keep_masks(train_split, share))
-        kept = {row["id"] for row in rows if row["visual_explanation"] is not None}
-        assert kept == set(order[: round(share * len(given))])
+        rows = list(keep_explanations(train_split, mask_share=share, rationale_share=1 - share))
+        for kind, part in {"visual_explanation": share, "textual_explanations": 1 - share}.items():
+            assert kept(rows, kind) == set(order[kind][: round(part * len(given[kind]))])
         assert [row["id"] for row in rows] == train_split["id"]
         assert [row["label"] for row in rows] == train_split["label"]
-    # The order of the items makes no difference.
-    shuffled = keep_masks(train_split.shuffle(seed=1), 0.5)
-    assert {row["id"] for row in shuffled if row["visual_explanation"] is not None} == set(order[: len(order) // 2])
+    # The order of the items makes no difference, and another seed draws others.
+    shuffled = keep_explanations(train_split.shuffle(seed=1), 0.5)
+    half = len(given["visual_explanation"]) // 2
+    assert kept(shuffled, "visual_explanation") == set(order["visual_explanation"][:half])
+    drawn = {
+        seed: [
+            kept(keep_explanations(train_split, share, share, seed), kind) for share in (0.3, 0.5) for kind in kinds
+        ]
+        for seed in (0, 1, 2)
+    }
+    assert drawn[0] != drawn[1] != drawn[2]
+    for masks, texts, more_masks, more_texts in drawn.values():
+        assert masks <= more_masks and texts < more_texts
 
 
 def test_training_without_masks_has_no_visual_loss(run, dataset, untrained, tmp_path):

@@ -1,108 +1,26 @@
 """The collator's tensors and the Trainer: losses, accumulation, resuming, restoring, adapters."""
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import LABELS
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from PIL import Image as PILImage
+from explained_rows import ALL_OFF, make_dataset, make_rows, trained, weights
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
 from modeling_megl import MeglForImageClassification
 from modeling_megl.losses_megl import DISTRIBUTION_STATISTICS, VISUAL_LOSSES, map_moments
 from modeling_megl.training_megl import (
     MeglDataCollator,
-    MeglTrainer,
     MeglTrainingArguments,
     VisualExplanationStatistic,
     check_labels,
 )
-
-
-ALL_OFF = {"visual_loss_weight": 0.0, "text_loss_weight": 0.0, "distribution_loss_weight": 0.0}
-
-
-def make_rows(count, masks="every third", rationales=None):
-    """Rows with a mask where `masks` says, and two rationales each, or those of the set `rationales` alone."""
-    random = np.random.default_rng(0)
-    rows = []
-    for index in range(count):
-        mask = np.zeros((32, 32), dtype=np.uint8)
-        mask[4 + index % 8 : 20, 8:24] = 255
-        if isinstance(masks, set):
-            has_mask = index in masks
-        else:
-            has_mask = {"every third": index % 3 == 0, "none": False, "all": True}[masks]
-        rows.append(
-            {
-                "id": str(index),
-                "image": PILImage.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)),
-                "label": index % 3,
-                "visual_explanation": PILImage.fromarray(mask) if has_mask else None,
-                "textual_explanations": [f"first text of {LABELS[index % 3]}", "a second text, longer than the first"],
-                "group": None,
-            }
-        )
-        if rationales is not None and index not in rationales:
-            rows[-1]["textual_explanations"] = None
-    return rows
-
-
-def make_dataset(count, names=LABELS, **kwargs):
-    features = Features(
-        {
-            "id": Value("string"),
-            "image": Image(),
-            "label": ClassLabel(names=list(names)),
-            "visual_explanation": Image(),
-            "textual_explanations": List(Value("string")),
-            "group": Value("string"),
-        }
-    )
-    rows = make_rows(count, **kwargs)
-    return Dataset.from_dict({key: [row[key] for row in rows] for key in rows[0]}, features=features)
-
-
-@pytest.fixture()
-def make_trainer(make_model, processor, tmp_path):
-    def make(preset="megl-resnet-tiny", model=None, train=None, output="run", **kwargs):
-        settings = {
-            "per_device_train_batch_size": 4,
-            "max_steps": 2,
-            "learning_rate": 1e-2,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "use_cpu": True,
-            "distribution_loss_weight": 0.1,
-        }
-        model = model if model is not None else make_model(preset)
-        return MeglTrainer(
-            model=model,
-            args=MeglTrainingArguments(output_dir=str(tmp_path / output), **{**settings, **kwargs}),
-            processing_class=processor,
-            train_dataset=make_dataset(12) if train is None else train,
-            eval_dataset=make_dataset(7, masks="all"),
-        )
-
-    return make
-
-
-def weights(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def trained(trainer):
-    """All that training changes, by name."""
-    statistic = {f"statistic.{name}": value.clone() for name, value in trainer.statistic.state_dict().items()}
-    return {**weights(trainer.model), **weights(trainer.visual_loss_parameters), **statistic}
 
 
 # ---- Collator ----
@@ -320,6 +238,86 @@ def test_accumulation_has_the_gradient_of_the_large_batch(make_trainer, visual, 
         torch.testing.assert_close(runs["parts"][1][key], value, rtol=1e-4, atol=1e-6)
 
 
+# Which of twelve items have a mask, and which a rationale.
+MIXTURES = {
+    "labels alone": (set(), set()),
+    "masks alone": (set(range(12)), set()),
+    "rationales alone": (set(), set(range(12))),
+    "some of each": ({0, 1, 5, 8}, {1, 2, 8, 11}),
+    "masks for some": ({3}, set(range(12))),
+}
+
+
+@pytest.mark.parametrize("weights_off", [set(), {"visual"}, {"text"}, {"visual", "text", "distribution"}])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_incomplete_explanations_train_and_evaluate(make_trainer, processor, mixture, weights_off):
+    masks, rationales = MIXTURES[mixture]
+    data = make_dataset(12, masks=masks, rationales=rationales)
+    off = {f"{name}_loss_weight": 0.0 for name in weights_off}
+    trainer = make_trainer("megl-vit-tiny", train=data, evaluated=data, per_device_train_batch_size=5, **off)
+    trainer.train()
+    known = {"classification"} | ({"visual"} if masks else set()) | ({"text"} if rationales else set())
+    if 0 < len(masks) < 12 and "distribution" not in weights_off:
+        known.add("distribution")
+    metrics = trainer.evaluate()
+    found = {name.removeprefix("eval_loss_") for name in metrics if name.startswith("eval_loss_")}
+    assert found - {"distribution"} == known - {"distribution"}
+    # The means over what there is, each picture by itself.
+    batches = [MeglDataCollator(processor, dict(enumerate(LABELS)))([row]) for row in data]
+    with torch.no_grad():
+        outputs = [trainer.model.eval()(**batch) for batch in batches]
+    texts = [
+        (o.loss_text * n, n)
+        for o, b in zip(outputs, batches, strict=True)
+        if (n := (b["rationale_labels"] != -100).sum())
+    ]
+    if rationales:
+        expected = sum(loss for loss, _ in texts) / sum(n for _, n in texts)
+        assert metrics["eval_loss_text"] == pytest.approx(expected.item(), rel=1e-4)
+    if masks:
+        expected = sum(output.loss_visual for output in outputs) / len(masks)
+        assert metrics["eval_loss_visual"] == pytest.approx(expected.item(), rel=1e-4)
+    terms = {name: metrics[f"eval_loss_{name}"] for name in found}
+    weights = {"visual": 3.0, "text": 1.0, "distribution": 0.1, "classification": 1.0} | dict.fromkeys(
+        weights_off, 0.0
+    )
+    assert metrics["eval_loss"] == pytest.approx(sum(weights[name] * value for name, value in terms.items()))
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_weights_that_find_nothing_are_named_once_at_the_start(make_trainer, monkeypatch, mixture):
+    said = []
+    monkeypatch.setattr("modeling_megl.training_megl.logger.warning", said.append)
+    masks, rationales = MIXTURES[mixture]
+    make_trainer(train=make_dataset(12, masks=masks, rationales=rationales), max_steps=4).train()
+    idle = {
+        "labels alone": ["visual", "text", "distribution"],
+        "masks alone": ["text", "distribution"],
+        "rationales alone": ["visual", "distribution"],
+    }.get(mixture)
+    names = idle and " and ".join(f"`{name}_loss_weight`" for name in idle)
+    assert said == ([f"{names}: the training data have no explanations that this acts on."] if idle else [])
+
+
+def test_persistent_workers_see_the_epochs(make_trainer):
+    def seen(**settings):
+        trainer = make_trainer(max_steps=-1, num_train_epochs=3, per_device_train_batch_size=12, **settings)
+        tokens, compute = [], trainer.compute_loss
+
+        def note(model, inputs, **kwargs):
+            tokens.append(inputs["rationale_labels"].clamp(min=0).sum().item())
+            return compute(model, inputs, **kwargs)
+
+        trainer.compute_loss = note
+        trainer.train()
+        return tokens
+
+    expected = seen()
+    assert expected[0] == expected[2] != expected[1]
+    assert seen(dataloader_num_workers=1) == expected
+    assert seen(dataloader_num_workers=1, dataloader_persistent_workers=True) == expected
+
+
 def test_kernel_of_res_l_is_trained_and_not_in_the_model(make_trainer):
     trainer = make_trainer("megl-vit-tiny", max_steps=1, visual_loss="res_l", optim="sgd", weight_decay=0.5)
     before = trainer.visual_loss_parameters["kernel"].detach().clone()
@@ -329,37 +327,6 @@ def test_kernel_of_res_l_is_trained_and_not_in_the_model(make_trainer):
     assert change.abs().max() > 1e-6
     assert abs((change * before).sum()) < 1e-3 * change.norm() * before.norm()
     assert not any("kernel" in name for name in trainer.model.state_dict())
-
-
-# ---- Two processes ----
-
-
-def test_two_processes_train_as_one_on_the_joined_batch(make_model, processor, tmp_path):
-    """Masks on the first process alone, then on none, then on the second alone; every kind of state there is."""
-    from two_processes import CASES, train
-
-    make_model("megl-vit-tiny").save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    for case in CASES:
-        train(case, tmp_path, batch_size=8, name="one")
-    script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, script, tmp_path],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for case in CASES:
-        expected = load_file(tmp_path / f"{case}-one.safetensors")
-        assert expected["log.loss_visual"].tolist()[1] == 0 and expected["log.loss_distribution"].all()
-        for rank in (0, 1):
-            found = load_file(tmp_path / f"{case}-two-{rank}.safetensors")
-            assert found.keys() == expected.keys()
-            for name, value in expected.items():
-                assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-6), (case, rank, name)
 
 
 # ---- Evaluation ----
@@ -445,6 +412,83 @@ def test_checkpoint_is_a_whole_repository(make_trainer, tmp_path):
         assert (checkpoint / name).is_file(), name
     assert not [path for path in checkpoint.iterdir() if path.suffix == ".bin"]
     assert json.loads((checkpoint / "config.json").read_text())["auto_map"]["AutoModel"].startswith("modeling_megl.")
+
+
+def break_checkpoint(checkpoint, fault):
+    """Leave a checkpoint as a kill or a full disk might."""
+    name, _, how = fault.partition(" ")
+    path = checkpoint / name
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "trainer_state.json missing",
+        "trainer_state.json cut",
+        "model.safetensors cut",
+        "optimizer.pt cut",
+        "rng_state.pth cut",
+        "visual_explanation_statistic.safetensors cut",
+    ],
+)
+def test_half_written_checkpoints_are_passed_over(make_trainer, tmp_path, monkeypatch, fault):
+    said = []
+    monkeypatch.setattr("modeling_megl.checkpoints_megl.logger.warning", said.append)
+    make_trainer(max_steps=4, save_strategy="steps", save_steps=2).train()
+    last = tmp_path / "run" / "checkpoint-4"
+    break_checkpoint(last, fault)
+    resumed = make_trainer(max_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    (warning,) = said
+    assert warning.startswith(f"The checkpoint {last} is not whole: {fault.split()[0]} is ")
+    assert resumed.state.log_history[1]["step"] == 2 and resumed.state.global_step == 4
+    with pytest.raises(ValueError, match=f"checkpoint-4 is not whole: {fault.split()[0]} is "):
+        make_trainer(max_steps=4).train(resume_from_checkpoint=str(last))
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(ValueError, match="`resume_from_checkpoint=True`: .*run has no whole checkpoint"):
+        make_trainer(max_steps=4).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="got .*checkpoint-9: no such folder"):
+        make_trainer(max_steps=4).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-9"))
+
+
+class FakeHub:
+    """Notes what would be uploaded."""
+
+    def __init__(self):
+        self.uploads = []
+
+    def create_repo(self, name, **kwargs):
+        return SimpleNamespace(repo_id=name)
+
+    def upload_folder(self, folder_path, ignore_patterns=(), **kwargs):
+        paths = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()]
+        self.uploads.append(
+            (kwargs.get("path_in_repo"), set(filter_repo_objects(paths, ignore_patterns=ignore_patterns)))
+        )
+        return SimpleNamespace(done=lambda: True, result=lambda: None)
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "end"])
+def test_pushes_carry_the_code_and_no_pickle(make_trainer, monkeypatch, strategy):
+    hub = FakeHub()
+    for module in ("transformers.trainer", "modeling_megl.training_megl"):
+        monkeypatch.setattr(f"{module}.hf_api", lambda: hub)
+    settings = {"push_to_hub": True, "hub_model_id": "me/model", "hub_strategy": strategy}
+    trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=1, save_total_limit=1, **settings)
+    trainer.train()
+    trainer.save_model()
+    uploads = [files for place, files in hub.uploads if place is None]
+    assert len(uploads) == (1 if strategy == "end" else 3)
+    for files in uploads:
+        assert {"config.json", "model.safetensors", "modeling_megl.py", "processing_megl.py"} <= files
+        assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    states = [files for place, files in hub.uploads if place == "last-checkpoint"]
+    assert len(states) == (2 if strategy == "checkpoint" else 0)
+    assert all({"optimizer.pt", "trainer_state.json", "modeling_megl.py"} <= files for files in states)
 
 
 # ---- LoRA ----

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import torch
+from explained_rows import make_rows, trained
 from safetensors.torch import save_file
-from test_training_megl import make_rows, trained
 from torch.utils.data import SequentialSampler
 
 from modeling_megl import MeglForImageClassification, MeglProcessor

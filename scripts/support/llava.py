@@ -175,7 +175,7 @@ class LlavaDataCollator(MeglDataCollator):
         tokenizer = self.processor.tokenizer
         answers = tokenizer(
             [
-                ANSWER.format(rationale=self.draw(row).strip(), label=self.id2label[row["label"]])
+                ANSWER.format(rationale=(self.draw(row) or "").strip(), label=self.id2label[row["label"]])
                 + tokenizer.eos_token
                 for row in rows
             ],

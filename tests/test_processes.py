@@ -1,0 +1,119 @@
+"""Two processes that train as one, also where they are killed and go on, and however the model is sharded."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_megl import MeglForImageClassification
+from modeling_megl.training_megl import MeglTrainingArguments
+
+
+FOLDER = Path(__file__).parent
+
+
+def start(script, *arguments, processes=2):
+    """Run a program of this folder in some processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.run(
+        [*command, FOLDER / script, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(make_model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    make_model("megl-vit-tiny").save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return folder
+
+
+def test_two_processes_train_as_one_on_the_joined_batch(folder):
+    """Masks on the first process alone, then on none, then on the second alone; every kind of state there is."""
+    from two_processes import CASES, train
+
+    for case in CASES:
+        train(case, folder, batch_size=8, name="one")
+    done = start("two_processes.py", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for case in CASES:
+        expected = load_file(folder / f"{case}-one.safetensors")
+        assert expected["log.loss_visual"].tolist()[1] == 0 and expected["log.loss_distribution"].all()
+        for rank in (0, 1):
+            found = load_file(folder / f"{case}-two-{rank}.safetensors")
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-6), (case, rank, name)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The training of `processes.py` in one process, without an interruption."""
+    done = start("processes.py", folder, "whole", "whole", processes=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / "whole.safetensors"), load_file(folder / "whole" / "model.safetensors")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp_full", "fsdp_sharded", "zero_2"])
+def test_killed_and_resumed_by_two_processes_is_one_process_alone(folder, whole, strategy):
+    """Twenty steps, killed at the twelfth; some masks and rationales; an evaluation that fills up its last batch."""
+    if strategy == "zero_2" and find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed: `make test-deepspeed`")
+    done = start("processes.py", folder, strategy, "begin")
+    assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
+    assert [path.name for path in (folder / strategy).iterdir()] == ["checkpoint-10"]
+    done = start("processes.py", folder, strategy, "resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, weights = whole
+    found = load_file(folder / f"{strategy}.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=2e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    trained = load_file(folder / strategy / "model.safetensors")
+    for name, value in weights.items():
+        torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-5)
+    reloaded = MeglForImageClassification.from_pretrained(folder / strategy)
+    assert type(reloaded).__name__ in reloaded.config.architectures
+    assert (folder / strategy / "modeling_megl.py").is_file()
+
+
+def test_zero_3_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(MeglTrainingArguments, "deepspeed_plugin", SimpleNamespace(zero_stage=3), raising=False)
+    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: None)
+    with pytest.raises(ValueError, match="DeepSpeed's ZeRO-3 .* use ZeRO-2, or FSDP 2"):
+        MeglTrainingArguments(output_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "version, settings, message",
+    [
+        (1, {}, "FSDP 1 shards again .* use FSDP 2, `fsdp_config={'version': 2}`"),
+        (2, {"lora_rank": 2}, "`lora_rank` puts PEFT's wrapper .* leave out `fsdp`, or use DeepSpeed's ZeRO-2"),
+        (
+            2,
+            {"visual_loss": "res_l"},
+            "`visual_loss='res_l'` learns a parameter .* use `res_g`, or plain data parallel",
+        ),
+    ],
+)
+def test_sharding_that_cannot_be_is_refused_with_what_can(make_trainer, version, settings, message):
+    trainer = make_trainer(**settings)
+    trainer.is_fsdp_enabled = True
+    trainer.accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=version)
+    try:
+        with pytest.raises(ValueError, match=message):
+            trainer._check_sharding()
+    finally:
+        del trainer.accelerator.state.fsdp_plugin
