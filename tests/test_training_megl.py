@@ -284,6 +284,22 @@ def test_incomplete_explanations_train_and_evaluate(make_trainer, processor, mix
     assert metrics["eval_loss"] == pytest.approx(sum(weights[name] * value for name, value in terms.items()))
 
 
+@pytest.mark.parametrize("settings", [{"lora_rank": 2}, {"frozen_layer": "resnet.encoder.stages.0"}])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_incomplete_explanations_beside_adapters_and_frozen_layers(make_trainer, mixture, settings):
+    masks, rationales = MIXTURES[mixture]
+    data = make_dataset(12, masks=masks, rationales=rationales)
+    first = []
+    for options in ({}, settings):
+        trainer = make_trainer(train=data, evaluated=data, max_steps=1, **options)
+        trainer.train()
+        first.append({name: value for name, value in trainer.state.log_history[0].items() if "loss" in name})
+    if "lora_rank" in settings:
+        assert first[1] == pytest.approx(first[0], rel=1e-4)
+    assert {name for name, value in first[1].items() if value} == {name for name, value in first[0].items() if value}
+    assert ("loss_text" in first[1] and first[1]["loss_text"] > 0) == bool(rationales)
+
+
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_weights_that_find_nothing_are_named_once_at_the_start(make_trainer, monkeypatch, mixture):
     said = []
