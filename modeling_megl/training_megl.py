@@ -337,8 +337,8 @@ class MeglTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         evaluating = not model.training
-        weights = {"classification": 1.0, **{name: getattr(self.args, f"{name}_loss_weight") for name in _LOSSES[1:]}}
-        with_map = evaluating or max(weights[name] for name in _LOSSES[1:]) > 0
+        weights = {name: self._weight(name) for name in _LOSSES}
+        with_map = evaluating or any(weights[name] > 0 for name in _LOSSES[1:])
         names = {"input_ids", "attention_mask"} if evaluating or weights["text"] > 0 else set()
         if self.model.config.grounding_map == "visual_explanation":
             names |= {"visual_explanations", "has_visual_explanation"}
@@ -376,11 +376,8 @@ class MeglTrainer(Trainer):
 
     def _counts(self, inputs):
         """What each loss is a mean over, by its name: how much of it each row has, `(B,)`."""
-        labels = inputs["labels"]
-        weights = self._class_weights
-        counts = {
-            "classification": torch.ones_like(labels, dtype=torch.float64) if weights is None else weights[labels]
-        }
+        labels, weights = inputs["labels"], self._class_weights
+        counts = {"classification": torch.ones_like(labels).double() if weights is None else weights[labels].double()}
         if "has_visual_explanation" in inputs:
             annotated = inputs["has_visual_explanation"]
             counts |= {"visual": annotated.double(), "distribution": (~annotated).double()}
