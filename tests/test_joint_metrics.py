@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from test_metrics import (  # noqa: F401
 
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from support import bootstrap, scores  # noqa: E402
 
 
 @pytest.fixture
@@ -236,6 +240,26 @@ def test_explained_accuracy_names_the_item_with_a_reference_that_is_none(explain
             explanation_references=[["x"], [None]],
             explanation_metric=evaluate.load("metrics/rationale"),
         )
+
+
+def test_scores_of_an_evaluation_without_some_references(without_meteor):  # noqa: F811
+    texts, references = JUDGED_TEXTS.values()
+    names = zip(LABELS["predictions"], LABELS["references"], texts, strict=True)
+    items = [{"prediction": a, "label": b, "rationale": text, "group": None, "per_item": {}} for a, b, text in names]
+    partly = [references[0], None, references[2], [], references[4]]
+    result = scores.rationale_scores(items, partly, ["cat", "owl"])
+    assert (result["n"], result["n_without_reference"], result["kind_n"]) == (3, 2, 3)
+    assert [item["per_item"]["rationale.rouge_l"] is None for item in items] == [False, True, False, True, False]
+    assert not any(name in items[0]["per_item"] for name in ("rationale.bleu_4", "rationale.meteor"))
+    assert items[1]["bleu_statistics"] == items[3]["bleu_statistics"] == [0] * 10
+    found = bootstrap.point_figures(items)
+    for name in ("bleu_1", "bleu_4", "rouge_l", "cider", "kind_accuracy"):
+        assert found["rationale", name] == pytest.approx(result[name]), name
+
+    joint = scores.explained_accuracy(items, partly, None)
+    assert (joint["n"], joint["n_without_reference"], joint["n_without_reference_filtered"]) == (5, 2, 1)
+    right = [items[i]["per_item"]["rationale.cider"] for i in (0, 4)]
+    assert joint["cider_filtered"] == pytest.approx(sum(right) / 2)
 
 
 # grounding

@@ -260,7 +260,12 @@ def ngram_counts(tokens, n):
 
 
 def bleu_statistics(hypothesis, references):
-    """Length, closest reference length, then for each n the number of matches and of n-grams. Items can be summed."""
+    """
+    Length, closest reference length, then for each n the number of matches and of n-grams. Items can be summed: all are
+    0 without references.
+    """
+    if not references:
+        return [0] * (2 + 2 * MAX_NGRAM)
     closest = min((len(reference) for reference in references), key=lambda n: (abs(n - len(hypothesis)), n))
     statistics = [len(hypothesis), closest]
     for n in range(1, MAX_NGRAM + 1):
