@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_metrics import load, needs_golden, rationale, read_golden, without_meteor  # noqa: F401
+from test_metrics import PTB_TOKENS, load, needs_golden, rationale, read_golden, without_meteor  # noqa: F401
 from transformers import BertConfig, BertModel, BertTokenizer
 
 
@@ -53,6 +53,14 @@ def test_meteor_perfect_disjoint_empty_and_order(with_meteor):
     backward = with_meteor.compute(predictions=predictions[::-1], references=references[::-1], per_item=True)
     assert backward["per_item"]["meteor"] == pytest.approx(items[::-1])
     assert backward["meteor"] == pytest.approx(forward["meteor"]) and 0 < forward["meteor"] < 1
+
+
+def test_tokens_equal_the_program_of_the_reference(with_meteor):
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    expected = {text: tokens for texts in PTB_TOKENS.values() for text, tokens in texts.items()}
+    found = PTBTokenizer().tokenize({text: [{"caption": text}] for text in expected})
+    assert {text: tokens for text, (tokens,) in found.items()} == expected
 
 
 def test_meteor_names_a_java_that_does_not_work(with_meteor, tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from pathlib import Path
 import datasets
 import evaluate
 
+from .ptb_tokenizer import tokenize
+
 
 _DESCRIPTION = """
 Scores rationales (short texts) against several human references each: BLEU-1 to BLEU-4, ROUGE-L, METEOR and CIDEr as
@@ -132,27 +134,6 @@ INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufe00-\ufe0f\ufeff]")
 # What the program of SPICE looks for, and pycocoevalcap does not bring.
 SPICE_FILES = ["stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"]
 
-TOKEN = re.compile(
-    r"""
-    \b(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc)\.            # abbreviations keep their point
-    | \b(?:[a-z]\.){2,}                                  # e.g. i.e. u.s.
-    | \d+(?:[.,:]\d+)+                                   # 1,000 3.5 5:30
-    | \w+?(?=n't\b) | n't\b                              # do n't
-    | '(?:s|m|d|re|ve|ll)\b                              # owl 's
-    | \bcan(?=not\b) | \b(?:gon|wan)(?=na\b) | \bgot(?=ta\b) | \b(?:gim|lem)(?=me\b)
-    | \w+(?:-\w+)*(?:/\w+(?:-\w+)*)+                     # black/white
-    | (?:\b[dol]')?\w+(?:[-&]\w+)*                       # red-brown o'clock r&b
-    | \.{3,} | -+ | [!?]+
-    | \S
-    """,
-    re.VERBOSE,
-)
-PLAIN_CHARACTERS = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "…": "...", "–": "--", "—": "--"})
-PTB_ESCAPES = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-# The reference removes these tokens. It also lists "-LRB-" and its like, but after lowercasing they no longer match,
-# so brackets stay in the text as "-lrb-" and "-rrb-".
-REMOVED = {'"', "'", "`", "``", "''", ".", "...", "?", "!", ",", ":", ";", "-", "--", "---", "----"}
-
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Rationale(evaluate.Metric):
@@ -248,21 +229,14 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def tokenize(text):
-    """Lowercase Penn Treebank tokens without punctuation."""
-    tokens = TOKEN.findall(text.translate(PLAIN_CHARACTERS).lower())
-    tokens = [PTB_ESCAPES.get(token, token) for token in tokens if token not in REMOVED]
-    return [token.replace("/", r"\/").replace("*", r"\*") for token in tokens]
-
-
 def ngram_counts(tokens, n):
     return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def bleu_statistics(hypothesis, references):
     """
-    Length, closest reference length, then for each n the number of matches and of n-grams. Items can be summed: all are
-    0 without references.
+    Length, closest reference length, then for each n the number of matches and of n-grams. Items can be summed: those
+    without references are all 0.
     """
     if not references:
         return [0] * (2 + 2 * MAX_NGRAM)
