@@ -146,6 +146,14 @@ def test_saliency_equals_the_loop_that_it_is_timed_against(monkeypatch):
     assert len(pairs) == 2 and all(seconds > 0 for pair in pairs for seconds in pair)
 
 
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float16])
+def test_saliency_takes_masks_of_zeros_and_ones_of_any_type(saliency, kind):
+    maps, masks = random_maps(3)
+    results = saliency.compute(predictions=maps, references=masks)
+    assert saliency.compute(predictions=maps, references=masks.astype(kind)) == results
+    assert saliency.compute(predictions=maps, references=masks.astype(kind).tolist()) == results
+
+
 def test_saliency_perfect_and_disjoint(saliency):
     _, masks = random_maps(3)
     higher_is_better = ["iou", "precision", "recall", "f1", "energy", "pointing_game"]

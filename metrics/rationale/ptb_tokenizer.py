@@ -5,11 +5,11 @@ pycocoevalcap 1.2 runs it, in lower case and without punctuation.
 At each place of a text the rule that matches most characters wins, of equals the first. Rules are regular expressions
 over the *kinds* of the characters, where one stand-in serves for all characters beyond ASCII that are treated alike.
 
-Words are whole in Latin, Greek, Cyrillic, Armenian, Georgian, Hebrew, Arabic, Syriac, Thaana, N'Ko, Devanagari,
-Bengali, Gurmukhi, Gujarati, Tamil, Telugu, Thai, Lao and Ethiopic; in Chinese and Japanese, and in Thai and Lao, that
-is what stands between spaces or signs. As in the reference, words are cut at the vowel signs of the other scripts
-(Kannada, Malayalam in part, Odia, Sinhala, Khmer, Myanmar, Tibetan, ...), and emoji and other characters beyond the
-basic plane are dropped. Unlike it, letters that Unicode has since 2012 count as letters.
+Words are whole, with their combining marks, in Latin, Greek, Cyrillic, Armenian, Georgian, Hebrew, Arabic, Syriac,
+Thaana, N'Ko, Ethiopic, Cherokee, Mongolian, Korean, Devanagari, Bengali, Gujarati, Tamil and Telugu. In Thai, Lao,
+Chinese and Japanese what stands between spaces and signs is one word. As by the reference, words are cut at some vowel
+signs of other scripts (Gurmukhi, Odia, Malayalam, Kannada, Sinhala, Khmer, Myanmar, Tibetan), and emoji and other
+characters beyond the basic plane are dropped. Unlike by it, letters and digits that Unicode has since 2012 are kept.
 """
 
 import re
