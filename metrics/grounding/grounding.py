@@ -38,6 +38,9 @@ Returns:
         of their differences count 0, and they are left out of `inside` and `outside`.
     `n_truncated`: how many rationales were longer than the model reads and were cut.
     `per_item`: with `per_item=True`, a dict of lists.
+Raises:
+    `ValueError`: a text or an image that is `None`, an image of more bits a channel or of several frames, or a map
+        that is not one.
 Examples:
     >>> import evaluate
     >>> from PIL import Image

@@ -93,7 +93,7 @@ FILE_ENDINGS = (
 STARTERS = (
     "(?:About|According|Additionally|After|An?|As|At|But|Earlier|He|Here?|However|If|In|It|Last|Many|More|M[rs]\\.|Now|"
     "Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|When|While|What|Yet|You|"
-    "</?[A-Za-z][A-Za-z0-9:.-]*[ ]*/?>)"
+    "</?[A-Za-z][A-Za-z0-9_:.-]*[ ]*/?>)"
 )
 
 # Parts of rules, over kinds.
@@ -121,9 +121,15 @@ PARTS = {
     "ACRONYM": r"[A-Za-z](?:\.[A-Za-z])+",
     # 10, 1,000.5, .5, 10:30
     "NUMBER": "(?:<D>*(?:[.:,\xad٫٬]<D>+)+|<D>+)",
-    "ATTRIBUTE": """[A-Za-z][A-Za-z0-9:.-]*(?:[ ]*=[ ]*['"][^\n'"]*['"])?""",
+    # what telephone numbers consist of
+    "FEW": "[0-9]{2,4}",
+    "GAP": "[- \xa0]",
+    "ATTRIBUTE": """[A-Za-z][A-Za-z0-9_:.-]*(?:[ ]*=[ ]*['"][^\n'"]*['"])?""",
     "OF_URL": r"""[^ \t\n"<>|(){}]""",
     "END_OF_URL": r"""[^ \t\n"<>|.!?(){},-]""",
+    "OF_DOMAIN": r"""[^ \t\n"<>|.!?(){},]""",
+    "OF_SITE": r"""[^ \t\n"`'<>|.!?(){},-_$]""",  # from , to _ are digits and capitals too
+    "BEFORE_AT": r"""[^ \t\n"<>|(){}\xa0]""",
     "OF_MAIL": r"""[^ \t\n"<>|(){}.\xa0]""",
 }
 
@@ -136,68 +142,67 @@ def rule(pattern):
 
 
 RULES = [
-    # two tokens in one word
+    # can|not, gon|na, 't|is
     rule("((?i:can))(?i:not)"),
     rule("((?i:gon|wan))(?i:na)"),
     rule("((?i:got))(?i:ta)"),
     rule("((?i:gim|lem))(?i:me)"),
     rule("('(?i:t))(?i:is|was)"),
-    # tags, and entities of HTML
+    # tags and entities of HTML
     rule("<[!?][A-Za-z-][^>\n]*>"),
-    rule("<[A-Za-z][A-Za-z0-9:.-]*(?:[ ]+<ATTRIBUTE>)*[ ]*/?[ ]*>"),
-    rule("</[A-Za-z][A-Za-z0-9:.-]*[ ]*>"),
+    rule("<[A-Za-z][A-Za-z0-9_:.-]*(?:[ ]+<ATTRIBUTE>)*[ ]*/?[ ]*>"),
+    rule("</[A-Za-z][A-Za-z0-9_:.-]*[ ]*>"),
     rule("&(?:MD|mdash|ndash|amp|lt|gt|quot|apos|nbsp|HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);"),
-    # words with apostrophes: do|n't, owl|'s, and those that stay whole
-    rule("[A-HJ-XZn]<INNER_APOS><L>{2,}|<L>+[aeiouyAEIOUY]<INNER_APOS>[aeiouA-Z]<L>*|<APOS>[2-9]0s"),
+    # words with apostrophes that stay whole: O'Brien, ma'am, '90s
+    rule("[A-HJ-XZn]<INNER_APOS><L>{2,}|<L>+[aeiouyAEIOUY]<INNER_APOS>[aeiouA-Z]<L>*|<APOS>[2-9]0(?i:s)"),
+    # do|n't, owl|'s
     rule("([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)(?i:n)<INNER_APOS>(?i:t)"),
     rule("(<WORD>)(?:'<SHORT>[^A-Za-z]|<APOS><SHORT>)"),
     rule("('<SHORT>)[^A-Za-z]|(?!')<APOS><SHORT>"),
     rule("(?i:n)<INNER_APOS>(?i:t)"),
+    # 'n', d', ol', 'em, c'mon, y'|all, '80
     rule("<APOS>[nN]<APOS>?|[lLdDjJ]<APOS>|(?i:dunkin|somethin|ol)<APOS>|<APOS>(?i:em|cause|till?)"),
     rule(
         "(?i:nor<APOS>easter|c<APOS>mon|e<APOS>er|s<APOS>mores|ev<APOS>ry|li<APOS>l|nat<APOS>l|cap<APOS>n|c<APOS>est)"
     ),
     rule("([yY]<APOS>)<L>"),
     rule("(<APOS>[0-9]{2})<SPACE>"),
-    # words
+    # words, with their point before other punctuation, and joined by signs: red-brown, U.S.-based, black/white, AT&T
     rule("<WORD>"),
     rule("((?:<WORD>|<JOINED>|<CAPITALS>)\\.)[,;:、]"),
     rule(f"((?:{LAST_ABBREVIATIONS})\\.)(?s:..)"),
     rule("<JOINED>"),
-    rule("<A>[A-Za-z0-9.,\xad]*(?:-(?:[A-Za-z0-9\xad]+|<ACRONYM>\\.))+"),
+    rule("<A>[A-Za-z0-9.,\xad]*(?:-(?:<ACRONYM>\\.|[A-Za-z0-9\xad]+))+"),
     rule("<A>+(?:-[A-Za-z]+){0,2}(?:\\\\?/<A>+(?:-[A-Za-z]+){0,2}){1,2}"),
     rule("<CAPITALS>"),
     rule("pro-|anti-|S(?:&|&amp;)P-500|S(?:&|&amp;)Ls|C\\.D\\.s|[cC]\\+\\+|[cCfF]#"),
+    # abbreviations, acronyms, initials, file names
     rule(f"(?:{LAST_ABBREVIATIONS})\\."),
     rule(f"{ABBREVIATIONS}\\."),
     rule(f"({NUMBERED}\\.)<SPACE>?<D>"),
     rule("<ACRONYM>\\.|[A-Za-z]\\."),
     rule(f"([A-Za-z])\\.<SPACE>+{STARTERS}<SPACE>"),
     rule(f"((?:<OF_WORD>|<D>)+(?:\\.(?:<OF_WORD>|<D>)+)*\\.{FILE_ENDINGS})[ \t\n.?!,]"),
-    # addresses and names
+    # web and e-mail addresses, @names, #tags
     rule("(?i:https?)://<OF_URL>+<END_OF_URL>"),
     rule(
-        '(?:www\\.(?:[^ \t\n"<>|.!?(){},]+\\.)+[a-zA-Z]{2,4}|(?:[^ \t\n"`\'<>|.!?(){},-_$]+\\.)+(?:com|net|org|edu))'
-        "(?:/<OF_URL>+<END_OF_URL>)?"
+        "(?:www\\.(?:<OF_DOMAIN>+\\.)+[a-zA-Z]{2,4}|(?:<OF_SITE>+\\.)+(?:com|net|org|edu))(?:/<OF_URL>+<END_OF_URL>)?"
     ),
-    rule('(?:&lt;|<)?<A>[^ \t\n"<>|(){}\xa0]*@(?:<OF_MAIL>+\\.)*<OF_MAIL>+(?:&gt;|>)?'),
+    rule("(?:&lt;|<)?<A><BEFORE_AT>*@(?:<OF_MAIL>+\\.)*<OF_MAIL>+(?:&gt;|>)?"),
     rule("@[A-Za-z_][A-Za-z_0-9]*|#<OF_WORD>+"),
-    # numbers
+    # dates, numbers, fractions, telephone numbers, US$
     rule("<D>{1,2}[-/]<D>{1,2}[-/]<D>{2,4}"),
     rule("[-+]?<NUMBER>"),
     rule(f"[⁺⁻₊₋]?(?:{SUPERSCRIPT}+|{SUBSCRIPT}+)"),
     rule("(?:<D>{1,4}[- \xa0])?<D>{1,4}(?:\\\\?/|⁄)<D>{1,4}"),
-    rule(
-        "(?:\\([0-9]{2,3}\\)[ \xa0]?|(?:\\+\\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
-        "[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
-    ),
-    rule("(?:(?:\\+\\+?)?[0-9]{2,4}\\.)?[0-9]{2,4}\\.[0-9]{3,4}\\.[0-9]{3,5}"),
+    rule("(?:\\([0-9]{2,3}\\)[ \xa0]?|(?:\\+\\+?)?(?:<FEW><GAP>)?<FEW><GAP>)[0-9]{3,4}<GAP>?[0-9]{3,5}"),
+    rule("(?:(?:\\+\\+?)?<FEW>\\.)?<FEW>\\.[0-9]{3,4}\\.[0-9]{3,5}"),
     rule("[A-Z]*\\$"),
     # faces
     rule("([<>]?[:;=][-o*']?[()DPdpO\\\\{@|\\[\\]])[^A-Za-z0-9]"),
     rule("[-\\^x=~<>']_[-\\^x=~<>']"),
     rule("\\([-\\^x=~<>'][_.]?[-\\^x=~<>']\\)|\\([-\\^x=~<>']-[-\\^x=~<>'`]\\)"),
-    # signs
+    # signs: escaped brackets, a quotation mark before a word, signs that may be repeated, and any other
     rule("-[lrLR][rcsRCS][bB]-"),
     rule("(')[A-Za-z][^ \t\n\xa0']"),
     rule("[?!]+|\\.{3,5}|-+|#+|@+|\\*+|(?:\\\\\\*)+|_+|<<|>>|''|<QUOTE>{1,2}"),
@@ -215,7 +220,7 @@ WRITTEN |= dict.fromkeys("€¤\x80₠", "$") | dict.fromkeys([*"–—―\x96\x
 QUOTES = str.maketrans(dict.fromkeys("‘‛‹\x91", "`") | dict.fromkeys("’›\x92", "'"))
 QUOTES |= str.maketrans(dict.fromkeys("“«\x93", "``") | dict.fromkeys("”»\x94", "''"))
 QUOTED = rule("<QUOTE>+|<APOS><SHORT>|n<INNER_APOS>t")
-WITHIN = str.maketrans({"(": "-lrb-", ")": "-rrb-", " ": "\xa0"})
+WITHIN = str.maketrans({"(": "-lrb-", ")": "-rrb-", "\xad": None})
 # The reference removes these tokens. It also lists "-LRB-" and its like, but after lowercasing they no longer match,
 # so brackets stay in the text as "-lrb-" and "-rrb-".
 REMOVED = {
@@ -270,7 +275,7 @@ def written(token):
     """The token as the reference writes it."""
     if token in WRITTEN:
         return WRITTEN[token]
-    token = token.lower().replace("&amp;", "&").translate(WITHIN)
-    if not re.search("[@/#]", token):  # addresses keep soft hyphens
-        token = token.replace("\xad", "")
+    token = token.lower().replace(" ", "\xa0")
+    if not re.search("[@/#]|^<.*>$", token):  # addresses and tags stay as they are
+        token = token.translate(WITHIN).replace("&amp;", "&")
     return token.translate(QUOTES).replace("&apos;", "'") if QUOTED.fullmatch(token) else token
