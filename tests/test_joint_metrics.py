@@ -1,6 +1,8 @@
 """The metrics that join label, map and rationale: explained_accuracy and grounding."""
 
+import math
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from test_metrics import (  # noqa: F401
 
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from support import bootstrap, scores  # noqa: E402
 
 
 @pytest.fixture
@@ -64,15 +69,33 @@ def test_explained_accuracy_overall_is_the_mean_with_zero_for_wrong_answers(expl
     assert permuted == pytest.approx(results)
 
 
+JUDGED_TEXTS = {
+    "explanations": [
+        "an owl at the left",
+        "a cat",
+        "a red cat sleeps",
+        "dogs and more",
+        "the cat in the middle of it",
+    ],
+    "explanation_references": [
+        ["the owl at the left"],
+        ["a cat at the left"],
+        ["an owl"],
+        ["a cat"],
+        ["a cat in the middle"],
+    ],
+}
+
+
 def test_explained_accuracy_filters_before_the_corpus_is_scored(explained_accuracy):
     rationale = evaluate.load("metrics/rationale")
-    texts = ["an owl at the left", "a cat", "a red cat sleeps", "dogs and more", "the cat in the middle of it"]
-    references = [["the owl at the left"], ["a cat at the left"], ["an owl"], ["a cat"], ["a cat in the middle"]]
-    given = {"explanations": texts, "explanation_references": references}
-    results = explained_accuracy.compute(**LABELS, **given, explanation_metric=rationale)
+    texts, references = JUDGED_TEXTS.values()
+    results = explained_accuracy.compute(**LABELS, **JUDGED_TEXTS, explanation_metric=rationale)
     chosen = [0, 1, 4]
-    everything = rationale.compute(predictions=texts, references=references)
+    everything = rationale.compute(predictions=texts, references=references, per_item=True)
     filtered = rationale.compute(predictions=[texts[i] for i in chosen], references=[references[i] for i in chosen])
+    # CIDEr keeps the document frequencies of all items.
+    filtered["cider"] = sum(everything["per_item"]["cider"][i] for i in chosen) / 3
     for name in ("bleu_1", "bleu_4", "rouge_l", "cider"):
         assert results[f"{name}_unfiltered"] == pytest.approx(everything[name])
         assert results[f"{name}_filtered"] == pytest.approx(filtered[name])
@@ -81,6 +104,73 @@ def test_explained_accuracy_filters_before_the_corpus_is_scored(explained_accura
     assert (results["n"], results["n_filtered"], results["n_undefined"]) == (5, 3, 0)
     counts = {"n", "n_filtered", "n_undefined", "n_undefined_filtered"}
     assert {name for name in results if name.startswith("n_") or name == "n"} == counts
+
+
+def test_explained_accuracy_of_cider_by_hand(explained_accuracy):
+    """The right item alone would be the whole corpus, in which every word is in every document: CIDEr would be 0."""
+    results = explained_accuracy.compute(
+        predictions=["x", "x"],
+        references=["x", "y"],
+        explanations=["a", "c"],
+        explanation_references=[["a b"], ["c"]],
+        explanation_metric=evaluate.load("metrics/rationale"),
+    )
+    # of two documents each word is in one: log(2)^2 / (log(2) * log(2) sqrt(2)), one bigram less, three orders empty
+    right = 10 / 4 / math.sqrt(2) * math.exp(-1 / 72)
+    assert results["cider_filtered"] == pytest.approx(right)
+    assert results["cider_unfiltered"] == pytest.approx((right + 10 / 4) / 2)
+    assert results["cider_overall"] == pytest.approx(right / 2)
+    # BLEU's counts are those of the right item: one word of one, of two
+    assert results["bleu_1_filtered"] == pytest.approx(math.exp(1 - 2))
+    assert results["bleu_1_unfiltered"] == pytest.approx(math.exp(1 - 3 / 2))
+
+
+def test_explained_accuracy_leaves_out_texts_without_references(explained_accuracy):
+    texts, references = JUDGED_TEXTS.values()
+    rationale = evaluate.load("metrics/rationale")
+    partly = [references[0], None, references[2], [], references[4]]
+    results = explained_accuracy.compute(
+        **LABELS, explanations=texts, explanation_references=partly, explanation_metric=rationale
+    )
+    known = [0, 2, 4]
+    expected = explained_accuracy.compute(
+        **{name: [values[i] for i in known] for name, values in LABELS.items()},
+        explanations=[texts[i] for i in known],
+        explanation_references=[references[i] for i in known],
+        explanation_metric=rationale,
+    )
+    for name in ("bleu_4", "rouge_l", "cider"):
+        assert results[f"{name}_unfiltered"] == expected[f"{name}_unfiltered"]
+        assert results[f"{name}_filtered"] == expected[f"{name}_filtered"]
+        assert results[f"{name}_overall"] == pytest.approx(3 / 5 * expected[f"{name}_filtered"])
+    assert (results["task_score"], results["n"], results["n_filtered"]) == (3 / 5, 5, 3)
+    assert (results["n_undefined"], results["n_undefined_filtered"]) == (2, 1)
+
+    nothing = explained_accuracy.compute(
+        **LABELS, explanations=texts, explanation_references=[[], None, [], [], []], explanation_metric=rationale
+    )
+    kinds = ("unfiltered", "filtered", "overall")
+    assert [nothing[f"{name}_{kind}"] for name in ("bleu_4", "cider") for kind in kinds] == [None] * 6
+    assert (nothing["task_score"], nothing["n_undefined"], nothing["n_undefined_filtered"]) == (3 / 5, 5, 3)
+
+
+def test_explained_accuracy_of_a_metric_that_knows_no_items(explained_accuracy):
+    """What says nothing of `corpus_scores` scores the right items by themselves, and sees no item without texts."""
+
+    class Lengths:
+        def compute(self, predictions, references):
+            assert all(references)
+            return {"length": sum(map(len, predictions)) / len(predictions), "count": len(predictions)}
+
+    results = explained_accuracy.compute(
+        predictions=["x", "x", "x"],
+        references=["x", "y", "x"],
+        explanations=["a", "abc", "abcdef"],
+        explanation_references=[["a"], ["b"], None],
+        explanation_metric=Lengths(),
+    )
+    lengths = [results[f"length_{kind}"] for kind in ("unfiltered", "filtered", "overall")]
+    assert lengths == pytest.approx([2, 1, 2 / 3]) and "count_filtered" not in results
 
 
 def test_explained_accuracy_extremes(explained_accuracy):
@@ -141,15 +231,35 @@ def test_explained_accuracy_bad_inputs(explained_accuracy, arguments, message):
         explained_accuracy.compute(**{"predictions": ["a", "b"], "references": ["a", "a"]} | arguments)
 
 
-def test_explained_accuracy_names_the_item_without_references(explained_accuracy):
-    with pytest.raises(ValueError, match=r"`explanation_references\[1\]` must be a list of one or more strings, got"):
+def test_explained_accuracy_names_the_item_with_a_reference_that_is_none(explained_accuracy):
+    with pytest.raises(ValueError, match=r"`explanation_references\[1\]` must be a list of strings, got \[None\]"):
         explained_accuracy.compute(
             predictions=["a", "b"],
             references=["a", "a"],
             explanations=["x", "y"],
-            explanation_references=[["x"], []],
+            explanation_references=[["x"], [None]],
             explanation_metric=evaluate.load("metrics/rationale"),
         )
+
+
+def test_scores_of_an_evaluation_without_some_references(without_meteor):  # noqa: F811
+    texts, references = JUDGED_TEXTS.values()
+    names = zip(LABELS["predictions"], LABELS["references"], texts, strict=True)
+    items = [{"prediction": a, "label": b, "rationale": text, "group": None, "per_item": {}} for a, b, text in names]
+    partly = [references[0], None, references[2], [], references[4]]
+    result = scores.rationale_scores(items, partly, ["cat", "owl"])
+    assert (result["n"], result["n_without_reference"], result["kind_n"]) == (3, 2, 3)
+    assert [item["per_item"]["rationale.rouge_l"] is None for item in items] == [False, True, False, True, False]
+    assert not any(name in items[0]["per_item"] for name in ("rationale.bleu_4", "rationale.meteor"))
+    assert items[1]["bleu_statistics"] == items[3]["bleu_statistics"] == [0] * 10
+    found = bootstrap.point_figures(items)
+    for name in ("bleu_1", "bleu_4", "rouge_l", "cider", "kind_accuracy"):
+        assert found["rationale", name] == pytest.approx(result[name]), name
+
+    joint = scores.explained_accuracy(items, partly, None)
+    assert (joint["n"], joint["n_without_reference"], joint["n_without_reference_filtered"]) == (5, 2, 1)
+    right = [items[i]["per_item"]["rationale.cider"] for i in (0, 4)]
+    assert joint["cider_filtered"] == pytest.approx(sum(right) / 2)
 
 
 # grounding

@@ -1,8 +1,10 @@
 import doctest
+import io
 import json
 import math
 import os
 import sys
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
@@ -142,6 +144,14 @@ def test_saliency_equals_the_loop_that_it_is_timed_against(monkeypatch):
 
     pairs = compare_saliency(items=5, repeats=2, size=28)  # compares their scores first
     assert len(pairs) == 2 and all(seconds > 0 for pair in pairs for seconds in pair)
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float16])
+def test_saliency_takes_masks_of_zeros_and_ones_of_any_type(saliency, kind):
+    maps, masks = random_maps(3)
+    results = saliency.compute(predictions=maps, references=masks)
+    assert saliency.compute(predictions=maps, references=masks.astype(kind)) == results
+    assert saliency.compute(predictions=maps, references=masks.astype(kind).tolist()) == results
 
 
 def test_saliency_perfect_and_disjoint(saliency):
@@ -381,7 +391,7 @@ def test_rationale_empty_texts_score_zero(rationale):
         ("The owl, at (upper) left.", "the owl at -lrb- upper -rrb- left"),
         ("It's “red-brown”; they don't can't.", "it 's red-brown they do n't ca n't"),
         ("Mr. Fox cannot see 1,000 dogs' 3.5 bones...", "mr. fox can not see 1,000 dogs 3.5 bones"),
-        ("a black/white o'clock -- wow!", r"a black\/white o'clock wow"),
+        ("a black/white o'clock -- wow!", "a black/white o'clock wow"),
         ("two\nlines", "two lines"),
     ],
 )
@@ -410,15 +420,100 @@ def test_rationale_phrases(rationale, prediction, references, hit):
     assert results["per_item"]["place_accuracy"] == [hit]
 
 
+# By kind of text: texts with the tokens of pycocoevalcap 1.2, from its own program.
+PTB_TOKENS = json.loads((ROOT / "tests" / "ptb_tokens.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", PTB_TOKENS)
+def test_rationale_tokens_are_those_of_the_reference(rationale, kind):
+    tokenize = module_of(rationale).tokenize
+    for text, tokens in PTB_TOKENS[kind].items():
+        assert " ".join(tokenize(text)) == tokens, text
+
+
+@pytest.mark.parametrize(
+    "prediction, reference",
+    [
+        ("हिन्दी वाक्य", "मीठी किताब"),
+        ("தமிழ் மொழி", "சிறிய வீடு"),
+        ("שָׁלוֹם", "עֲלֵיכֶם"),
+        (unicodedata.normalize("NFD", "café noir"), unicodedata.normalize("NFD", "été froid")),
+        ("C++ x", "C# y"),
+    ],
+)
+def test_rationale_texts_without_a_common_word_score_zero(rationale, prediction, reference):
+    results = rationale.compute(predictions=[prediction], references=[[reference]])
+    assert [results[name] for name in ("bleu_1", "rouge_l", "cider")] == [0, 0, 0]
+    same = rationale.compute(predictions=[prediction], references=[[prediction]])
+    assert [same["bleu_1"], same["rouge_l"]] == pytest.approx([1, 1])
+
+
+NAMES = {"kind": ["C", "C++", "C#", "+", "=", "?", "🐱", "❤️", "बाए", "café", "10 %"]}
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("It is written in C++.", "C++"),
+        ("It is written in (C#)!", "C#"),
+        ("Vitamin C.", "C"),
+        ("two strokes that cross: '+'", "+"),
+        ("1+2", "+"),
+        ("++", None),
+        ("1 = 2", "="),
+        ("Is it a ?", "?"),
+        ("a 🐱!", "🐱"),
+        ("the 🐶🐱", "🐱"),
+        ("a ❤ of paper", "❤️"),
+        ("बाए ऊपर", "बाए"),
+        ("बाएं", None),
+        (unicodedata.normalize("NFD", "CAFÉ noir"), "café"),
+        ("10%", "10 %"),
+        ("10 % of it", "10 %"),
+    ],
+)
+def test_rationale_phrases_in_any_script(rationale, text, name):
+    """Found where the references have the name itself, and not where they have another."""
+    for other in NAMES["kind"]:
+        results = rationale.compute(predictions=[text], references=[[other]], phrases=NAMES, meteor=False)
+        assert (results["kind_accuracy"], results["kind_n"]) == (int(other == name), 1), other
+    found = rationale.compute(predictions=[""], references=[[text]], phrases=NAMES, meteor=False)
+    assert found["kind_n"] == int(name is not None)
+
+
+def test_rationale_leaves_out_items_without_references(rationale):
+    texts = ["the owl at the left", "anything", "a green apple in the centre", "more"]
+    references = [["the owl sits at the left"], [], ["a red apple in the centre"], None]
+    phrases = {"place": ["left", "centre", "right"]}
+    results = rationale.compute(predictions=texts, references=references, phrases=phrases, per_item=True)
+    expected = rationale.compute(predictions=texts[::2], references=references[::2], phrases=phrases, per_item=True)
+    assert (results.pop("n_without_reference"), expected.pop("n_without_reference")) == (2, 0)
+    items, expected_items = results.pop("per_item"), expected.pop("per_item")
+    assert results == expected and results["n"] == 2 and results["place_n"] == 2
+    assert items.pop("meteor") is None and expected_items.pop("meteor") is None
+    assert items == {name: [one, None, other, None] for name, (one, other) in expected_items.items()}
+
+    nothing = rationale.compute(predictions=texts[:2], references=[None, []], phrases=phrases, per_item=True)
+    scores = ["bleu_1", "bleu_4", "rouge_l", "meteor", "cider", "place_accuracy"]
+    assert [nothing[name] for name in scores] == [None] * 6
+    assert (nothing["n"], nothing["n_without_reference"], nothing["place_n"]) == (0, 2, 0)
+    assert nothing["per_item"]["cider"] == nothing["per_item"]["place_accuracy"] == [None, None]
+
+
 @pytest.mark.parametrize(
     "predictions, references, arguments, message",
     [
-        (["a", "b"], [["a"], []], {}, r"`references\[1\]` must be a list of one or more strings, got \[\]"),
+        (["a", "b"], [["a"], ["b", None]], {}, r"`references\[1\]` must be a list of strings, got \['b', None\]"),
         (["a", None], [["a"], ["b"]], {}, r"`predictions\[1\]` must be a string, got None"),
         (["a"], ["a"], {}, "Got a string but expected a list"),
         (["a", "b"], [["a"]], {}, r"Mismatch in the number of predictions \(2\) and references \(1\)"),
         (["a"], [["a"]], {"phrases": {"place": []}}, r"`phrases\['place'\]` must be a list of one or more phrases"),
-        (["a"], [["a"]], {"phrases": {"place": ["!"]}}, r"`phrases\['place'\]` must be .*, got \['!'\]"),
+        (
+            ["a"],
+            [["a"]],
+            {"phrases": {"place": ["a", "\u200b "]}},
+            r"`phrases\['place'\]` must be .* visible characters",
+        ),
     ],
 )
 def test_rationale_bad_inputs(rationale, predictions, references, arguments, message):
@@ -555,6 +650,69 @@ def test_clip_score_without_references(clip_score):
     assert permuted == pytest.approx(whole)
 
 
+def test_clip_score_of_items_without_references(clip_score):
+    images, inputs = clip_images(), {"model_name_or_path": CLIP, "per_item": True}
+    whole = clip_score.compute(predictions=TEXTS, images=images, references=REFERENCES, **inputs)
+    partly = [REFERENCES[0], None, REFERENCES[2], []]
+    results = clip_score.compute(predictions=TEXTS, images=images, references=partly, **inputs)
+    assert results["per_item"]["clip_score"] == pytest.approx(whole["per_item"]["clip_score"])
+    first, _, third, _ = whole["per_item"]["ref_clip_score"]
+    assert results["per_item"]["ref_clip_score"] == [pytest.approx(first), None, pytest.approx(third), None]
+    assert results["ref_clip_score"] == pytest.approx((first + third) / 2)
+    assert (results["n"], results["n_without_reference"], whole["n_without_reference"]) == (4, 2, 0)
+
+    nothing = clip_score.compute(predictions=TEXTS, images=images, references=[[], None, [], []], **inputs)
+    assert (nothing["ref_clip_score"], nothing["n_without_reference"]) == (None, 4)
+    assert nothing["clip_score"] == pytest.approx(whole["clip_score"])
+    for text, image, texts in zip(TEXTS, images, partly, strict=True):
+        clip_score.add(prediction=text, images=image, reference=texts or [])
+    assert clip_score.compute(**inputs) == results
+
+
+@pytest.fixture
+def deep_and_moving(tmp_path):
+    """Pictures by name, with what is said of them."""
+    grey = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    Image.fromarray(grey.astype(np.int32) * 257).save(tmp_path / "int32.tif")
+    frames = [Image.fromarray(grey), Image.fromarray(255 - grey)]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    in_memory = Image.open(io.BytesIO((tmp_path / "two.gif").read_bytes()))
+    eight = "a picture of 8 bits a channel, got"
+    return {
+        "16 bits": (str(tmp_path / "grey16.png"), rf"{eight} one of mode I;16: scale it"),
+        "32 bits": (str(tmp_path / "int32.tif"), rf"{eight} one of mode I: scale it"),
+        "float": (Image.fromarray(grey.astype(np.float32)), rf"{eight} one of mode F: scale it"),
+        "array": (np.zeros((8, 8, 3)), rf"{eight} an array of float64: scale it"),
+        "animation": (str(tmp_path / "two.gif"), "a still picture, got 2 frames"),
+        "animation in memory": (in_memory, "a still picture, got 2 frames"),
+    }
+
+
+@pytest.mark.parametrize("case", ["16 bits", "32 bits", "float", "array", "animation", "animation in memory"])
+@pytest.mark.parametrize("name", ["clip_score", "grounding"])
+def test_pictures_are_still_and_of_8_bits(clip_workplace, monkeypatch, deep_and_moving, name, case):
+    monkeypatch.chdir(clip_workplace)
+    metric = evaluate.load(f"metrics/{name}")
+    picture, message = deep_and_moving[case]
+    inputs = {"predictions": ["a", "b"], "images": [Image.new("RGB", (8, 8)), picture]}
+    if name == "grounding":
+        inputs["maps"] = [[[0.5]], [[0.5]]]
+    with pytest.raises(ValueError, match=rf"`images\[1\]` must be {message}"):
+        metric.compute(**inputs, model_name_or_path=CLIP)
+
+
+def test_clip_score_takes_the_pictures_of_a_camera(clip_score, tmp_path):
+    """An MPO holds several pictures, of which the first is the picture."""
+    first, second = clip_images()[:2]
+    first.save(tmp_path / "a.mpo", save_all=True, append_images=[second])
+    assert Image.open(tmp_path / "a.mpo").n_frames == 2
+    alone = Image.open(tmp_path / "a.mpo").convert("RGB")
+    inputs = {"predictions": TEXTS[:1], "model_name_or_path": CLIP}
+    found = clip_score.compute(images=[str(tmp_path / "a.mpo")], **inputs)
+    assert found == pytest.approx(clip_score.compute(images=[alone], **inputs))
+
+
 def test_clip_score_shows_progress_unless_told_not_to(clip_score, capsys):
     inputs = {"predictions": TEXTS, "images": clip_images(), "model_name_or_path": CLIP}
     clip_score.compute(**inputs)
@@ -571,7 +729,7 @@ def test_clip_score_shows_progress_unless_told_not_to(clip_score, capsys):
     "changes, message",
     [
         ({"model_name_or_path": None}, "`model_name_or_path` must name a CLIP model"),
-        ({"references": [["a"], [], ["b"], ["c"]]}, r"`references\[1\]` must be a list of one or more strings"),
+        ({"references": [["a"], [None], ["b"], ["c"]]}, r"`references\[1\]` must be a list of strings, got \[None\]"),
         ({"predictions": ["a", None, "b", "c"]}, r"`predictions\[1\]` must be a string, got None"),
         ({"images": [*clip_images()[:3], None]}, r"`images\[3\]` must be an image, got None"),
         ({"predictions": TEXTS[:2]}, "Mismatch in the number of predictions"),

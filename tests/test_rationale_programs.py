@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_metrics import load, needs_golden, rationale, read_golden, without_meteor  # noqa: F401
+from test_metrics import PTB_TOKENS, load, needs_golden, rationale, read_golden, without_meteor  # noqa: F401
 from transformers import BertConfig, BertModel, BertTokenizer
 
 
@@ -55,6 +55,14 @@ def test_meteor_perfect_disjoint_empty_and_order(with_meteor):
     assert backward["meteor"] == pytest.approx(forward["meteor"]) and 0 < forward["meteor"] < 1
 
 
+def test_tokens_equal_the_program_of_the_reference(with_meteor):
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    expected = {text: tokens for texts in PTB_TOKENS.values() for text, tokens in texts.items()}
+    found = PTBTokenizer().tokenize({text: [{"caption": text}] for text in expected})
+    assert {text: tokens for text, (tokens,) in found.items()} == expected
+
+
 def test_meteor_names_a_java_that_does_not_work(with_meteor, tmp_path, monkeypatch):
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\necho 'no runtime here' >&2\nexit 1\n")
@@ -68,8 +76,8 @@ def test_meteor_names_a_java_that_does_not_work(with_meteor, tmp_path, monkeypat
 
 def test_meteor_without_pycocoevalcap(rationale):  # noqa: F811
     results = rationale.compute(predictions=TEXTS, references=REFERENCES, per_item=True)
-    expected = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "cider", "n", "absent", "per_item"]
-    assert list(results) == expected
+    scores = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "cider"]
+    assert list(results) == [*scores, "n", "n_without_reference", "absent", "per_item"]
     assert results["meteor"] is None and results["per_item"]["meteor"] is None
     assert results["absent"] == {
         "meteor": "METEOR needs the package pycocoevalcap: `pip install pycocoevalcap`",

@@ -14,20 +14,25 @@ embeddings, clipped at 0. RefCLIPScore is the harmonic mean of that and the best
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `str`): one text per image.
-    images (`list` of images): `PIL.Image.Image`, `uint8` arrays of shape `(H, W, 3)`, or paths.
+    images (`list` of images): `PIL.Image.Image`, `uint8` arrays of shape `(H, W, 3)`, or paths. Still ones of 8 bits a
+        channel.
     model_name_or_path (`str`): Hub id or local folder of a CLIP model with its tokenizer and image processor.
         Published figures use `openai/clip-vit-base-patch32`.
-    references (`list` of `list` of `str`, *optional*): one or more texts per image, for `ref_clip_score`.
+    references (`list` of `list` of `str`, *optional*): texts of each image, for `ref_clip_score`. Images without any,
+        `[]` or `None`, are left out of it.
     batch_size (`int`, defaults to 32): images or texts that go through the model at once.
     device (`str`, *optional*): where the model runs; the GPU if there is one, else the CPU.
     local_files_only (`bool`, defaults to `False`): never look for the model on the Hub.
     per_item (`bool`, defaults to `False`): also return the scores of each item.
 Returns:
     `clip_score` (in [0, 2.5], higher is better): mean over the items, `None` where there are none.
-    `ref_clip_score` (in [0, 1.43], higher is better), when references are given: mean over the items.
-    `n`: the number of items.
+    `ref_clip_score` (in [0, 1.43], higher is better), when references are given: mean over the items that have any,
+        `None` where none has.
+    `n`: the number of items. `n_without_reference`, when references are given: of those without any.
     `n_truncated`: how many texts, predictions and references together, were longer than the model reads and were cut.
-    `per_item`: with `per_item=True`, a dict of lists.
+    `per_item`: with `per_item=True`, a dict of lists; `ref_clip_score` is `None` for an item without references.
+Raises:
+    `ValueError`: a text or an image that is `None`, or an image of more bits a channel or of several frames.
 Examples:
     >>> import evaluate
     >>> from PIL import Image
@@ -39,8 +44,10 @@ Examples:
     ...     references=[["a square, red"], ["a square, blue"]],
     ...     model_name_or_path="openai/clip-vit-base-patch32",
     ... )
-    >>> sorted(results), results["n"], results["n_truncated"]
-    (['clip_score', 'n', 'n_truncated', 'ref_clip_score'], 2, 0)
+    >>> sorted(results)
+    ['clip_score', 'n', 'n_truncated', 'n_without_reference', 'ref_clip_score']
+    >>> results["n"], results["n_truncated"], results["n_without_reference"]
+    (2, 0, 0)
     >>> 0 <= results["clip_score"] <= 2.5
     True
 """
@@ -77,13 +84,18 @@ class ClipScore(evaluate.Metric):
 
     def add(self, *, prediction=None, reference=None, **kwargs):
         """Add one text with its image and, optionally, its references."""
-        super().add(prediction=prediction, reference=[] if reference is None else reference, **kwargs)
+        check_picture(kwargs.get("images"), "images")
+        super().add(prediction=prediction, reference=reference, **kwargs)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add texts with their images and, optionally, their references."""
-        # `evaluate` stores every declared input of every item: no references are stored as an empty list.
-        if references is None and predictions is not None:
-            references = [[]] * len(predictions)
+        check_pictures(kwargs.get("images"))
+        # `evaluate` stores every declared input of every item. None is what is stored where no references are given,
+        # and an empty list where an item has none.
+        if references is not None:
+            references = [[] if texts is None else texts for texts in references]
+        elif predictions is not None:
+            references = [None] * len(predictions)
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def _compute(
@@ -109,14 +121,20 @@ class ClipScore(evaluate.Metric):
         text_embeddings = encoder.embed_texts(predictions)
         clip_scores = WEIGHT * (image_embeddings * text_embeddings).sum(dim=-1).clamp(min=0)
         items["clip_score"] = clip_scores.tolist()
-        if any(references):
+        with_references = any(texts is not None for texts in references)
+        if with_references:
+            references = [texts or [] for texts in references]
             flat = encoder.embed_texts([text for texts in references for text in texts])
             per_reference = flat.split([len(texts) for texts in references])
-            best = torch.stack([(e @ t).max() for e, t in zip(per_reference, text_embeddings, strict=True)])
-            items["ref_clip_score"] = harmonic_mean(clip_scores, best.clamp(min=0)).tolist()
+            items["ref_clip_score"] = [
+                harmonic_mean(score, (targets @ text).max().clamp(min=0)).item() if len(targets) else None
+                for score, targets, text in zip(clip_scores, per_reference, text_embeddings, strict=True)
+            ]
 
-        results = {name: sum(scores) / len(scores) if scores else None for name, scores in items.items()}
+        results = {name: mean(scores) for name, scores in items.items()}
         results["n"] = len(predictions)
+        if with_references:
+            results["n_without_reference"] = items["ref_clip_score"].count(None)
         results["n_truncated"] = encoder.n_truncated
         if per_item:
             results["per_item"] = items
@@ -124,17 +142,40 @@ class ClipScore(evaluate.Metric):
 
 
 def check_items(predictions, references, images):
-    with_references = any(references)
+    check_pictures(images)
     for index, (prediction, texts, image) in enumerate(zip(predictions, references, images, strict=True)):
         if prediction is None:
             raise ValueError(f"`predictions[{index}]` must be a string, got None.")
         if image is None:
             raise ValueError(f"`images[{index}]` must be an image, got None.")
-        if with_references and (not texts or None in texts):
-            raise ValueError(
-                f"`references[{index}]` must be a list of one or more strings since other items have references, "
-                f"got {texts}."
-            )
+        if texts and None in texts:
+            raise ValueError(f"`references[{index}]` must be a list of strings, got {texts}.")
+
+
+def check_pictures(images):
+    """Refuse what RGB of 8 bits cannot hold: which values of a deep picture are black and white, only its owner knows.
+
+    Called for what is given, since `evaluate` stores one frame of a picture in memory, and for what paths lead to.
+    """
+    for index, image in enumerate([] if images is None else images):
+        check_picture(image, f"images[{index}]")
+
+
+def check_picture(image, name):
+    mode, kind = getattr(image, "mode", ""), str(getattr(image, "dtype", "uint8"))
+    if mode.startswith(("I", "F")) or kind != "uint8":
+        given = f"one of mode {mode}" if mode else f"an array of {kind}"
+        raise ValueError(f"`{name}` must be a picture of 8 bits a channel, got {given}: scale it to 0 to 255.")
+    # A camera's MPO holds the same picture several times.
+    frames = 1 if getattr(image, "format", None) == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ValueError(f"`{name}` must be a still picture, got {frames} frames: pass the one that is meant.")
+
+
+def mean(values):
+    """The mean of the values that are not `None`, or `None`."""
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values) if values else None
 
 
 def harmonic_mean(first, second):

@@ -21,11 +21,13 @@ Args:
     explanation_scores (`list` of `float`, *optional*): one score an item, such as a person's rating or the IoU of a
         map; `None` or NaN where it has none. S_E is their mean.
     explanations (`list` of `str`, *optional*): texts, instead of `explanation_scores`.
-    explanation_references (`list` of `list` of `str`): with `explanations`: one or more human texts per item.
+    explanation_references (`list` of `list` of `str`): with `explanations`: the human texts of each item; `[]` or
+        `None` where it has none.
     explanation_metric: with `explanations`: a loaded `evaluate` module, or any object whose
         `compute(predictions=..., references=...)` returns a `dict`. S_E is each `float` in it, computed over the
-        correctly classified items alone, so that scores of a whole corpus, such as BLEU, are right. A score that it
-        cannot compute, which is `None`, stays `None`.
+        correctly classified items alone. Where the module names its `corpus_scores`, as `rationale` does, only those
+        are: the others, such as CIDEr, are means over these items of what they have among all items
+        (`per_item=True`). A score that it cannot compute, which is `None`, stays `None`.
     score_name (`str`, defaults to `"explanation_score"`): what the results call the mean of `explanation_scores`.
     per_item (`bool`, defaults to `False`): also return the scores of each item.
 Returns:
@@ -34,7 +36,8 @@ Returns:
         The name is `score_name`, or each one that `explanation_metric` gives. `None` where no item counts; the overall
         score is 0 where no item is classified correctly.
     `n`, `n_filtered`: the number of items, and of correctly classified ones.
-    `n_undefined`, `n_undefined_filtered`: how many of these have no explanation score. They are left out of its means.
+    `n_undefined`, `n_undefined_filtered`: how many of these have no explanation score, or no text to compare with.
+        They are left out of its means.
     `per_item`: with `per_item=True`, a dict of lists: `correct` (1 or 0) and, with `explanation_scores`, these.
 Examples:
     >>> import evaluate
@@ -138,18 +141,17 @@ class ExplainedAccuracy(evaluate.Metric):
     ):
         if predictions:
             check_explanations(explanation_scores, explanation_references, explanation_metric)
-        scores = [None if score is None or math.isnan(score) else score for score in explanation_scores]
         correct = [prediction == true for prediction, true in zip(predictions, references, strict=True)]
         chosen = [index for index, is_correct in enumerate(correct) if is_correct]
         items = {"correct": [int(is_correct) for is_correct in correct]}
         if explanation_metric is None:
+            scores = [None if score is None or math.isnan(score) else score for score in explanation_scores]
+            undefined = [score is None for score in scores]
             items[score_name] = scores
             unfiltered, filtered = ({score_name: mean(kept)} for kept in (scores, [scores[i] for i in chosen]))
         else:
-            pairs = list(zip(explanations, explanation_references, strict=True))
-            unfiltered, filtered = (
-                text_scores(explanation_metric, kept) for kept in (pairs, [pairs[i] for i in chosen])
-            )
+            undefined = [not texts for texts in explanation_references]
+            unfiltered, filtered = text_scores(explanation_metric, explanations, explanation_references, chosen)
 
         task_score = mean(items["correct"])
         results = {"task_score": task_score}
@@ -158,7 +160,6 @@ class ExplainedAccuracy(evaluate.Metric):
             results[f"{name}_filtered"] = filtered.get(name)
             results[f"{name}_overall"] = None if score is None else product(task_score, filtered.get(name))
         results["n"], results["n_filtered"] = len(correct), len(chosen)
-        undefined = [explanation_metric is None and score is None for score in scores]
         results["n_undefined"] = sum(undefined)
         results["n_undefined_filtered"] = sum(undefined[i] for i in chosen)
         if per_item:
@@ -180,23 +181,23 @@ def undefined_as_nan(score):
 
 def check_explanations(scores, references, metric):
     with_scores, with_texts = any(score is not None for score in scores), any(references)
-    if with_scores == with_texts:
+    if (with_scores and with_texts) or (metric is None and not with_scores and not with_texts):
         raise ValueError(
             "Expected either `explanation_scores`, or `explanations` with `explanation_references`, got "
             f"{'both' if with_scores else 'neither'}."
-        )
-    if with_texts and not hasattr(metric, "compute"):
-        raise ValueError(
-            "`explanation_metric` must be what scores the texts, such as `evaluate.load('metrics/rationale')`, got "
-            f"{metric!r}."
         )
     if with_scores and metric is not None:
         raise ValueError(
             "`explanation_metric` scores texts: pass `explanations` and `explanation_references` with it."
         )
-    for index, texts in enumerate(references if with_texts else []):
-        if not texts or None in texts:
-            raise ValueError(f"`explanation_references[{index}]` must be a list of one or more strings, got {texts}.")
+    if not with_scores and not hasattr(metric, "compute"):
+        raise ValueError(
+            "`explanation_metric` must be what scores the texts, such as `evaluate.load('metrics/rationale')`, got "
+            f"{metric!r}."
+        )
+    for index, texts in enumerate(references):
+        if texts and None in texts:
+            raise ValueError(f"`explanation_references[{index}]` must be a list of strings, got {texts}.")
 
 
 def mean(values):
@@ -205,12 +206,34 @@ def mean(values):
     return sum(values) / len(values) if values else None
 
 
-def text_scores(metric, pairs):
-    """Every `float` that the metric gives for pairs of a text and its references; nothing where there is no pair."""
-    if not pairs:
-        return {}
-    texts, references = zip(*pairs, strict=True)
-    results = metric.compute(predictions=list(texts), references=list(references))
+def mean_at(values, places):
+    """The mean of the values at these places; `None` without values."""
+    return None if values is None else mean([values[place] for place in places])
+
+
+def text_scores(metric, texts, references, chosen):
+    """Each score that the metric gives, by name: over the items that have references, and over the chosen of them."""
+    scored = [index for index, several in enumerate(references) if several]
+    chosen = [index for index in chosen if references[index]]
+
+    def scores_of(places, **options):
+        """Of these items alone."""
+        given = {"predictions": [texts[i] for i in places], "references": [references[i] for i in places]}
+        return metric.compute(**given, **options) if places else {}
+
+    if not hasattr(metric, "corpus_scores"):
+        return floats(scores_of(scored)), floats(scores_of(chosen))
+    results = metric.compute(predictions=texts, references=references, per_item=True)
+    items, alone = results["per_item"], scores_of(chosen)
+    filtered = {
+        name: alone.get(name) if name in metric.corpus_scores else mean_at(items.get(name), chosen)
+        for name in floats(results)
+    }
+    return floats(results), filtered
+
+
+def floats(results):
+    """The scores among the results: what is a `float`, or `None`, which is one that could not be computed."""
     return {name: value for name, value in results.items() if value is None or isinstance(value, float)}
 
 

@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 from PIL import Image
 
-from .clip_score import ClipEncoder
+from .clip_score import ClipEncoder, check_picture, check_pictures, mean
 
 
 _DESCRIPTION = """
@@ -17,7 +17,8 @@ and map of another item.
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `str`): one rationale per image.
-    images (`list` of images): `PIL.Image.Image`, `uint8` arrays of shape `(H, W, 3)`, or paths.
+    images (`list` of images): `PIL.Image.Image`, `uint8` arrays of shape `(H, W, 3)`, or paths. Still ones of 8 bits a
+        channel.
     maps (`list` of maps): saliency maps of shape `(h, w)`, nested lists or arrays, values in [0, 1], of any size. Each
         is resized to its image (bilinear) and divided by its maximum.
     model_name_or_path (`str`): Hub id or local folder of a CLIP model with its tokenizer and image processor.
@@ -37,6 +38,9 @@ Returns:
         of their differences count 0, and they are left out of `inside` and `outside`.
     `n_truncated`: how many rationales were longer than the model reads and were cut.
     `per_item`: with `per_item=True`, a dict of lists.
+Raises:
+    `ValueError`: a text or an image that is `None`, an image of more bits a channel or of several frames, or a map
+        that is not one.
 Examples:
     >>> import evaluate
     >>> from PIL import Image
@@ -83,6 +87,16 @@ class Grounding(evaluate.Metric):
                 }
             ),
         )
+
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Add one rationale with its image and map."""
+        check_picture(kwargs.get("images"), "images")
+        super().add(prediction=prediction, reference=reference, **kwargs)
+
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """Add rationales with their images and maps."""
+        check_pictures(kwargs.get("images"))
+        super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def _compute(
         self,
@@ -139,6 +153,7 @@ def to_array(saliency, index):
 
 
 def check_items(predictions, images):
+    check_pictures(images)
     for index, (prediction, image) in enumerate(zip(predictions, images, strict=True)):
         if prediction is None:
             raise ValueError(f"`predictions[{index}]` must be a string, got None; an empty rationale is ''.")
@@ -176,9 +191,3 @@ def masked(image, saliency, inside):
     weights = (weights if inside else 1 - weights)[..., None]
     blank = pixels.mean(axis=(0, 1))
     return Image.fromarray((blank + weights * (pixels - blank)).round().clip(0, 255).astype(np.uint8))
-
-
-def mean(values):
-    """The mean of the values that are not `None`, or `None`."""
-    values = [value for value in values if value is not None]
-    return sum(values) / len(values) if values else None

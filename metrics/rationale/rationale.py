@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 import subprocess
+import unicodedata
 from collections import Counter
 from functools import partial
 from importlib import import_module
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import datasets
 import evaluate
+
+from .ptb_tokenizer import tokenize
 
 
 _DESCRIPTION = """
@@ -24,11 +27,12 @@ such as the right place.
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `str`): one rationale per item; an empty one scores 0.
-    references (`list` of `list` of `str`): one or more references per item.
+    references (`list` of `list` of `str`): references of each item. An item without any, `[]` or `None`, is left out
+        of all scores.
     phrases (`dict` of `str` to `list` of `str`, *optional*): name to phrases. Over the items whose references contain
         a phrase of the list, the share whose prediction's first phrase is one that its references contain. Whole words
-        only, without regard to case and punctuation; where phrases overlap the longer wins ("upper centre" before
-        "centre").
+        only, without regard to case and punctuation; symbols of the phrases count ("C++", "=", emoji). Where phrases
+        overlap the longer wins ("upper centre" before "centre").
     meteor (`bool`, defaults to `True`): compute METEOR, which takes seconds to start and more than 1 GB of memory.
     spice (`bool`, defaults to `False`): also compute SPICE, which takes minutes.
     bert_score (`str`, *optional*): folder or Hub id of the model whose embeddings BERTScore compares, such as
@@ -38,9 +42,9 @@ Args:
     per_item (`bool`, defaults to `False`): also return the scores of each item.
 Returns:
     `bleu_1`, `bleu_2`, `bleu_3`, `bleu_4`, `rouge_l`, `meteor` (in [0, 1]) and `cider` (in [0, 10]): higher is better.
-    BLEU and METEOR are those of the corpus, the others are means over the items. `None` where there are no items.
+    BLEU and METEOR are those of the corpus, the others are means over the items. `None` where `n` is 0.
     `spice` (in [0, 1]), `bert_score` (F1, in [-1, 1]), when asked for: means over the items.
-    `n`: the number of items.
+    `n`: the number of items scored. `n_without_reference`: of those left out.
     `absent`: which of `meteor`, `spice` and `bert_score` were not computed, with the reason. A score that was asked
         for and lacks its parts is `None`.
     `<name>_accuracy` (in [0, 1], higher is better; `None` where no item counts) and `<name>_n` (the number of items
@@ -125,33 +129,17 @@ MAX_NGRAM = 4
 ROUGE_BETA = 1.2
 CIDER_SIGMA = 6.0
 SCORES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "cider"]
+# Joiners, variation selectors and soft hyphens: with and without them a word or an emoji is the same.
+INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufe00-\ufe0f\ufeff]")
 # What the program of SPICE looks for, and pycocoevalcap does not bring.
 SPICE_FILES = ["stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"]
-
-TOKEN = re.compile(
-    r"""
-    \b(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc)\.            # abbreviations keep their point
-    | \b(?:[a-z]\.){2,}                                  # e.g. i.e. u.s.
-    | \d+(?:[.,:]\d+)+                                   # 1,000 3.5 5:30
-    | \w+?(?=n't\b) | n't\b                              # do n't
-    | '(?:s|m|d|re|ve|ll)\b                              # owl 's
-    | \bcan(?=not\b) | \b(?:gon|wan)(?=na\b) | \bgot(?=ta\b) | \b(?:gim|lem)(?=me\b)
-    | \w+(?:-\w+)*(?:/\w+(?:-\w+)*)+                     # black/white
-    | (?:\b[dol]')?\w+(?:[-&]\w+)*                       # red-brown o'clock r&b
-    | \.{3,} | -+ | [!?]+
-    | \S
-    """,
-    re.VERBOSE,
-)
-PLAIN_CHARACTERS = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "…": "...", "–": "--", "—": "--"})
-PTB_ESCAPES = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-# The reference removes these tokens. It also lists "-LRB-" and its like, but after lowercasing they no longer match,
-# so brackets stay in the text as "-lrb-" and "-rrb-".
-REMOVED = {'"', "'", "`", "``", "''", ".", "...", "?", "!", ",", ":", ";", "-", "--", "---", "----"}
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Rationale(evaluate.Metric):
+    # The scores of all texts together, which are not the means of their values for each item.
+    corpus_scores = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor")
+
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -176,29 +164,20 @@ class Rationale(evaluate.Metric):
     ):
         check_texts(predictions, references)
         finders = {name: phrase_finder(name, texts) for name, texts in (phrases or {}).items()}
+        count = len(predictions)
+        scored = [index for index, texts in enumerate(references) if texts]
+        predictions, references = [predictions[i] for i in scored], [references[i] for i in scored]
         hypotheses = [tokenize(text) for text in predictions]
         targets = [[tokenize(text) for text in texts] for texts in references]
 
-        statistics = [bleu_statistics(hypothesis, refs) for hypothesis, refs in zip(hypotheses, targets, strict=True)]
-        items = {f"bleu_{n}": [] for n in range(1, MAX_NGRAM + 1)}
-        for item in statistics:
-            for name, score in zip(items, bleu(item), strict=True):
-                items[name].append(score)
-        items["rouge_l"] = [rouge_l(hypothesis, refs) for hypothesis, refs in zip(hypotheses, targets, strict=True)]
-        items["cider"] = cider(hypotheses, targets)
-
-        results = dict.fromkeys(SCORES)
-        if predictions:
-            totals = [sum(column) for column in zip(*statistics, strict=True)]
-            results.update(zip(SCORES, bleu(totals), strict=False))
-            results.update({name: mean(items[name]) for name in ("rouge_l", "cider")})
-        results["n"] = len(predictions)
+        results, items = own_scores(hypotheses, targets)
+        results["n"], results["n_without_reference"] = len(scored), count - len(scored)
         programs = {
             "meteor": meteor and partial(meteor_scores, hypotheses, targets),
             "spice": spice and partial(spice_scores, hypotheses, targets),
             "bert_score": bert_score and partial(bert_scores, predictions, references, bert_score, bert_score_layers),
         }
-        found, of_items, results["absent"] = run_programs(programs, len(predictions))
+        found, of_items, results["absent"] = run_programs(programs, len(scored))
         results.update(found)
         items.update(of_items)
         for name, finder in finders.items():
@@ -208,7 +187,7 @@ class Rationale(evaluate.Metric):
             results[f"{name}_accuracy"] = mean(counted) if counted else None
             results[f"{name}_n"] = len(counted)
         if per_item:
-            results["per_item"] = items
+            results["per_item"] = {name: spread(values, scored, count) for name, values in items.items()}
         return results
 
 
@@ -216,19 +195,38 @@ def check_texts(predictions, references):
     for index, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):
         if prediction is None:
             raise ValueError(f"`predictions[{index}]` must be a string, got None; an empty rationale is ''.")
-        if not texts or None in texts:
-            raise ValueError(f"`references[{index}]` must be a list of one or more strings, got {texts}.")
+        if texts and None in texts:
+            raise ValueError(f"`references[{index}]` must be a list of strings, got {texts}.")
+
+
+def spread(values, places, count):
+    """The values at their places in a list of `count`, and `None` elsewhere; `None` for no values."""
+    if values is None:
+        return None
+    by_place = dict(zip(places, values, strict=True))
+    return [by_place.get(place) for place in range(count)]
+
+
+def own_scores(hypotheses, targets):
+    """BLEU, ROUGE-L and CIDEr of lists of tokens: those of all, and by name those of each item."""
+    statistics = [bleu_statistics(hypothesis, refs) for hypothesis, refs in zip(hypotheses, targets, strict=True)]
+    items = {f"bleu_{n}": [] for n in range(1, MAX_NGRAM + 1)}
+    for item in statistics:
+        for name, score in zip(items, bleu(item), strict=True):
+            items[name].append(score)
+    items["rouge_l"] = [rouge_l(hypothesis, refs) for hypothesis, refs in zip(hypotheses, targets, strict=True)]
+    items["cider"] = cider(hypotheses, targets)
+
+    results = dict.fromkeys(SCORES)
+    if hypotheses:
+        totals = [sum(column) for column in zip(*statistics, strict=True)]
+        results.update(zip(SCORES, bleu(totals), strict=False))
+        results.update({name: mean(items[name]) for name in ("rouge_l", "cider")})
+    return results, items
 
 
 def mean(values):
     return sum(values) / len(values)
-
-
-def tokenize(text):
-    """Lowercase Penn Treebank tokens without punctuation."""
-    tokens = TOKEN.findall(text.translate(PLAIN_CHARACTERS).lower())
-    tokens = [PTB_ESCAPES.get(token, token) for token in tokens if token not in REMOVED]
-    return [token.replace("/", r"\/").replace("*", r"\*") for token in tokens]
 
 
 def ngram_counts(tokens, n):
@@ -236,7 +234,12 @@ def ngram_counts(tokens, n):
 
 
 def bleu_statistics(hypothesis, references):
-    """Length, closest reference length, then for each n the number of matches and of n-grams. Items can be summed."""
+    """
+    Length, closest reference length, then for each n the number of matches and of n-grams. Items can be summed: those
+    without references are all 0.
+    """
+    if not references:
+        return [0] * (2 + 2 * MAX_NGRAM)
     closest = min((len(reference) for reference in references), key=lambda n: (abs(n - len(hypothesis)), n))
     statistics = [len(hypothesis), closest]
     for n in range(1, MAX_NGRAM + 1):
@@ -426,22 +429,63 @@ def bert_scores(predictions, references, model, layers):
 
 
 def phrase_finder(name, phrases):
-    """A pattern that finds the phrases in a text of single-spaced words, the longest first."""
-    texts = [words(phrase) for phrase in phrases]
-    if not texts or not all(texts):
-        raise ValueError(f"`phrases[{name!r}]` must be a list of one or more phrases with words, got {phrases}.")
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")
+    """A [`PhraseFinder`], or the error that names the list of phrases."""
+    finder = PhraseFinder(phrases)
+    if not finder.phrases or not all(finder.phrases):
+        raise ValueError(
+            f"`phrases[{name!r}]` must be a list of one or more phrases with visible characters, got {phrases}."
+        )
+    return finder
 
 
-def words(text):
-    return " ".join(re.findall(r"\w+", text.lower()))
+class PhraseFinder:
+    """
+    Finds phrases in texts: whole words in any script, without regard to case and punctuation, the longest first.
+
+    Symbols that a phrase has ("C++", "=", an emoji) count, and so does the punctuation of a phrase of nothing else
+    ("?"). A phrase is not found where its last symbol is repeated, or its first: "+" is not in "C++".
+    """
+
+    def __init__(self, phrases):
+        self.symbols = {character for phrase in phrases for character in symbols_of(phrase)}
+        self.phrases = [words(phrase, self.symbols) for phrase in phrases]
+        longest_first = sorted(self.phrases, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(self._whole, longest_first)))
+
+    def find(self, text):
+        """The phrases in the text, in its order, as [`words`] writes them."""
+        return self.pattern.findall(words(text, self.symbols))
+
+    def _whole(self, phrase):
+        """The pattern of a phrase that does not go on at its ends."""
+        of_word = rf"[^\s{''.join(map(re.escape, sorted(self.symbols)))}]"
+        before, after = (re.escape(end) if end in self.symbols else of_word for end in (phrase[:1], phrase[-1:]))
+        return f"(?<!{before}){re.escape(phrase)}(?!{after})"
+
+
+def words(text, symbols=frozenset()):
+    """The words and the given symbols of a text, single-spaced, without regard to case (Unicode's case folding)."""
+    text = INVISIBLE.sub("", unicodedata.normalize("NFC", text.casefold()))
+    return " ".join("".join(c if is_of_word(c) or c in symbols else " " for c in text).split())
+
+
+def is_of_word(character):
+    """Whether it is a letter, a digit or a combining mark, as accents and vowel signs are."""
+    return character.isalnum() or unicodedata.category(character).startswith("M")
+
+
+def symbols_of(phrase):
+    """The characters of a phrase that count beside those of words."""
+    others = [c for c in INVISIBLE.sub("", phrase) if not is_of_word(c) and not c.isspace()]
+    if not words(phrase):
+        return others
+    return [c for c in others if c == "#" or unicodedata.category(c).startswith("S")]
 
 
 def phrase_hit(finder, prediction, references):
     """1 or 0, or `None` where no reference has a phrase."""
-    wanted = {phrase for text in references for phrase in finder.findall(words(text))}
+    wanted = {phrase for text in references for phrase in finder.find(text)}
     if not wanted:
         return None
-    found = finder.search(words(prediction))
-    return int(found is not None and found.group() in wanted)
+    found = finder.find(prediction)
+    return int(bool(found) and found[0] in wanted)

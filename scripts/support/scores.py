@@ -163,9 +163,9 @@ def faithfulness_scores(items, dataset, model, processor, baseline, batch_size):
 
 def rationale_scores(items, references, class_names):
     """
-    The metrics of `metrics/rationale`, with the share of rationales that name the right kind of object, colour and
-    place where the references name one; `shuffled_place_accuracy` is the last with another picture's map, where the
-    items have a `shuffled_rationale`.
+    The metrics of `metrics/rationale` over the items that have references, with the share of rationales that name the
+    right kind of object, colour and place where the references name one; `shuffled_place_accuracy` is the last with
+    another picture's map, where the items have a `shuffled_rationale`.
     """
     metric = load("rationale")
     phrases = {"kind": class_names, "colour": list(COLOURS), "place": list(PLACES)}
@@ -176,11 +176,11 @@ def rationale_scores(items, references, class_names):
         result["shuffled_place_accuracy"] = control["place_accuracy"]
         result["per_item"]["shuffled_place_accuracy"] = control["per_item"]["place_accuracy"]
     # BLEU and METEOR are those of the corpus, not means over sentences: what can be resampled are BLEU's counts.
-    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor"):
+    for name in metric.corpus_scores:
         del result["per_item"][name]
     functions = sys.modules[type(metric).__module__]
     for item, several in zip(items, references, strict=True):
-        tokens, targets = functions.tokenize(item["rationale"]), [functions.tokenize(text) for text in several]
+        tokens, targets = functions.tokenize(item["rationale"]), [functions.tokenize(text) for text in several or []]
         item["bleu_statistics"] = functions.bleu_statistics(tokens, targets)
     return keep_per_item(items, "rationale.", result)
 
@@ -215,8 +215,8 @@ def explained_accuracy(items, references, saliency):
         explanation_references=references,
         explanation_metric=load("rationale"),
     )
-    for name in ("n_undefined", "n_undefined_filtered"):  # every rationale has a score
-        del result[name]
+    for kind in ("", "_filtered"):
+        result[f"n_without_reference{kind}"] = result.pop(f"n_undefined{kind}")
     if saliency is None or saliency["iou"] is None:
         return result
     ious = [item["per_item"].get("saliency.iou") for item in items]
