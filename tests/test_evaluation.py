@@ -85,6 +85,17 @@ def test_interval_of_a_constant_has_no_width():
     assert ("saliency", "nss") not in found  # defined nowhere
 
 
+def test_a_minimum_over_groups_has_no_interval_and_no_test():
+    """Of equal groups resamples have a lower one than the items, here in four of five."""
+    items = [make_item(i, prediction="ab"[i % 2], group="xyz"[i // 20]) for i in range(60)]
+    (resampled,) = bootstrap.resampled_figures([items], 500, seed=0)
+    point = bootstrap.point_figures(items)["worst_group_accuracy",]
+    assert point == 0.5 and np.mean(resampled["worst_group_accuracy",] < point) > 0.7
+    assert ("worst_group_accuracy",) not in bootstrap.intervals(items, 50, seed=0)
+    (tests,) = bootstrap.paired_tests([items, items], ["1", "2"], 50, seed=0)
+    assert ("worst_group_accuracy",) not in tests and ("accuracy_by_group", "x") in tests
+
+
 def test_interval_of_known_quantiles():
     """One right and one wrong: resampled accuracy is 0, 1/2, 1 with 1/4, 1/2, 1/4."""
     items = [make_item(0), make_item(1, prediction="b")]
