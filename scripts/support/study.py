@@ -320,8 +320,8 @@ def check_claims(claims, methods, place):
         bars = {name: claim[name] for name in ASKED if name in claim}
         if missing or len(bars) != 1 or not all(_is_bar(name, bar) for name, bar in bars.items()):
             raise ValueError(
-                f"{place}: expected `method`, `over`, `metric`, and a number as `gain`, `ratio` (above 0) or "
-                f"`no_worse_than` (0 or more), got {claim}."
+                f"{place}: expected `method`, `over`, `metric`, and a number as `gain` or `ratio`, got {claim}; "
+                "a ratio is above 0, and instead of them a margin, 0 or more, may stand as `no_worse_than`."
             )
         _known([claim["method"]], methods, place)
         _known([claim["over"]], [*methods, BEST_BASELINE], place)
