@@ -65,11 +65,9 @@ def parse_arguments():
         help="also put the study into FOLDER's results.md and results.json, and its cells into FOLDER/cells, where "
         "those that are there already are done",
     )
-    parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
     arguments = parser.parse_args()
-    for name in ("jobs", "resamples"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"`--{name}` must be 1 or more, got {getattr(arguments, name)}")
+    if arguments.jobs < 1:
+        parser.error(f"`--jobs` must be 1 or more, got {arguments.jobs}")
     if not all("=" in part for part in arguments.only):
         parser.error(f"`--only` takes NAME=A,B, got {' '.join(arguments.only)}")
     return arguments
@@ -226,7 +224,7 @@ def main():
             [] if arguments.report else run_cells(cells, output / "cells", arguments.jobs, arguments.keep_models)
         )
         name = Path(arguments.study).stem + ("" if arguments.section == "small" else f"-{arguments.section}")
-        write_results(study, cells, output, name, arguments.resamples, published)
+        write_results(study, cells, output, name, published)
         if published:
             copy_cells(cells, output / "cells", published / "cells")
     except (ValueError, OSError) as error:

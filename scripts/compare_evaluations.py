@@ -31,20 +31,55 @@ def parse_arguments():
         parser.error("two or more folders are needed")
     if arguments.resamples < 1:
         parser.error(f"`--resamples` must be 1 or more, got {arguments.resamples}")
+    if arguments.seed < 0:
+        parser.error(f"`--seed` must be 0 or more, got {arguments.seed}")
     return arguments
 
 
 def read_evaluation(folder):
     """`(metrics, items)` as `evaluate_megl.py` wrote them."""
     folder = Path(folder)
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        items = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder} holds a file that is no JSON ({error}): run evaluate_megl.py again.") from error
-    if "intervals" not in metrics or not all("per_item" in item for item in items):
+    metrics = _parse((folder / "metrics.json").read_bytes(), folder, "metrics.json")
+    path = folder / "predictions.jsonl"
+    lines = enumerate(path.read_bytes().splitlines(), 1)
+    items = [_parse(line, folder, f"predictions.jsonl, line {number}") for number, line in lines]
+    if not isinstance(metrics.get("intervals"), dict) or not all(isinstance(i.get("per_item"), dict) for i in items):
         raise ValueError(f"{folder} has no scores of each item: it is of an older evaluate_megl.py; run it again.")
+    for number, item in enumerate(items, 1):
+        for name in ("id", "label", "prediction", "group"):
+            if name not in item:
+                raise ValueError(f"{path}, line {number} has no `{name}`: run evaluate_megl.py again.")
+        for name, score in item["per_item"].items():
+            if not isinstance(score, int | float | None):
+                raise ValueError(f"{path}, line {number}: expected a number as `{name}`, got {score!r}.")
+    if not items:
+        raise ValueError(f"{path} is empty: run evaluate_megl.py again.")
     return metrics, items
+
+
+def _parse(content, folder, place):
+    try:
+        found = json.loads(content)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(
+            f"{folder} holds a file that is no JSON ({place}: {error}): run evaluate_megl.py again."
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder}, {place}: expected an object in braces, got {str(found)[:40]!r}: run it again.")
+    return found
+
+
+def check_same_data(runs):
+    """Refuse runs on other splits or data sets than the first, which may have items of the same names."""
+    first, *others = runs
+    for name in others:
+        for what in ("split", "dataset"):
+            # The same data set may lie elsewhere, on the Hub for one, and keeps its name there.
+            expected, found = (Path(str(runs[run][0].get(what))).name for run in (first, name))
+            if found != expected:
+                raise ValueError(
+                    f"{name}: expected the {what} of {first}, {expected}, got {found}: evaluate both on the same."
+                )
 
 
 def compare(runs, resamples, seed):
@@ -137,6 +172,7 @@ def main():
         if len(set(names)) < len(names):
             raise ValueError(f"expected different folders, got {', '.join(names)}.")
         runs = {name: read_evaluation(folder) for name, folder in zip(names, arguments.evaluations, strict=True)}
+        check_same_data(runs)
         with new_folder(arguments.output) as folder:
             write_comparison(folder, runs, arguments.resamples, arguments.seed)
     except (ValueError, OSError) as error:

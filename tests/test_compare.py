@@ -1,6 +1,7 @@
 """Studies: cells and their names, runs that are skipped, killed or fail, and figures worked out by hand."""
 
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +25,7 @@ import compare  # noqa: E402
 from dataset_builders import ObjectMe, build_dataset  # noqa: E402
 from support import bootstrap, charts, study_results  # noqa: E402
 from support import study as studies  # noqa: E402
+from support.random_effects import estimate, holm  # noqa: E402
 
 
 ANYTHING = re.escape(".*")
@@ -121,13 +124,67 @@ def test_a_run_is_named_by_all_that_decides_its_outcome(place):
     studies.fingerprint.cache_clear()
     assert [cell.key for cell in cells_of(moved)] == keys
 
-    # A setting, the split, the seed or the data do.
+    # A setting, the split, the seed or the data do, these if it is by one byte.
     others = [changed(settings={"max_steps": 6}), changed(split="validation"), changed(seeds=[2, 3])]
     studies.fingerprint.cache_clear()
     (place / "data").mkdir()
-    (place / "data" / "pictures.parquet").write_bytes(b"12345")
+    (place / "data" / "pictures.parquet").write_bytes(b"1235")
     for other in (*others, STUDY):
         assert not {cell.key for cell in cells_of(other)} & set(keys)
+
+
+def test_a_run_is_named_by_what_is_in_files(place):
+    """Of a model by its files' bytes; of a data set that the builders made by the checksum on its card."""
+    model = place / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"abcd")
+    first = studies.fingerprint(str(model))
+    assert first == hashlib.sha256(f"model.safetensors {hashlib.sha256(b'abcd').hexdigest()}\n".encode()).hexdigest()
+
+    def changes(file, content):
+        (model / file).parent.mkdir(exist_ok=True)
+        (model / file).write_bytes(content)
+        studies.fingerprint.cache_clear()
+        return studies.fingerprint(str(model)) != first
+
+    assert not changes("README.md", b"a card") and not changes(".cache/etag", b"1") and not changes(".gitignore", b"x")
+    assert changes("model.safetensors", b"abce") and not changes("model.safetensors", b"abcd")
+    assert changes("sub/config.json", b"{}")
+
+    sizes = {"train": 4, "validation": 2, "test": 2}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        build_dataset(ObjectMe, "sample", place / name, sample_sizes=sizes, seed=seed)
+    found = [studies.fingerprint(str(place / name)) for name in "abc"]
+    assert found[0] == found[1] != found[2]
+    assert f"shards sha256 {found[0]}" in (place / "a" / "README.md").read_text()
+
+
+def test_a_llava_is_named_by_its_vision_model(place):
+    """What an architecture is called is nothing to it, so that several share its runs."""
+    llava = {"model_type": "llava", "vision": "org/clip", "learning_rate": 0.5}
+    architectures = {"resnet": {"preset": "megl-resnet-tiny"}, "vit": {"preset": "megl-vit-tiny"}}
+    study = changed(methods={"llava": llava, "megl": {}}, architectures=architectures, seeds=[0])
+    keys = {(cell.architecture, cell.method): cell.key for cell in cells_of(study)}
+    assert keys["resnet", "llava"] == keys["vit", "llava"] and keys["vit", "llava"].startswith("pictures-clip-0-")
+    assert keys["resnet", "megl"] != keys["vit", "megl"]
+
+
+def test_a_share_is_drawn_anew_for_each_seed(place):
+    """`share_seed: seed`; of seed 0 it is the draw of a study that says nothing, and the same cell."""
+    methods = {"one draw": {"mask_share": 0.5}, "draws": {"mask_share": 0.5, "share_seed": "seed"}}
+    methods["draw 7"] = {"mask_share": 0.5, "share_seed": 7}
+    methods["llava"] = {"model_type": "llava", "vision": "clip-tiny", "share_seed": "seed"}
+    cells = {(cell.method, cell.seed): cell for cell in cells_of(changed(methods=methods, seeds=[0, 1, 2]))}
+    found = {name: cell.settings.get("share_seed") for name, cell in cells.items()}
+    assert [found["draws", seed] for seed in (0, 1, 2)] == [None, 1, 2]
+    assert {found[name, seed] for name in ("one draw", "llava") for seed in (0, 1, 2)} == {None}
+    assert {found["draw 7", seed] for seed in (0, 1, 2)} == {7}
+    assert cells["draws", 0].key == cells["one draw", 0].key and cells["draws", 1].key != cells["one draw", 1].key
+    train = cells["draws", 2].commands(Path("x"))["train"]
+    assert train[train.index("--share_seed") + 1] == "2"
+    assert "--share_seed" not in cells["draws", 0].commands(Path("x"))["train"]
+    with pytest.raises(ValueError, match="method `megl`: argument --share_seed.*: invalid int value: 'seeds'"):
+        cells_of(changed(methods={"megl": {"share_seed": "seeds"}}))
 
 
 def test_own_values_are_set_on_the_command_line(place):
@@ -144,7 +201,9 @@ def test_own_values_are_set_on_the_command_line(place):
 
 
 @pytest.mark.parametrize("section", ["small", "full"])
-@pytest.mark.parametrize("name", ["paper", "ablation", "masks", "baselines", "vedc", "balance", "tap", "efficiency"])
+@pytest.mark.parametrize(
+    "name", ["paper", "ablation", "masks", "rationales", "baselines", "vedc", "balance", "tap", "efficiency"]
+)
 def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, section):
     keys = {}
     for file in {name, "paper"}:
@@ -153,19 +212,22 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             data["path"] = "data"
         cells = studies.make_cells(study, file, {"seed": ["0"]})
         keys[file] = {(cell.dataset, cell.architecture, cell.method): cell.key for cell in cells}
-        assert len(set(keys[file].values())) == len(cells)
-        places = {"efficiency": (1, 4), "tap": (1, 2)}.get(file, (7, 4))[section == "full"]
+        places = {"efficiency": (2, 4), "tap": (1, 2)}.get(file, (7, 4))[section == "full"]
         counts = {
             "paper": 12,
             "ablation": 11,
-            "masks": 35,
-            "efficiency": 2,
+            "masks": 39,
+            "rationales": 10,
+            "efficiency": 4,
             "baselines": 20,
             "vedc": 27,
             "balance": 16,
             "tap": 7,
         }
         assert len(cells) == places * counts[file]
+        # Of seed 0 `draws` are those of the study without; architectures share the LLaVAs, one or two a data set.
+        shared = {"masks": 4 * places, "efficiency": 4 if section == "full" else 1}.get(file, 0)
+        assert len(set(keys[file].values())) == len(cells) - shared
     plain = {key for (_, _, method), key in keys["paper"].items() if method == "plain"}
     if name in ("ablation", "masks"):
         assert plain <= set(keys[name].values())
@@ -238,6 +300,22 @@ def test_a_section_takes_from_its_base_what_it_lacks(place):
         "a claim with both": (
             {"claims": [{"method": "megl", "over": "plain", "metric": "iou", "ratio": 2, "gain": 0.1}]},
             "and a number as `gain` or `ratio`",
+        ),
+        "a claim to be worse": (
+            {"claims": [{"method": "megl", "over": "plain", "metric": "iou", "no_worse_than": -0.1}]},
+            "and instead of them a margin, 0 or more, may stand as `no_worse_than`",
+        ),
+        "a ratio of nothing": (
+            {"claims": [{"method": "megl", "over": "plain", "metric": "iou", "ratio": 0}]},
+            "a ratio is above 0",
+        ),
+        "a claim that is a word": (
+            {"claims": ["megl"]},
+            "`claims`: expected `{method: …, over: …, metric: …, gain: …}`",
+        ),
+        "a claim of a minimum over groups": (
+            {"claims": [{"method": "megl", "over": "plain", "metric": "worst_group_accuracy", "gain": 0}]},
+            "`claims`: `worst_group_accuracy` has no test over images and seeds: claim another metric",
         ),
         "unknown architecture": (
             {"datasets": {"pictures": {"path": "data", "architectures": ["vit"]}}},
@@ -329,7 +407,7 @@ def test_table_and_results_by_hand(place, run):
     }
     ious = {"plain": [[0.1] * 4, [0.3] * 4], "megl": [[0.5, 0.6, 0.7, 0.8], [0.6] * 4]}
     write_study(place, STUDY, rights, ious)
-    text = run(STUDY, "--report", "--resamples", 500)
+    text = run(STUDY, "--report")
 
     found = json.loads((place / "out" / "study" / "results.json").read_text())
     assert found.keys() == {"study"} and found["study"].keys() == {"pictures"}
@@ -361,15 +439,16 @@ def test_methods_are_tested_against_plain_and_the_best_baseline(place, run):
     few, many = [1] * 10 + [0] * 30, [1] * 20 + [0] * 20
     rights = {"plain": [few, few], "gradia": [many, many], "haics": [few, few], "megl": [[1] * 40, [1] * 40]}
     write_study(place, {**study, "reference": "plain"}, rights)
-    text = run({**study, "reference": "plain"}, "--report", "--resamples", 999)
+    text = run({**study, "reference": "plain"}, "--report")
     assert figures_row(text, "megl")["accuracy"] == "1.000 ± 0.000\\*†"
     assert figures_row(text, "gradia")["accuracy"] == "0.500 ± 0.000\\*"
     assert figures_row(text, "haics")["accuracy"] == "0.250 ± 0.000"
     against_plain, against_best = text.split("Difference from ")[1:]
     assert against_plain.startswith("plain:") and against_best.startswith("the best baseline")
-    # No resample of 40 images has only such as both are right at: p is the smallest that 999 resamples give.
+    # Both seeds are alike: the interval is that of 40 images, of which 30 are won.
+    low, high = stats.ttest_1samp([1] * 30 + [0] * 10, 0).confidence_interval(0.95)
     (row,) = (line for line in against_plain.splitlines() if line.startswith("| megl"))
-    assert re.match(r"\| megl \| \+0.750 \(\+0.\d+, \+0.\d+\), p = 0.002 \|", row)
+    assert row.startswith(f"| megl | +0.750 ({low:+.3f}, {high:+.3f}), p < 0.001 |")
     (row,) = (line for line in against_plain.splitlines() if line.startswith("| haics"))
     assert row.startswith("| haics | +0.000 (+0.000, +0.000), p = 1 |")
     assert "| (which) | gradia | gradia |" in against_best and "| gradia |" not in against_best.split("(which)")[0]
@@ -378,55 +457,120 @@ def test_methods_are_tested_against_plain_and_the_best_baseline(place, run):
 
 
 def test_claims_hold_or_do_not(place, run):
-    """Every image of a method has the same IoU, so that an interval is a point unless seeds differ."""
-    rights = {"plain": [[0] * 4, [0] * 4], "gradia": [[1, 1, 0, 0]] * 2, "megl": [[1] * 4] * 2}
-    ious = {"plain": [[0.2] * 4, [0.4] * 4], "gradia": [[0.5] * 4, [0.7] * 4], "megl": [[0.6] * 4, [0.6] * 4]}
-    claims = [
-        {"method": "megl", "over": "plain", "metric": "accuracy", "gain": 0.5},
-        {"method": "megl", "over": "plain", "metric": "iou", "ratio": 1.9},  # seeds: 3 and 1.5
-        {"method": "megl", "over": "plain", "metric": "iou", "ratio": 2.1},
-        {"method": "megl", "over": "plain", "metric": "iou", "ratio": 4},
-        {"method": "megl", "over": "best baseline", "metric": "iou", "gain": 0.05},  # seeds: +0.1 and -0.1
-        {"method": "megl", "over": "plain", "metric": "pointing_game", "ratio": 1.5},  # which nobody has
+    """Every image of a run has the same IoU, so that a test is the t test of the seeds' differences."""
+    rights = {"plain": [[0] * 4] * 3, "gradia": [[1, 1, 0, 0]] * 3, "megl": [[1] * 4] * 3}
+    ious = {"plain": [0.3, 0.3, 0.3], "gradia": [0.62, 0.62, 0.62], "megl": [0.59, 0.6, 0.61]}
+    bars = [
+        ("plain", "iou", {"gain": 0.25}),
+        ("plain", "iou", {"gain": 0.29}),
+        ("plain", "iou", {"gain": 0.5}),
+        ("plain", "iou", {"ratio": 1.7}),
+        ("plain", "iou", {"ratio": 1.95}),
+        ("best baseline", "iou", {"gain": 0}),
+        ("best baseline", "iou", {"no_worse_than": 0.1}),
+        ("plain", "pointing_game", {"ratio": 1.5}),  # which nobody has
+        ("plain", "accuracy", {"gain": 0.5}),
+        ("plain", "accuracy", {"ratio": 2}),  # plain has none: no ratio
     ]
-    study = changed(claims=claims)
-    write_study(place, study, rights, ious)
-    table = run(study, "--report", "--resamples", 500).split("Claims:")[1].split("Difference")[0]
+    claims = [{"method": "megl", "over": over, "metric": metric, **bar} for over, metric, bar in bars]
+    study = changed(claims=claims, seeds=[0, 1, 2])
+    write_study(place, study, rights, {method: [[iou] * 4 for iou in values] for method, values in ious.items()})
+    table = run(study, "--report").split("Claims:")[1].split("Difference")[0]
+
+    half = stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
+    logs = np.exp(np.log(2) + np.array([-1, 1]) * half / 0.6)
+    raw = [stats.ttest_1samp([0.29, 0.3, 0.31], bar).pvalue for bar in (0.25, 0.29, 0.5)]
+    raw += [2 * stats.t.sf(abs(np.log(2 / bar)) / (0.01 / np.sqrt(3) / 0.6), 2) for bar in (1.7, 1.95)]
+    raw += [stats.ttest_1samp([-0.03, -0.02, -0.01], bar).pvalue for bar in (0, -0.1)] + [0, 1]
+    p = ["< 0.001" if value < 0.001 else f"{value:.2g}" for value in holm(raw)]
+    gain, ratio = f"+0.300 | {0.3 - half:+.3f} to {0.3 + half:+.3f}", f"× 2.00 | × {logs[0]:.2f} to × {logs[1]:.2f}"
+    lead = f"-0.020 | {-0.02 - half:+.3f} to {-0.02 + half:+.3f}"
     assert [line for line in table.splitlines() if line.startswith("| megl")] == [
-        "| megl over plain: accuracy | at least +0.500 | +1.000 | +1.000 to +1.000 | yes |",
-        "| megl over plain: IoU | at least × 1.90 | × 2.00 | × 1.50 to × 3.00 | yes, within noise |",
-        "| megl over plain: IoU | at least × 2.10 | × 2.00 | × 1.50 to × 3.00 | no, within noise |",
-        "| megl over plain: IoU | at least × 4.00 | × 2.00 | × 1.50 to × 3.00 | no |",
-        "| megl over best baseline, gradia: IoU | at least +0.050 | +0.000 | -0.100 to +0.100 | no, within noise |",
+        f"| megl over plain: IoU | at least +0.250 | {gain} | {p[0]} | undecided |",
+        f"| megl over plain: IoU | at least +0.290 | {gain} | {p[1]} | undecided |",
+        f"| megl over plain: IoU | at least +0.500 | {gain} | {p[2]} | fails |",
+        f"| megl over plain: IoU | at least × 1.70 | {ratio} | {p[3]} | holds |",
+        f"| megl over plain: IoU | at least × 1.95 | {ratio} | {p[4]} | undecided |",
+        f"| megl over best baseline, gradia: IoU | at least +0.000 | {lead} | {p[5]} | undecided |",
+        f"| megl over best baseline, gradia: IoU | no worse than -0.100 | {lead} | {p[6]} | holds |",
+        f"| megl over plain: accuracy | at least +0.500 | +1.000 | +1.000 to +1.000 | {p[7]} | holds |",
+        "| megl over plain: accuracy | at least × 2.00 | – | – | – | undecided |",
     ]
+    # By itself the first would have held.
+    assert raw[0] < 0.05 < holm(raw)[0] and p[7] == "< 0.001"
     assert "<h3>Claims</h3>" in (place / "out" / "study" / "index.html").read_text()
     run(study, "--report", "--only", "method=plain,gradia")
     assert "Claims" not in (place / "out" / "study" / "results.md").read_text()
 
 
-def test_the_test_draws_images_and_seeds(place):
-    """
-    Seed 0 wins one of two images, seed 1 none. Seed 1 is drawn twice in 1/4 of the resamples, and the image never in
-    1/4 of them: no difference in 1/4 + 3/4 * 1/4 = 7/16.
-    """
+def test_the_test_is_over_images_and_seeds(place):
+    """Seed 0 wins one of two images, seed 1 none: as in `test_estimate_by_hand`."""
     rights = {"plain": [[1, 0], [1, 0]], "gradia": [[1, 0], [1, 0]], "megl": [[1, 1], [1, 0]]}
     write_study(place, STUDY, rights)
-    (group,) = study_results.read_groups(STUDY, cells_of(STUDY), place / "out" / "cells", 8000)
-    test = group.test("megl", "plain", "accuracy")
-    assert test["difference"] == 0.25 and test["interval"] == [0, 1]
-    assert test["p"] == pytest.approx(2 * 7 / 16, abs=0.03)
-    # Seed 1 twice, and twice the image at which it is wrong: 0 in 1/16 of the resamples, more than 1/40.
-    assert group.interval("megl", "accuracy") == [0, 1] and group.interval("plain", "accuracy") == [0, 1]
-    assert group.test("megl", "plain", "iou") is None
+    (group,) = study_results.read_groups(STUDY, cells_of(STUDY), place / "out" / "cells")
+    test = group.difference("megl", "plain", "accuracy")
+    assert (test.mean, test.error, test.seeds) == (0.25, pytest.approx(0.25), 2)
+    assert group.difference("megl", "plain", "worst_group_accuracy") is None
+    assert group.difference("megl", "plain", "iou") is None
+    # The ratio's logarithm: the images' influences over the means, 3/4 and 1/2.
+    values = np.array([[1 / 0.75 - 1 / 0.5, 1 / 0.75], [1 / 0.75 - 1 / 0.5, 0]])
+    expected = estimate(values.mean(axis=1), (values - values.mean(axis=1)[:, None]) / 2)
+    ratio = group.difference("megl", "plain", "accuracy", ratio=True)
+    assert ratio.mean == pytest.approx(np.log(1.5)) and ratio.error == pytest.approx(expected.error)
+    one = group.interval("megl", "accuracy")
+    assert one == estimate(np.array([1, 0.5]), np.array([[0, 0], [0.25, -0.25]])).interval()
+
+
+def test_one_seed_says_nothing_about_others(place, run):
+    claims = [{"method": "megl", "over": "plain", "metric": "accuracy", "gain": 0}]
+    study = changed(seeds=[0], claims=claims, baselines=[])
+    wins = [1] * 20 + [0] * 20
+    rights = {"plain": [[0] * 40], "gradia": [[0] * 40], "megl": [wins]}
+    write_study(place, study, rights)
+    text = run(study, "--report")
+    low, high = stats.ttest_1samp(wins, 0).confidence_interval(0.95)
+    assert f"| megl | +0.500 ({low:+.3f}, {high:+.3f}), p < 0.001 ¹ |" in text
+    assert f"| +0.500 | {low:+.3f} to {high:+.3f} | < 0.001 | holds ¹ |" in text
+    assert "¹ of the one seed that both have: says nothing about other seeds." in text
+    assert "¹" not in run(changed(seeds=[0], methods={"megl": {}}), "--report").split("| seeds |")[0]
+
+
+def test_a_run_without_scores_of_rationales_leaves_dashes(place, run):
+    """Its items have none, or no references: `null`, and statistics of BLEU that are zero."""
+    write_study(place, STUDY, {name: [[1, 0, 1], [1, 1, 0]] for name in STUDY["methods"]})
+    for cell in cells_of(STUDY):
+        folder = place / "out" / "cells" / cell.key
+        with gzip.open(folder / "predictions.jsonl.gz", "rt") as lines:
+            items = [json.loads(line) for line in lines]
+        for item in items:
+            silent = cell.method == "megl" or item["id"] == "i0"
+            item["per_item"]["rationale.rouge_l"] = None if silent else 0.5
+            item["bleu_statistics"] = [0] * 10 if silent else [5, 6, 4, 5, 3, 4, 2, 3, 1, 2]
+        with gzip.open(folder / "predictions.jsonl.gz", "wt") as lines:
+            lines.writelines(json.dumps(item) + "\n" for item in items)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        score = None if cell.method == "megl" else 0.5
+        metrics["rationale"] = {"rouge_l": score, "bleu_4": score}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        record = json.loads((folder / "cell.json").read_text())
+        (folder / "cell.json").write_text(json.dumps({**record, "training_settings": {"text_loss_weight": 1}}))
+    text = run(STUDY, "--report")
+    row = figures_row(text, "megl")
+    assert (row["ROUGE-L"], row["BLEU-4"]) == ("–", "–") and row["accuracy"] == "0.667 ± 0.000"
+    assert figures_row(text, "gradia")["BLEU-4"] == "0.500 ± 0.000"
+    difference = text.split("Difference from plain")[1].split("Difference from the best")[0]
+    assert re.search(r"\| gradia \|.*\| \+0.000 \(\+0.000, \+0.000\), p = 1 \|", difference)
+    assert re.search(r"\| megl \| .*\| – \| – \|$", difference, re.MULTILINE)
 
 
 def test_tests_pair_the_seeds_that_both_have(place):
     rights = {"plain": [[1, 0], [0, 0]], "gradia": [[1, 0], [1, 0]], "megl": [[1, 1], [0, 0]]}
     write_study(place, STUDY, rights)
     cells = [cell for cell in cells_of(STUDY) if (cell.method, cell.seed) != ("plain", 1)]
-    (group,) = study_results.read_groups(STUDY, cells, place / "out" / "cells", 500)
+    (group,) = study_results.read_groups(STUDY, cells, place / "out" / "cells")
     assert group.values["plain"]["accuracy"] == [0.5] and group.values["megl"]["accuracy"] == [1, 0]
-    assert group.test("megl", "plain", "accuracy")["difference"] == 0.5
+    test = group.difference("megl", "plain", "accuracy")
+    assert (test.mean, test.seeds) == (0.5, 1)
     assert "| plain | 1 | 0.500 |" in study_results.markdown(STUDY, "study", [group])
 
 
@@ -434,7 +578,7 @@ def test_share_of_masks_is_a_curve_for_each_method(place, run):
     methods = {"megl": {"mask_share": [1, 0.1]}, "plain": OFF}
     study = changed(methods=methods, reference="plain", seeds=[0])
     write_study(place, study, {"megl mask_share=1": [[1, 1]], "megl mask_share=0.1": [[1, 0]], "plain": [[1, 0]]})
-    run(study, "--report", "--resamples", 20)
+    run(study, "--report")
     page = (place / "out" / "study" / "index.html").read_text()
     assert "accuracy against the share of masks" in page and "megl, 10% of the masks: 0.500" in page
     # The method in the order of its shares, and plain, which uses no mask, level; from 0.5 to 1 up the side.
@@ -446,7 +590,7 @@ def test_share_of_masks_is_a_curve_for_each_method(place, run):
 def test_published_studies_stand_beside_each_other_and_beside_words(place, run):
     docs = place / "docs"
     write_study(place, STUDY, {name: [[1, 0], [1, 1]] for name in STUDY["methods"]})
-    run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
+    run(STUDY, "--report", "--publish", "docs")
     first = (place / "out" / "study" / "results.md").read_text()
     assert (
         docs / "results.md"
@@ -458,7 +602,7 @@ def test_published_studies_stand_beside_each_other_and_beside_words(place, run):
     old = "## Study: old\n\n### paintings, vit\n\n| kept |\n\n### pictures, resnet\n\n| replaced |\n"
     words = f"# Title\n\nAbove.\n\n<!-- study study -->\n{old}<!-- end of study study -->\n\nBelow.\n"
     (docs / "results.md").write_text(words)
-    run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
+    run(STUDY, "--report", "--publish", "docs")
     found = json.loads((docs / "results.json").read_text())
     assert found["other"] == {"pictures": {}} and found["study"]["paintings"] == earlier["paintings"]
     assert list(found["study"]["pictures"]) == ["vit", "resnet"]
@@ -469,21 +613,21 @@ def test_published_studies_stand_beside_each_other_and_beside_words(place, run):
 
     (docs / "results.md").write_text("<!-- study study -->\nold\n")
     with pytest.raises(SystemExit, match="has '<!-- study study -->' and no '<!-- end of study study -->' after it"):
-        run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
+        run(STUDY, "--report", "--publish", "docs")
 
 
 def test_published_cells_are_done_elsewhere(place, run, fake_scripts):
     first = {"method": "plain,gradia", "seed": "0"}
-    text = run(STUDY, "--resamples", 20, "--publish", "docs", "--only", *(f"{k}={v}" for k, v in first.items()))
+    text = run(STUDY, "--publish", "docs", "--only", *(f"{k}={v}" for k, v in first.items()))
     assert "2 cells, 0 of them done" in text
     published = sorted((place / "docs" / "cells").iterdir())
     assert len(published) == 2
     assert {file.name for file in published[0].iterdir()} == {"cell.json", "metrics.json", "predictions.jsonl.gz"}
 
     shutil.rmtree(place / "out")  # another machine
-    text = run(STUDY, "--report", "--resamples", 20, "--publish", "docs")
+    text = run(STUDY, "--report", "--publish", "docs")
     assert "2 of 6 cells" in text
-    assert "6 cells, 2 of them done" in run(STUDY, "--resamples", 20, "--publish", "docs")
+    assert "6 cells, 2 of them done" in run(STUDY, "--publish", "docs")
     assert len(list((place / "docs" / "cells").iterdir())) == 6 == len((place / "trained").read_text().split())
 
 
@@ -568,7 +712,7 @@ def fake_scripts(place, monkeypatch):
 
 
 def test_cells_run_once_and_are_recorded(place, run, fake_scripts):
-    text = run(STUDY, "--resamples", 20)
+    text = run(STUDY)
     assert text.startswith("6 cells, 0 of them done\n[1/6] pictures, resnet, plain, seed 0: accuracy 0.")
     cells = sorted((place / "out" / "cells").iterdir())
     assert [cell.name for cell in cells] == sorted(cell.key for cell in cells_of(STUDY))
@@ -589,17 +733,17 @@ def test_cells_run_once_and_are_recorded(place, run, fake_scripts):
     assert record["threads"] == record["machine"]["cores"] and record["jobs"] == 1 and "commit" in record
 
     # Again: nothing is run, and the page is the same. A changed setting is another cell, beside the old one.
-    again = run(STUDY, "--resamples", 20)
+    again = run(STUDY)
     assert again.startswith("6 cells, 6 of them done\n## Study") and again.endswith(text[text.index("## Study") :])
     methods = {**STUDY["methods"], "megl": {"visual_loss_weight": 3}, "same as plain": OFF}
-    more = run(changed(methods=methods), "--resamples", 20)
+    more = run(changed(methods=methods))
     assert more.startswith("6 cells, 4 of them done\n[1/2] pictures, resnet, megl, seed 0")
     assert figures_row(more, "same as plain")["accuracy"] == figures_row(more, "plain")["accuracy"]
     assert len(list((place / "out" / "cells").iterdir())) == 8
 
 
 def test_only_some_cells_at_a_time_and_models_kept(place, run, fake_scripts):
-    options = ("--jobs", 2, "--keep_models", "--resamples", 20)
+    options = ("--jobs", 2, "--keep_models")
     text = run(STUDY, "--only", "method=plain,megl", "seed=1", *options)
     assert text.startswith("2 cells, 0 of them done") and "| gradia |" not in text
     cells = list((place / "out" / "cells").iterdir())
@@ -630,7 +774,7 @@ def test_a_llava_is_a_method_like_others(place, run, fake_scripts):
     assert train == {**placed, **own, **quiet, "--logging_steps": "50"}
     assert evaluate == {"--model": "x/model", "--dataset": "data", "--split": "test", "--output": "x/evaluation"}
 
-    text = run(study, "--resamples", 20)
+    text = run(study)
     record = json.loads((place / "out" / "cells" / cell.key / "cell.json").read_text())
     assert list(record["seconds"]) == ["train", "evaluate"] and "Difference from llava:" in text
 
@@ -642,7 +786,7 @@ def test_a_cell_that_fails_is_told_and_tried_anew(place, run, fake_scripts):
     )
     for _ in range(2):
         with pytest.raises(SystemExit, match=message + ": train_megl: no luck") as error:
-            run(study, "--resamples", 20)
+            run(study)
     log = Path(re.search(r"see (\S+\.log)", str(error.value))[1])
     assert "no luck" in log.read_text()
     assert list(json.loads((place / "out" / "study" / "results.json").read_text())["study"]["pictures"]["resnet"]) == [
@@ -661,7 +805,7 @@ import compare
 from support import study
 for step, (_, parser) in study.STEPS["megl"].items():
     study.STEPS["megl"][step] = (Path(f"fake_{{step}}.py").resolve(), parser)
-sys.argv = ["compare.py", "study.yaml", "--output", "out", "--resamples", "50"]
+sys.argv = ["compare.py", "study.yaml", "--output", "out"]
 compare.main()
 """
 
@@ -682,7 +826,7 @@ def running(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed study leaves its last script running")
 def test_a_killed_study_goes_on_and_ends_with_the_same_table(place, run, fake_scripts):
-    straight = run(STUDY, "--resamples", 50)
+    straight = run(STUDY)
     expected = (place / "out" / "study" / "results.json").read_bytes()
     (place / "out").rename(place / "straight")
     (place / "trained").unlink()
@@ -702,7 +846,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_table(place, run, fake_sc
     assert len([path for path in folder.glob(".*") if path.is_dir()]) == 1  # what the kill has left
 
     (place / "hold").unlink()
-    text = run(STUDY, "--resamples", 50)
+    text = run(STUDY)
     assert text.startswith("6 cells, 2 of them done\n[1/4]")
     assert (place / "out" / "study" / "results.json").read_bytes() == expected
 
@@ -724,7 +868,7 @@ def test_the_real_scripts(place, run):
         split="validation",
         methods={"megl": {"grounding_map": "random"}},
     )
-    run(study, "--resamples", 20)
+    run(study)
     (cell,) = cells_of(study)
     folder = place / "out" / "cells" / cell.key
     metrics = json.loads((folder / "metrics.json").read_text())

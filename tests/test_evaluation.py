@@ -85,6 +85,17 @@ def test_interval_of_a_constant_has_no_width():
     assert ("saliency", "nss") not in found  # defined nowhere
 
 
+def test_a_minimum_over_groups_has_no_interval_and_no_test():
+    """Of equal groups resamples have a lower one than the items, here in four of five."""
+    items = [make_item(i, prediction="ab"[i % 2], group="xyz"[i // 20]) for i in range(60)]
+    (resampled,) = bootstrap.resampled_figures([items], 500, seed=0)
+    point = bootstrap.point_figures(items)["worst_group_accuracy",]
+    assert point == 0.5 and np.mean(resampled["worst_group_accuracy",] < point) > 0.7
+    assert ("worst_group_accuracy",) not in bootstrap.intervals(items, 50, seed=0)
+    (tests,) = bootstrap.paired_tests([items, items], ["1", "2"], 50, seed=0)
+    assert ("worst_group_accuracy",) not in tests and ("accuracy_by_group", "x") in tests
+
+
 def test_interval_of_known_quantiles():
     """One right and one wrong: resampled accuracy is 0, 1/2, 1 with 1/4, 1/2, 1/4."""
     items = [make_item(0), make_item(1, prediction="b")]
@@ -476,9 +487,39 @@ def test_comparison_refuses_what_it_cannot_compare(evaluated, run, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "metrics.json").write_text("{")
+    metrics, items = read(good)
+
+    def variant(name, metrics=metrics, items=items):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+        lines = items if isinstance(items, str) else "".join(json.dumps(item) + "\n" for item in items)
+        (tmp_path / name / "predictions.jsonl").write_text(lines)
+        return tmp_path / name
+
+    without_label = [items[0], {name: value for name, value in items[1].items() if name != "label"}]
+    worded = [{**items[0], "per_item": {"saliency.iou": "high"}}]
+    elsewhere = {**metrics, "dataset": f"somewhere/else/{Path(metrics['dataset']).name}"}
+    assert compare_evaluations.check_same_data({"a": (metrics, items), "b": (elsewhere, items)}) is None
     for folders, message in (
+        ([good, variant("split", {**metrics, "split": "train"})], "split: expected the split of .*, test, got train"),
+        (
+            [good, variant("data", {**metrics, "dataset": "me/action_me"})],
+            "the dataset of .*, object_me, got action_me",
+        ),
+        ([good, variant("list", [])], "metrics.json: expected an object in braces, got '\\[\\]'"),
+        ([good, variant("no-lines", items="")], "no-lines/predictions.jsonl is empty: run evaluate_megl.py again"),
+        (
+            [good, variant("half", items='{"id": "x"')],
+            "half holds a file that is no JSON .predictions.jsonl, line 1: ",
+        ),
+        (
+            [good, variant("number", items="3\n")],
+            "number, predictions.jsonl, line 1: expected an object in braces, got '3'",
+        ),
+        ([good, variant("no-label", items=without_label)], "predictions.jsonl, line 2 has no `label`"),
+        ([good, variant("worded", items=worded)], "line 1: expected a number as `saliency.iou`, got 'high'"),
         ([good, old], "old has no scores of each item: it is of an older evaluate_megl.py; run it again"),
-        ([good, broken], "broken holds a file that is no JSON"),
+        ([good, broken], "broken holds a file that is no JSON .metrics.json: "),
         ([good, tmp_path / "absent"], "No such file or directory: .*absent"),
         ([good, good], "expected different folders"),
     ):
@@ -497,3 +538,9 @@ def test_bad_command_lines(run, capsys, script, arguments):
     with pytest.raises(SystemExit):
         run(script, *(arguments * 2 or ["--model", "m", "--dataset", "d"]), "--output", "out", "--resamples", 0)
     assert "`--resamples` must be 1 or more, got 0" in capsys.readouterr().err
+
+
+def test_a_comparison_is_not_drawn_by_a_negative_seed(run, capsys):
+    with pytest.raises(SystemExit):
+        run("compare_evaluations", "x", "y", "--output", "out", "--seed", -1)
+    assert "`--seed` must be 0 or more, got -1" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""The figures of an evaluation from its items, their bootstrap intervals, and the paired test of two runs.
+"""The figures of an evaluation from its items, how much each item moves them, their bootstrap intervals, and the
+paired test of two runs.
 
 A figure is named by its path in `metrics.json`, such as `("saliency", "iou")`. Items are the lines of
 `predictions.jsonl`. A resample of the items is a row of weights: how often each item was drawn.
@@ -14,6 +15,8 @@ import numpy as np
 
 METRICS = Path(__file__).resolve().parents[2] / "metrics"
 LEVEL = 0.95
+# Has no interval and no test: a resample's minimum lies below that of its items, the more so the fewer a group has.
+WORST_GROUP = ("worst_group_accuracy",)
 WEIGHTS_AT_ONCE = 2**22
 
 
@@ -35,15 +38,47 @@ def figures(items, weights):
     found = dict(zip(columns, means.T, strict=True))
     groups = [path for path in found if path[0] == "accuracy_by_group"]
     if groups:
-        found["worst_group_accuracy",] = np.fmin.reduce([found[path] for path in groups])
+        found[WORST_GROUP] = np.fmin.reduce([found[path] for path in groups])
     found["macro_f1",] = _macro_f1(items, weights)
     filtered = found.get(("explained_accuracy", "iou_filtered"))
     if filtered is not None:
         found["explained_accuracy", "iou_overall"] = found["accuracy",] * filtered
-    if all("bleu_statistics" in item for item in items):
-        totals = weights @ np.array([item["bleu_statistics"] for item in items], dtype=np.float64)
-        for order, scores in enumerate(_bleu(totals), start=1):
-            found["rationale", f"bleu_{order}"] = scores
+    statistics = bleu_statistics(items)
+    if statistics is not None:
+        found |= _bleu(weights @ statistics)
+    return found
+
+
+def bleu_statistics(items):
+    """`(items, statistics)`, zeros where an item has no references; `None` where none has any."""
+    rows = [item.get("bleu_statistics") for item in items]
+    length = max((len(row) for row in rows if row), default=0)
+    statistics = np.array([row or [0] * length for row in rows], dtype=np.float64)
+    return statistics if statistics.any() else None
+
+
+def influences(items):
+    """
+    By how much each item moves each figure, as far as it is a mean over items or BLEU: path to values of shape
+    `(items,)` that sum to 0, NaN where an item does not count.
+
+    Of a mean they are the deviations from it over the number of items that count. Of BLEU they are the jackknife's,
+    (n - 1) / n times what the figure loses without the item (Efron and Tibshirani 1993, chapter 11), which for a mean
+    are the same. The variance of a figure over other items is the sum of their squares.
+    """
+    found = {}
+    for path, values in mean_columns(items).items():
+        count = np.sum(~np.isnan(values))
+        if count:
+            found[path] = (values - np.nanmean(values)) / count
+    statistics = bleu_statistics(items)
+    if statistics is None:
+        return found
+    counted = statistics.any(axis=1)
+    for path, scores in _bleu(statistics.sum(axis=0) - statistics[counted]).items():
+        moved = np.full(len(items), np.nan)
+        moved[counted] = (scores.mean() - scores) * (len(scores) - 1) / len(scores)
+        found[path] = moved
     return found
 
 
@@ -81,9 +116,10 @@ def _macro_f1(items, weights):
 
 
 def _bleu(totals):
-    """BLEU-1 to BLEU-4 of each row of summed statistics, by the formula of `metrics/rationale`."""
+    """BLEU-1 to BLEU-4 of each row of summed statistics, by the formula of `metrics/rationale`; NaN of no items."""
     bleu = sys.modules[type(evaluate.load(str(METRICS / "rationale"))).__module__].bleu
-    return zip(*(bleu(row) for row in totals.tolist()), strict=True)
+    scores = np.array([bleu(row) if any(row) else [np.nan] * 4 for row in totals.tolist()])
+    return {("rationale", f"bleu_{order}"): scores[:, order - 1] for order in (1, 2, 3, 4)}
 
 
 def _divide(numerator, denominator):
@@ -120,9 +156,11 @@ def intervals(items, resamples, seed):
     Percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) at 95 %, over the items.
 
     Returns:
-        `dict[tuple[str, ...], list[float]]`: path to lower and upper end; without figures that are defined nowhere.
+        `dict[tuple[str, ...], list[float]]`: path to lower and upper end; without figures that are defined nowhere,
+        and the worst group's.
     """
     (found,) = resampled_figures([items], resamples, seed)
+    found.pop(WORST_GROUP, None)
     ends = {path: interval(values) for path, values in found.items()}
     return {path: pair for path, pair in ends.items() if pair is not None}
 
@@ -180,7 +218,7 @@ def paired_tests(runs, names, resamples, seed):
         {
             path: {"difference": point[path] - points[path], **difference_test(found[path] - baseline[path])}
             for path in found
-            if point[path] is not None and points.get(path) is not None
+            if point[path] is not None and points.get(path) is not None and path != WORST_GROUP
         }
         for found, point in zip(others, other_points, strict=True)
     ]

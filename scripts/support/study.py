@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cache, partial
@@ -78,8 +79,17 @@ COLUMNS = {
 }
 # What a claim may be over besides a method: the one of `baselines` with the highest mean at the claim's metric.
 BEST_BASELINE = "best baseline"
-CLAIM = {"method", "over", "metric", "gain", "ratio"}
+# What a claim asks: a gain, a ratio, or to be no worse by a margin.
+ASKED = ("gain", "ratio", "no_worse_than")
+# Figures of a whole run, without a test over images: METEOR's program scores a corpus, and a minimum over groups is
+# biased, more so the noisier the groups.
+UNTESTED = ("meteor", "worst_group_accuracy")
+CLAIM = {"method", "over", "metric", *ASKED}
+# What the setting `share_seed` may be instead of a number: the seed of the cell.
+SEED = "seed"
 DIMENSIONS = ("dataset", "architecture", "method", "seed")
+# In the card of a data set that the builders wrote.
+CHECKSUM = re.compile(r"shards sha256 ([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -97,16 +107,19 @@ class Cell:
     @property
     def key(self):
         """
-        Names the run by what decides its outcome: all settings, and of local files their names and sizes, wherever
-        they lie. What a method is called is no part of it: studies share runs.
+        Names the run by what decides its outcome: all settings, and of local files their names and contents, wherever
+        they lie. What a method is called is no part of it: studies share runs. Nor does a LLaVA take more of an
+        architecture than its settings: it is named by its vision model.
         """
+        llava = model_type(self.settings) == "llava"
+        name = Path(self.settings.get("vision", "llava")).name if llava else self.architecture
         settings = {
             name: fingerprint(value) if name in ("vision", "text", "clip") else value
             for name, value in self.settings.items()
         }
         content = {"settings": settings, "data": fingerprint(self.path), "seed": self.seed, "split": self.split}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return f"{self.dataset}-{self.architecture}-{self.seed}-{digest[:12]}"
+        return f"{self.dataset}-{name}-{self.seed}-{digest[:12]}"
 
     @property
     def steps(self):
@@ -136,17 +149,31 @@ class Cell:
 
 @cache
 def fingerprint(path):
-    """Names and sizes of the files of a local folder, but its card, or file; a Hub id as it is."""
+    """
+    What a local folder or file holds: the checksum of its shards where the card of a data set names it, as all that
+    `prepare_dataset.py` writes do; else the names and contents of its files, but for a card and hidden ones. A Hub id
+    as it is.
+    """
     path = Path(path)
     if not path.exists():
         return str(path)
-    files = (
-        sorted(file for file in path.rglob("*") if file.is_file() and file.name != "README.md")
-        if path.is_dir()
-        else [path]
-    )
-    lines = [f"{file.relative_to(path)} {file.stat().st_size}" for file in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    if not path.is_dir():
+        return _digest(path)
+    card = path / "README.md"
+    checksum = CHECKSUM.search(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    if checksum and (path / "data").is_dir():
+        return checksum[1]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and file != card):
+        name = file.relative_to(path)
+        if not any(part.startswith(".") for part in name.parts):  # what git and the Hub's client keep for themselves
+            digest.update(f"{name.as_posix()} {_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest(file):
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def model_type(settings):
@@ -272,28 +299,41 @@ def make_cells(study, place, only):
                     **((data.get("methods") or {}).get(base) or {}),
                 }
                 common = {"path": str(data["path"]), "split": study.get("split", "test")}
-                common["settings"] = check_settings(merged, f"{place}, {dataset}, {architecture}, method `{method}`")
+                by_seed = settings_by_seed(
+                    merged, study["seeds"], f"{place}, {dataset}, {architecture}, method `{method}`"
+                )
                 cells += [
-                    Cell(**found, seed=seed, **common)
-                    for seed in study["seeds"]
+                    Cell(**found, seed=seed, settings=settings, **common)
+                    for seed, settings in by_seed.items()
                     if str(seed) in only.get("seed", [str(seed)])
                 ]
     return sorted(cells, key=lambda cell: study["seeds"].index(cell.seed))
 
 
 def check_claims(claims, methods, place):
-    """Refuse a claim that is not `{method, over, metric, gain}` or, instead of the gain, `ratio`."""
+    """Refuse a claim that is not `{method, over, metric, gain}` or, instead of the gain, another of `ASKED`."""
     for claim in claims:
+        if not isinstance(claim, dict):
+            raise ValueError(f"{place}: expected `{{method: …, over: …, metric: …, gain: …}}`, got {claim!r}.")
         _known(claim, CLAIM, place)
-        missing = CLAIM - {"gain", "ratio"} - set(claim)
-        bar = [claim[name] for name in ("gain", "ratio") if name in claim]
-        if missing or len(bar) != 1 or isinstance(bar[0], bool) or not isinstance(bar[0], (int, float)):
+        missing = CLAIM - set(ASKED) - set(claim)
+        bars = {name: claim[name] for name in ASKED if name in claim}
+        if missing or len(bars) != 1 or not all(_is_bar(name, bar) for name, bar in bars.items()):
             raise ValueError(
-                f"{place}: expected `method`, `over`, `metric`, and a number as `gain` or `ratio`, got {claim}."
+                f"{place}: expected `method`, `over`, `metric`, and a number as `gain` or `ratio`, got {claim}; "
+                "a ratio is above 0, and instead of them a margin, 0 or more, may stand as `no_worse_than`."
             )
         _known([claim["method"]], methods, place)
         _known([claim["over"]], [*methods, BEST_BASELINE], place)
         _known([claim["metric"]], COLUMNS, place)
+        if claim["metric"] in UNTESTED:
+            raise ValueError(f"{place}: `{claim['metric']}` has no test over images and seeds: claim another metric.")
+
+
+def _is_bar(name, bar):
+    if isinstance(bar, bool) or not isinstance(bar, (int, float)) or not math.isfinite(bar):
+        return False
+    return {"gain": True, "ratio": bar > 0, "no_worse_than": bar >= 0}[name]
 
 
 def check_path(path, dataset, place):
@@ -316,6 +356,21 @@ def expand(methods):
             name = " ".join([method, *(f"{key}={value}" for key, value in chosen.items())])
             expanded[name] = (method, {**settings, **chosen})
     return expanded
+
+
+def settings_by_seed(settings, seeds, place):
+    """
+    Seed to the settings of its cell. `share_seed: seed` is another draw of the items that keep their masks or
+    rationales for each seed. A `share_seed` of 0 is left out: it draws what the scripts draw without it, so that the
+    cell is the same.
+    """
+    follows = settings.get("share_seed") == SEED
+    checked = check_settings({**settings, **({"share_seed": 0} if follows else {})}, place)
+    if "share_seed" not in checked:
+        return dict.fromkeys(seeds, checked)
+    share_seed = checked.pop("share_seed")
+    shares = {seed: seed if follows else share_seed for seed in seeds}
+    return {seed: {**checked, **({"share_seed": share} if share else {})} for seed, share in shares.items()}
 
 
 def check_settings(settings, place):

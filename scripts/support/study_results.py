@@ -5,17 +5,18 @@ import html
 import json
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 
-from .bootstrap import LEVEL, check_same_items, difference_test, interval, resampled_figures
+from .bootstrap import LEVEL, check_same_items, influences
 from .charts import STYLE, bars, curve, dot, frame, named_dots, table, unit_chart, within
 from .html_page import document
 from .output_folder import write_file
+from .random_effects import contrast, estimate, holm
 from .scores import headlines
 from .study import BEST_BASELINE, COLUMNS
 
@@ -24,6 +25,8 @@ from .study import BEST_BASELINE, COLUMNS
 CONTROLS = {"shuffled_place_accuracy"}
 # Where in `metrics.json` the scores of rationales are.
 TEXTUAL = {"rationale", "grounding", "clip_score", "ref_clip_score", "cider_overall"}
+# Marks a test of one seed.
+ONE_SEED = " ¹"
 BARS = ("accuracy", "accuracy_conflicting", "iou", "pointing_game", "rouge_l", "place_accuracy")
 
 
@@ -88,9 +91,9 @@ class Group:
     the study asks for.
     """
 
-    def __init__(self, dataset, architecture, runs, count, reference, baselines, claims, resamples):
+    def __init__(self, dataset, architecture, runs, count, reference, baselines, claims):
         self.dataset, self.architecture = dataset, architecture
-        self.runs, self.count, self.resamples = runs, count, resamples
+        self.runs, self.count = runs, count
         self.reference = reference if reference in runs else None
         self.baselines = [name for name in baselines if name in runs]
         self.claims = claims
@@ -110,74 +113,82 @@ class Group:
         return [name for name in COLUMNS if any(name in values for values in self.values.values())]
 
     @cached_property
-    def _resampled(self):
-        """`{method: {seed: path to values (resamples,)}}`, all on the same resamples of the items."""
+    def _influences(self):
+        """`{method: {seed: {metric: (images,)}}}`, the images in one order."""
         runs = [run for runs in self.runs.values() for run in runs]
-        first = {item["id"]: place for place, item in enumerate(runs[0].items)}
-        for run in runs[1:]:
-            check_same_items(runs[0].items, run.items, str(run.folder))
-        ordered = [sorted(run.items, key=lambda item: first[item["id"]]) for run in runs]
+        places = {item["id"]: place for place, item in enumerate(runs[0].items)}
         found = defaultdict(dict)
-        for run, figures in zip(runs, resampled_figures(ordered, self.resamples, seed=0), strict=True):
-            found[run.method][run.seed] = {name: figures[path] for name, path in run.paths.items() if path in figures}
+        for run in runs:
+            check_same_items(runs[0].items, run.items, str(run.folder))
+            by_path = influences(sorted(run.items, key=lambda item: places[item["id"]]))
+            found[run.method][run.seed] = {name: by_path[path] for name, path in run.paths.items() if path in by_path}
         return found
 
-    def _means(self, method, seeds, metric):
-        """Resampled means over the seeds, which are drawn too: the same for every method with these seeds."""
-        drawn = np.random.default_rng(1).integers(len(seeds), size=(self.resamples, len(seeds)))
-        found = self._resampled[method]
-        if any(metric not in found[seed] for seed in seeds):
-            return None
-        values = np.stack([found[seed][metric] for seed in seeds], axis=1)
-        return np.take_along_axis(values, drawn, axis=1).mean(axis=1)
+    def _figures(self, method, metric, seeds):
+        """The figure of each seed, `(seeds,)`, and the influences of the images, `(seeds, images)`."""
+        runs = {run.seed: run for run in self.runs[method]}
+        figures = np.array([runs[seed].figures[metric] for seed in seeds])
+        return figures, np.stack([self._influences[method][seed][metric] for seed in seeds])
+
+    def _seeds(self, metric, *methods):
+        """The seeds of which all the methods have a figure that can be tested."""
+        having = [
+            {seed for seed, found in self._influences.get(method, {}).items() if metric in found} for method in methods
+        ]
+        return sorted(set.intersection(*having))
 
     def interval(self, method, metric):
-        """Bootstrap interval of the mean, over images and seeds; `None` where it cannot be resampled."""
-        means = self._means(method, sorted(self._resampled[method]), metric)
-        return None if means is None else interval(means)
+        """Interval of the mean over images and seeds; `None` where there is none."""
+        seeds = self._seeds(metric, method)
+        found = estimate(*self._figures(method, metric, seeds)) if len(seeds) == len(self.runs[method]) else None
+        return None if found is None else found.interval()
 
-    def _paired(self, method, other, metric):
+    def difference(self, method, other, metric, ratio=False):
         """
-        Means over the seeds that two methods share, and the same resampled: two pairs. `None` where one of them lacks
-        the metric.
+        The [`Estimate`] of a method's gain over another, of the seeds that both have, or of the logarithm of their
+        ratio, by the delta method; `None` where one of them lacks the metric, or has a mean of 0 in a ratio.
         """
-        if any(metric not in self.values.get(name, {}) for name in (method, other)):
+        seeds = self._seeds(metric, method, other)
+        if not seeds:
             return None
-        seeds = sorted(self._resampled[method].keys() & self._resampled[other].keys())
-        means = [self._means(name, seeds, metric) for name in (method, other)] if seeds else [None]
-        if any(part is None for part in means):
+        (figures, moved), (others, others_moved) = (self._figures(name, metric, seeds) for name in (method, other))
+        if not ratio:
+            return estimate(figures - others, contrast(moved, others_moved))
+        mean_of, mean_of_other = figures.mean(), others.mean()
+        if min(mean_of, mean_of_other) <= 0:
             return None
-        points = [
-            mean(run.figures[metric] for run in self.runs[name] if run.seed in seeds) for name in (method, other)
-        ]
-        return points, means
+        factors = (1 / mean_of, -1 / mean_of_other)
+        found = estimate(figures * factors[0] + others * factors[1], contrast(moved, others_moved, factors))
+        return found and replace(found, mean=float(np.log(mean_of / mean_of_other)))
 
-    def test(self, method, other, metric):
-        """`difference`, `interval` and `p` of a method against another; `None` where one of them lacks the metric."""
-        paired = self._paired(method, other, metric)
-        if paired is None:
-            return None
-        points, means = paired
-        return {"difference": points[0] - points[1], **difference_test(means[0] - means[1])}
+    @cached_property
+    def checks(self):
+        """
+        Of each claim of the study whose methods were run: the `claim`, the method it is `over`, what was `found`, its
+        `interval`, its `p` against what is asked, adjusted over the claims here, the `seeds`, and the `verdict`: it
+        holds or fails where p is below 5 %, by the side on which it was found. What has no interval is undecided.
+        """
+        found = [check for check in map(self._check, self.claims) if check is not None]
+        for check, p in zip(found, holm([check["p"] for check in found]), strict=True):
+            check["p"] = p
+            decided = p < 1 - LEVEL
+            check["verdict"] = ("holds" if check["above"] else "fails") if decided else "undecided"
+        return found
 
-    def check(self, claim):
-        """
-        Whether a claim of the study holds here: `over`, `found`, its `interval` and `holds`; `None` where a method
-        that it names was not run. The gain is the difference of the means over the seeds, the ratio their quotient.
-        """
-        metric = claim["metric"]
+    def _check(self, claim):
+        metric, ratio = claim["metric"], "ratio" in claim
         over = self.best_baseline(metric) if claim["over"] == BEST_BASELINE else claim["over"]
-        paired = None if over is None else self._paired(claim["method"], over, metric)
-        if paired is None:
+        if not all(metric in self.values.get(name, {}) for name in (claim["method"], over)):
             return None
-        combine = np.divide if "ratio" in claim else np.subtract
-        (point, other), resampled = paired
-        found, (low, high) = float(combine(point, other)), interval(combine(*resampled))
-        asked = claim["ratio"] if "ratio" in claim else claim["gain"]
-        holds = "yes" if found >= asked else "no"
-        if low < asked <= high:
-            holds += ", within noise"
-        return {"over": over, "found": found, "interval": (low, high), "holds": holds}
+        found = self.difference(claim["method"], over, metric, ratio)
+        if found is None:
+            return {"claim": claim, "over": over, "interval": None, "p": 1.0, "above": False}
+        bar = np.log(claim["ratio"]) if ratio else claim.get("gain", -claim.get("no_worse_than", 0))
+        low, high = found.interval()
+        ends = np.exp([found.mean, low, high]) if ratio else np.array([found.mean, low, high])
+        value, *ends = ends.tolist()
+        common = {"found": value, "interval": ends, "p": found.p(bar), "seeds": found.seeds}
+        return {"claim": claim, "over": over, **common, "above": found.mean >= bar}
 
     def best_baseline(self, metric):
         """The baseline with the highest mean, or `None`."""
@@ -197,7 +208,7 @@ class Group:
         return found
 
 
-def read_groups(study, cells, folder, resamples):
+def read_groups(study, cells, folder):
     """The groups of the cells that are done."""
     runs = defaultdict(lambda: defaultdict(list))
     for cell in cells:
@@ -208,12 +219,12 @@ def read_groups(study, cells, folder, resamples):
         raise ValueError(f"{folder} has none of the study's {len(cells)} cells: run it without `--report`.")
     asked = (study.get("reference"), study.get("baselines") or [], study.get("claims") or [])
     counts = Counter((cell.dataset, cell.architecture) for cell in cells)
-    return [Group(*names, dict(found), counts[names], *asked, resamples) for names, found in runs.items()]
+    return [Group(*names, dict(found), counts[names], *asked) for names, found in runs.items()]
 
 
-def write_results(study, cells, output, name, resamples, publish=None):
+def write_results(study, cells, output, name, publish=None):
     """Write `results.json`, `results.md` and `index.html` of a study, and into the folder `publish` its part there."""
-    groups = read_groups(study, cells, output / "cells", resamples)
+    groups = read_groups(study, cells, output / "cells")
     results = {}
     for group in groups:
         results.setdefault(group.dataset, {})[group.architecture] = group.values
@@ -263,9 +274,10 @@ def figures_table(group):
                 cells.append("–")
                 continue
             tests = {
-                mark: group.test(method, other, metric) for mark, other in group.opponents(method, metric).items()
+                mark: group.difference(method, other, metric)
+                for mark, other in group.opponents(method, metric).items()
             }
-            marks = "".join(mark for mark, test in tests.items() if test is not None and test["p"] < 1 - LEVEL)
+            marks = "".join(mark for mark, test in tests.items() if test is not None and test.p() < 1 - LEVEL)
             cells.append(_mean_text(values[metric]) + marks)
         rows.append([method, str(len(group.runs[method])), *cells])
     return ["", "seeds", *(COLUMNS[metric] for metric in group.metrics)], rows
@@ -283,7 +295,7 @@ def test_tables(group):
         rows = []
         for method in group.values:
             others = {metric: group.opponents(method, metric).get(mark) for metric in group.metrics}
-            tests = {metric: group.test(method, other, metric) for metric, other in others.items() if other}
+            tests = {metric: group.difference(method, other, metric) for metric, other in others.items() if other}
             if any(tests.values()):
                 rows.append([method, *(_test_text(tests.get(metric)) for metric in group.metrics)])
         if rows:
@@ -295,29 +307,42 @@ def test_tables(group):
 def claims_tables(group):
     """Title, heads and rows for what the study claims, where the methods were run."""
     rows = []
-    for claim in group.claims:
-        found = group.check(claim)
-        if found is None:
-            continue
+    for check in group.checks:
+        claim = check["claim"]
         kind = "× {:.2f}" if "ratio" in claim else "{:+.3f}"
-        low, high = (kind.format(end) for end in found["interval"])
-        asked = kind.format(claim["ratio"] if "ratio" in claim else claim["gain"])
-        over = f"{claim['over']}, {found['over']}" if claim["over"] == BEST_BASELINE else claim["over"]
+        over = f"{claim['over']}, {check['over']}" if claim["over"] == BEST_BASELINE else claim["over"]
         title = f"{claim['method']} over {over}: {COLUMNS[claim['metric']]}"
-        rows.append([title, f"at least {asked}", kind.format(found["found"]), f"{low} to {high}", found["holds"]])
+        asked = f"at least {kind.format(claim.get('ratio', claim.get('gain', 0)))}"
+        if "no_worse_than" in claim:
+            asked = f"no worse than {-claim['no_worse_than']:+.3f}"
+        if check["interval"] is None:
+            rows.append([title, asked, *("–" * 3), check["verdict"]])
+            continue
+        ends = " to ".join(kind.format(end) for end in check["interval"])
+        one = ONE_SEED if check["seeds"] == 1 else ""
+        rows.append([title, asked, kind.format(check["found"]), ends, _p_text(check["p"]), check["verdict"] + one])
     if rows:
-        yield "Claims", ["", "asked", "found", "95 % interval", "holds"], rows
+        yield "Claims", ["", "asked", "found", "95 % interval", "p, by Holm", "verdict"], rows
+
+
+def _p_text(p):
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _test_text(test):
     if test is None:
         return "–"
-    low, high = test["interval"]
-    return f"{test['difference']:+.3f} ({low:+.3f}, {high:+.3f}), p = {test['p']:.2g}"
+    low, high = test.interval()
+    p = _p_text(test.p())
+    one = ONE_SEED if test.seeds == 1 else ""
+    return f"{test.mean:+.3f} ({low:+.3f}, {high:+.3f}), p {'' if p[0] == '<' else '= '}{p}{one}"
 
 
 def _note(group):
     parts = ["Mean ± standard deviation over the seeds."]
+    seeds = [{run.seed for run in runs} for runs in group.runs.values()]
+    if any(len(some & others) == 1 for some in seeds for others in seeds):
+        parts.append(f"{ONE_SEED.strip()} of the one seed that both have: says nothing about other seeds.")
     if group.reference:
         parts.append(f"* differs from {group.reference}, p < {1 - LEVEL:.2f}.")
     if group.baselines:
@@ -338,8 +363,8 @@ def what_was_run(study, group):
     return [
         f"{len(runs)} of {group.count} cells, evaluated on the {split} split, in {hours:.2f} hours of machine time. "
         f"Commit {commits}; {'; '.join(versions)}; {'; '.join(kinds)}.",
-        f"Tests and intervals: paired bootstrap over images and seeds, {group.resamples} resamples, each figure "
-        "by itself. Rationales of methods that train none are not scored.",
+        "Tests are over images and seeds, each by itself but for the claims. "
+        "Rationales of methods that train none are not scored.",
     ]
 
 
