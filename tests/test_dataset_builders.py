@@ -220,10 +220,10 @@ def test_encode_map_takes_eight_bits_only_where_they_are_exact():
 # The script
 
 
-def run_script(*arguments, **variables) -> subprocess.CompletedProcess:
+def run_script(*arguments, script="prepare_dataset", **variables) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", **variables}
-    command = [sys.executable, str(REPOSITORY / "scripts" / "prepare_dataset.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    command = [sys.executable, str(REPOSITORY / "scripts" / f"{script}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
 
 
 def test_script_builds_and_refuses(tmp_path):
@@ -253,6 +253,54 @@ def test_script_takes_hyphens_and_asks_for_a_token_first(tmp_path):
     result = run_script("object_me", "--source", root, "--output", tmp_path / "new", *push, **nobody)
     assert result.returncode == 1 and not (tmp_path / "new").exists()
     assert result.stderr.startswith("prepare_dataset: expected a token of the Hub, to push to me/own, got none.")
+
+
+LETTERS = "V\u00f6gel \u732b \U0001f431"
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "", "LANG": "C"}], ids=["LC_ALL", "LANG"])
+def test_scripts_write_utf_8_in_any_locale(tmp_path, locale):
+    """File names, class names and rationales of any letters, in and out, where Python's own encoding is ASCII."""
+    root = tmp_path / "gr\u00f6\u00dfe"
+    root.mkdir()
+    (root / f"{LETTERS}.jpg").write_bytes(picture_bytes())
+    np.save(root / "\u00e9.npy", GRID)
+    line = {"file_name": f"{LETTERS}.jpg", "label": LETTERS, "textual_explanations": [LETTERS]}
+    line["visual_explanation_file_name"] = "\u00e9.npy"
+    (root / "metadata.jsonl").write_text(json.dumps(line, ensure_ascii=False), encoding="utf-8")
+    output = tmp_path / "\u00fc"
+    options = ["--validation_share", 0, "--test_share", 0, "--description", LETTERS, "--language", "de"]
+    result = run_script("object_me", "--source", root, "--output", output, *options, PYTHONUTF8="0", **locale)
+    assert result.returncode == 0, result.stderr
+    (row,) = load_dataset(str(output), split="train").cast_column("image", Image(decode=False))
+    assert row["id"] == row["image"]["path"] == f"{LETTERS}.jpg"
+    assert row["textual_explanations"] == [LETTERS]
+    np.testing.assert_array_equal(np.asarray(row["visual_explanation"]), GRID)
+    text = (output / "README.md").read_bytes().decode("utf-8")
+    assert "# gr\u00f6\u00dfe\n" in text and f"| {LETTERS} | 1 (1, 1) |" in text
+    page = tmp_path / "\u00e4.html"
+    arguments = [output, "--output", page, "--json"]
+    result = run_script(*arguments, script="inspect_dataset", PYTHONUTF8="0", **locale)
+    assert result.returncode == 0, result.stderr
+    assert LETTERS in page.read_bytes().decode("utf-8")
+    assert json.loads(page.with_suffix(".json").read_bytes().decode("utf-8"))["dataset"] == "\u00fc"
+
+
+def test_script_tells_what_was_left_out_and_takes_the_cards_text(tmp_path):
+    root = make_release(tmp_path / "source", split="train")
+    annotation = root / "exp_annotation.json"
+    items = json.loads(annotation.read_text())
+    annotation.write_text(json.dumps({**items, "twin": {**items["b"], "split": "test"}}))
+    card = ["--name", "Cats and dogs", "--language", "en", "de", "--description", "What they do."]
+    result = run_script("object_me", "--source", root, "--output", tmp_path / "out", *card)
+    assert result.returncode == 0, result.stderr
+    assert "- 1 items: the picture is also in a later split" in result.stdout
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "pretty_name: Cats and dogs" in text and "# Cats and dogs\n\nWhat they do.\n" in text
+    result = run_script("object_me", "--source", root, "--output", tmp_path / "new", "--public")
+    assert result.returncode == 2 and "--public says who may see what --push_to_hub uploads" in result.stderr
+    result = run_script("object_me", "--source", tmp_path / "no\nwhere\x1b", "--output", tmp_path / "new")
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1 and "\x1b" not in result.stderr
 
 
 def test_builder_streams_without_building(tmp_path):
