@@ -14,6 +14,8 @@ Words of an option may be joined by hyphens as well: `--on-error skip`.
 import argparse
 import sys
 
+from huggingface_hub.errors import HTTPError
+
 from dataset_builders import BUILDERS, LAYOUTS, HubTarget, counts_table
 from dataset_builders.build import build_folder
 from dataset_builders.card import CardText, left_out
@@ -78,7 +80,7 @@ def main():
         print(left_out(builder.source.dropped, builder.source.skipped))
         if target is not None:
             print(target.push(output))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, HTTPError) as error:
         sys.exit(f"prepare_dataset: {printable(str(error))}")
 
 
