@@ -4,7 +4,8 @@
 <root>/annotations/instances_<name>.json    {"images", "annotations", "categories"}, also directly in <root>
 <root>/images/<name>/                       the pictures that "file_name" names, also in <name>/, images/ or <root>
 <root>/metadata.jsonl                       labels and rationales, as in `image_folder.py`; where it is missing, a
-                                            picture's label is the category that covers the most of it
+                                            picture's label is the category that covers the most of it, by
+                                            `area` or else that of mask or box
 ```
 
 A name that begins with train, val or test is the split.
@@ -111,7 +112,7 @@ class CocoInstances(ImageFolder):
         """Enters one annotation file in the tables; its pictures get its number, as files may share ids."""
         name = as_text(path.stem).removeprefix("instances_")
         split = next((split for prefix, split in SPLIT_PREFIXES.items() if name.startswith(prefix)), None)
-        categories = {}
+        categories, entry = {}, None
         try:
             for entry in stream_json(path, "categories"):
                 category = check_name(entry["name"], f"{path}: a category", "name")
@@ -133,7 +134,7 @@ class CocoInstances(ImageFolder):
             raise bad_source(
                 path,
                 "instances in COCO's format, each id once",
-                f"an entry that is not ({type(error).__name__}: {error})",
+                f"an entry that is not ({type(error).__name__}: {error}), {shown(entry)}",
                 "Compare it with COCO's instances_val2014.json.",
             ) from error
         tables.executemany("INSERT OR IGNORE INTO categories VALUES (?)", [(name,) for name in categories.values()])

@@ -132,10 +132,11 @@ def open_dataset(folder):
     columns = features(label.names if isinstance(label, ClassLabel) and label.names else ["?"])
     for column, feature in columns.items():
         if found.get(column) != feature:
-            expected = "a ClassLabel with class names" if column == "label" else feature
+            expected, remedy = feature, "Build the data set with prepare_dataset.py."
+            if column == "label":
+                expected, remedy = "a ClassLabel with class names", "Cast it by `class_encode_column`."
             raise ValueError(
-                f"{folder}: expected a column `{column}` of type {expected}, got {found.get(column)}. Build the data "
-                "set with prepare_dataset.py."
+                f"{folder}: expected a column `{column}` of type {expected}, got {found.get(column)}. {remedy}"
             )
     return files, columns
 

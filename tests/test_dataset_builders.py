@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from dataset_sources import GRID, REPOSITORY, SMALL, build_release, digests, make_release, picture_bytes
 from datasets import ClassLabel, Image, List, Value, load_dataset
+from huggingface_hub.errors import HTTPError
 from PIL import Image as PILImage
 
 from dataset_builders import BUILDERS, PLACES, ActionMe, ObjectMe, build_dataset, place_of
@@ -258,8 +260,7 @@ def test_script_takes_hyphens_and_asks_for_a_token_first(tmp_path):
 LETTERS = "V\u00f6gel \u732b \U0001f431"
 
 
-@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "", "LANG": "C"}], ids=["LC_ALL", "LANG"])
-def test_scripts_write_utf_8_in_any_locale(tmp_path, locale):
+def test_scripts_write_utf_8_in_any_locale(tmp_path):
     """File names, class names and rationales of any letters, in and out, where Python's own encoding is ASCII."""
     root = tmp_path / "gr\u00f6\u00dfe"
     root.mkdir()
@@ -268,9 +269,9 @@ def test_scripts_write_utf_8_in_any_locale(tmp_path, locale):
     line = {"file_name": f"{LETTERS}.jpg", "label": LETTERS, "textual_explanations": [LETTERS]}
     line["visual_explanation_file_name"] = "\u00e9.npy"
     (root / "metadata.jsonl").write_text(json.dumps(line, ensure_ascii=False), encoding="utf-8")
-    output = tmp_path / "\u00fc"
+    output, locale = tmp_path / "\u00fc", {"PYTHONUTF8": "0", "LC_ALL": "C"}
     options = ["--validation_share", 0, "--test_share", 0, "--description", LETTERS, "--language", "de"]
-    result = run_script("object_me", "--source", root, "--output", output, *options, PYTHONUTF8="0", **locale)
+    result = run_script("object_me", "--source", root, "--output", output, *options, **locale)
     assert result.returncode == 0, result.stderr
     (row,) = load_dataset(str(output), split="train").cast_column("image", Image(decode=False))
     assert row["id"] == row["image"]["path"] == f"{LETTERS}.jpg"
@@ -280,11 +281,10 @@ def test_scripts_write_utf_8_in_any_locale(tmp_path, locale):
     assert "# gr\u00f6\u00dfe\n" in text and f"| {LETTERS} | 1 (1, 1) |" in text
     page = tmp_path / "\u00e4.html"
     arguments = ["--output", page, "--json"]
-    if locale["LC_ALL"]:
-        result = run_script(output, *arguments, script="inspect_dataset", PYTHONUTF8="0", **locale)
-        assert result.returncode == 1 and "expected a path that is text in this locale" in result.stderr
+    result = run_script(output, *arguments, script="inspect_dataset", **locale)
+    assert result.returncode == 1 and "expected a path that is text in this locale" in result.stderr
     output = output.rename(tmp_path / "plain")
-    result = run_script(output, *arguments, script="inspect_dataset", PYTHONUTF8="0", **locale)
+    result = run_script(output, *arguments, script="inspect_dataset", **locale)
     assert result.returncode == 0, result.stderr
     assert LETTERS in page.read_bytes().decode("utf-8")
     assert json.loads(page.with_suffix(".json").read_bytes().decode("utf-8"))["dataset"] == "plain"
@@ -301,10 +301,35 @@ def test_script_tells_what_was_left_out_and_takes_the_cards_text(tmp_path):
     assert "- 1 items: the picture is also in a later split" in result.stdout
     text = (tmp_path / "out" / "README.md").read_text()
     assert "pretty_name: Cats and dogs" in text and "# Cats and dogs\n\nWhat they do.\n" in text
-    result = run_script("object_me", "--source", root, "--output", tmp_path / "new", "--public")
-    assert result.returncode == 2 and "--public says who may see what --push_to_hub uploads" in result.stderr
-    result = run_script("object_me", "--source", tmp_path / "no\nwhere\x1b", "--output", tmp_path / "new")
-    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1 and "\x1b" not in result.stderr
+
+
+def test_script_ends_in_one_line_before_the_build(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    import prepare_dataset
+
+    def fail(*arguments, **options):
+        raise HTTPError("no route to\nthe host")
+
+    def run(*arguments, source="sample"):
+        command = ["prepare_dataset", "object_me", "--source", source, "--output", tmp_path / "out", *arguments]
+        monkeypatch.setattr(sys, "argv", [*map(str, command)])
+        prepare_dataset.main()
+
+    monkeypatch.setattr(prepare_dataset, "HubTarget", fail)
+    for arguments, message in (
+        (["--push_to_hub", "me/own"], "no route to the host"),
+        (["--language", "en", "German"], "expected `language` to be ISO 639 codes, such as 'en', got 'German'."),
+        (["--max_shard_size", "0"], "expected `max_shard_size` to be a size above 0, such as '500MB', got '0'."),
+        (["--num_proc", 0], "expected `num_proc` to be at least 1, got 0."),
+    ):
+        with pytest.raises(SystemExit, match=f"^prepare_dataset: {re.escape(message)}$"):
+            run(*arguments)
+    with pytest.raises(SystemExit, match=r"^prepare_dataset: [^\n\x1b]*no where[^\n\x1b]*: expected a source folder"):
+        run(source=tmp_path / "no\nwhere\x1b")
+    with pytest.raises(SystemExit):
+        run("--public")
+    assert "--public says who may see what --push_to_hub uploads" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_builder_streams_without_building(tmp_path):

@@ -96,8 +96,7 @@ def test_links_that_lead_nowhere(tmp_path):
         build_release(tmp_path / "loop", tmp_path / "out")
 
 
-@pytest.mark.parametrize("num_proc", [1, 2])
-@pytest.mark.parametrize("step", ["write", "index"])
+@pytest.mark.parametrize(("step", "num_proc"), [("write", 1), ("write", 2), ("index", 1)])
 def test_full_disk_is_told_and_leaves_nothing(tmp_path, step, num_proc):
     """By a limit of a file's size, which a child process gets: that of the shards, or of the index of the items."""
     rng = np.random.default_rng(0)
