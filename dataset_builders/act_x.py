@@ -7,10 +7,11 @@
 ```
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .items import bad_item, check_name, check_rationales, shown, stream_json
+from .items import bad_item, check_name, check_rationales, on_disk, shown, stream_json
 from .sources import Item, Source, find
 
 
@@ -40,10 +41,11 @@ class PublishedMaps:
         """The map's path from `root`, under the first of the names it may have."""
         if self.visual is None:
             return None
-        names = (f"{name}/{key}{suffix}" for key in keys for suffix in (".npy", ".npz"))
-        path = next((self.visual / name for name in names if (self.visual / name).exists()), None)
+        folder = self.visual.relative_to(self.root).as_posix()
+        paths = (f"{folder}/{name}/{key}{suffix}" for key in keys for suffix in (".npy", ".npz"))
+        path = next((path for path in paths if os.path.exists(self.root / on_disk(path))), None)
         self.found += path is not None
-        return None if path is None else path.relative_to(self.root).as_posix()
+        return path
 
     def check(self):
         """Raises `ValueError` if there are map files and none belongs to an item, so that none is lost unseen."""

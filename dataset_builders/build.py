@@ -1,9 +1,12 @@
 """Building a data set: the builder that Object-ME and Action-ME share, and the folder that it becomes."""
 
 import hashlib
+import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +25,10 @@ from datasets import (
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from .act_x import ActX
-from .card import CITATION, Counts, card
+from .card import CITATION, CardText, Counts, card
 from .coco import CocoInstances
 from .image_folder import ImageFolder
-from .items import bad_source
+from .items import as_text, bad_source
 from .release import Release
 from .scenes import Scenes
 from .shards import SHARD_BYTES, in_order, write_part
@@ -34,6 +37,8 @@ from .staging import check_output, replace_folder, stage_beside
 from .vqa_x import VqaX
 
 
+# What `download_and_prepare` makes of every `OSError`, also one of writing.
+MISSING = "Cannot find data file. \nOriginal error:\n"
 LAYOUTS = {layout.NAME: layout for layout in (Release, ActX, VqaX, ImageFolder, CocoInstances)}
 
 
@@ -69,12 +74,13 @@ class ExplainedImagesConfig(BuilderConfig):
 class ExplainedImages(GeneratorBasedBuilder):
     """Pictures with a label, a visual explanation where there is one, and textual explanations.
 
-    A source has `label_names`, `description`, `selection`, `license`, `citation`, `splits`, `parts(split, limit)`,
-    `rows(part, refused)`, `skipped` and `dropped`; a subclass names the data set and the subjects that its sample
-    draws.
+    A source has `label_names`, `description`, `selection`, `license`, `citation`, `OWN`, `splits`,
+    `parts(split, limit)`, `rows(part, refused)`, `skipped` and `dropped`; a subclass names the data set and the
+    subjects that its sample draws.
 
     Attributes:
         counts (`dict`): split to class name to the numbers of pictures, visual explanations and rationales written.
+        silent (`int`): number of pictures written without a rationale.
         checksum (`hashlib.sha256`): of the checksums of all files written, in order.
     """
 
@@ -85,7 +91,7 @@ class ExplainedImages(GeneratorBasedBuilder):
 
     def _info(self) -> DatasetInfo:
         self.source = self.open_source()
-        self.counts, self.checksum = {}, hashlib.sha256()
+        self.counts, self.silent, self.checksum = {}, 0, hashlib.sha256()
         return DatasetInfo(description=self.SUMMARY, citation=CITATION, features=features(self.source.label_names))
 
     def open_source(self) -> Source | Scenes:
@@ -93,6 +99,9 @@ class ExplainedImages(GeneratorBasedBuilder):
         if config.num_proc < 1:
             raise ValueError(f"expected `num_proc` to be at least 1, got {config.num_proc}.")
         if config.source == "sample":
+            for name in ("layout", "images", "activity_level", "explain_category"):
+                if getattr(config, name):
+                    raise ValueError(f"expected `{name}` with a source folder alone, got the sample. Leave it out.")
             return Scenes(self.SUBJECTS, config.seed, config.sample_sizes)
         layout = find_layout(Path(config.source), config.layout)
         if layout.BUILDER not in (None, self.name):
@@ -130,10 +139,11 @@ class ExplainedImages(GeneratorBasedBuilder):
         self.counts[split] = dict.fromkeys(self.source.label_names, (0, 0, 0))
         write = partial(write_part, self.source, self.info.features, folder / f"{split}-part", limit)
         shards = []
-        parts = enumerate(self.source.parts(split, limit))
-        with closing(in_order(write, parts, self.config.num_proc)) as written_parts:
+        parts = list(enumerate(self.source.parts(split, limit)))
+        with closing(in_order(write, parts, min(self.config.num_proc, len(parts)))) as written_parts:
             for written in written_parts:
                 shards += written.shards
+                self.silent += written.silent
                 if written.refused:
                     self.source.note(written.refused)
                 for label, counts in written.counts.items():
@@ -186,6 +196,9 @@ def build_dataset(
     overwrite: bool = False,
     license: str | None = None,
     max_shard_size: str | int = SHARD_BYTES,
+    name: str | None = None,
+    language: str | list[str] | None = None,
+    description: str | None = None,
     **options,
 ) -> Counts:
     """Builds a data set into a folder that `load_dataset` loads: Parquet shards, a card, and `skipped.jsonl` if any.
@@ -198,8 +211,13 @@ def build_dataset(
         source (`str` or `Path`): a folder in one of the layouts, or `"sample"`.
         output (`str` or `Path`): the folder to write.
         overwrite (`bool`, defaults to `False`): whether to replace `output` where it exists and is not empty.
-        license (`str`, *optional*): the card's licence; that of the source by default.
+        license (`str`, *optional*): the card's licence; that of the source, if it has one, by default.
         max_shard_size (`str` or `int`, defaults to 200 MB): of a Parquet file, such as `"500MB"`.
+        name (`str`, *optional*): the data set's name in the card; for own pictures that of their folder by default,
+            else the builder's.
+        language (`str` or `list[str]`, *optional*): ISO 639 codes of the rationales' languages for the card; by
+            default none for own pictures, else English.
+        description (`str`, *optional*): what the card says that the pictures show.
         options: as in [`ExplainedImagesConfig`].
 
     Returns:
@@ -208,20 +226,60 @@ def build_dataset(
     Raises:
         `ValueError`: if the source is not as it should be.
         `FileExistsError`: if `output` exists, is not empty and `overwrite` is not set, or another build writes it.
+        `OSError`: if `output` cannot be written.
     """
-    output = Path(output).resolve()
+    text = CardText(license=license, name=name, language=language, description=description)
+    return build_folder(builder_class, source, output, overwrite, text, max_shard_size, **options).counts
+
+
+def build_folder(
+    builder_class: type[ExplainedImages],
+    source: str | Path,
+    output: str | Path,
+    overwrite: bool,
+    text: CardText,
+    max_shard_size: str | int,
+    **options,
+) -> ExplainedImages:
+    """As [`build_dataset`], but returns the builder, whose `source` knows what was left out."""
+    limit = shard_limit(max_shard_size)
+    output = Path(os.path.realpath(output))
     folders = [folder for folder in (source, options.get("images")) if folder and folder != "sample"]
     check_output(output, [Path(folder) for folder in folders], overwrite)
-    with stage_beside(output) as stage:
+    with plain_errors(output), stage_beside(output) as stage:
         scratch = stage / "scratch"
         scratch.mkdir()
         builder = builder_class(cache_dir=str(stage / "cache"), source=str(source), scratch=str(scratch), **options)
-        builder.download_and_prepare(str(stage / "parquet"), file_format="parquet", max_shard_size=max_shard_size)
+        builder.download_and_prepare(str(stage / "parquet"), file_format="parquet", max_shard_size=limit)
         finished = stage / "dataset"
         collect(builder, stage / "parquet", finished)
-        (finished / "README.md").write_text(card(builder, finished, builder.counts, license), encoding="utf-8")
+        (finished / "README.md").write_text(card(builder, finished, as_text(output.name), text), encoding="utf-8")
         replace_folder(finished, output)
-    return builder.counts
+    return builder
+
+
+def shard_limit(size: str | int) -> int:
+    """`max_shard_size` in bytes, or `ValueError`."""
+    try:
+        limit = int(size) if str(size).isdecimal() else convert_file_size_to_int(size)
+    except (ValueError, AttributeError):
+        limit = 0
+    if limit < 1:
+        raise ValueError(f"expected `max_shard_size` to be a size above 0, such as '500MB', got {size!r}.")
+    return limit
+
+
+@contextmanager
+def plain_errors(output: Path) -> Iterator[None]:
+    """What ends a build from outside, a full disk or a killed process, as one `OSError` that says so."""
+    try:
+        yield
+    except (sqlite3.Error, BrokenProcessPool) as error:
+        raise OSError(f"{output}: the build was stopped ({error}). Is the disk or the memory full?") from error
+    except OSError as error:
+        if str(error).startswith(MISSING) or error.errno and not error.filename:
+            raise OSError(f"{output}: {str(error).removeprefix(MISSING)}") from error
+        raise
 
 
 def collect(builder: ExplainedImages, parquet: Path, finished: Path):

@@ -1,10 +1,16 @@
 """The README.md of a built data set: YAML that the Hub and `datasets` read, and the text."""
 
+import json
+import re
+import unicodedata
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
+
+from .items import folder_name, printable, shown
 
 
 CITATION = """@article{megl2024,
@@ -13,12 +19,42 @@ CITATION = """@article{megl2024,
   journal = {arXiv preprint arXiv:2411.13053},
   year    = {2024}
 }"""
+OWN_SUMMARY = "Pictures with a class each, and visual and textual explanations of it where there are any."
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 # Pictures, visual explanations and rationales, by split and class.
 Counts = dict[str, dict[str, tuple[int, int, int]]]
 
 
-def card(builder, finished: Path, counts: Counts, license: str | None) -> str:
+@dataclass
+class CardText:
+    """What the user says in the card, checked; the rest is told from the source. As in [`build_dataset`]."""
+
+    license: str | None = None
+    name: str | None = None
+    language: str | list[str] | None = None
+    description: str | None = None
+
+    def __post_init__(self):
+        self.language = [self.language] if isinstance(self.language, str) else self.language
+        for field in ("license", "name", "description"):
+            value = getattr(self, field)
+            if value is not None and not is_text(value, lines=field == "description"):
+                expected = "text" if field == "description" else "one line of text"
+                raise ValueError(f"expected `{field}` to be {expected}, got {shown(value)}.")
+        for code in self.language or []:
+            if not isinstance(code, str) or not LANGUAGE.fullmatch(code):
+                raise ValueError(f"expected `language` to be ISO 639 codes, such as 'en', got {shown(code)}.")
+
+
+def is_text(value, lines: bool) -> bool:
+    """Whether a value is a string that shows something and holds no control characters, but line ends if `lines`."""
+    if not isinstance(value, str) or not value.strip() or not lines and len(value.splitlines()) > 1:
+        return False
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value if character not in "\t\n\r")
+
+
+def card(builder, finished: Path, folder: str, text: CardText) -> str:
     """The card of what `finished` holds.
 
     `load_dataset` keys its cache on the YAML, not on the shards. The configuration's description therefore carries a
@@ -26,22 +62,27 @@ def card(builder, finished: Path, counts: Counts, license: str | None) -> str:
 
     Args:
         builder ([`ExplainedImages`]): after its build.
-        license (`str`, *optional*): the licence; that of the source by default.
+        folder (`str`): the name of the folder that it will be.
+        text ([`CardText`]): what the user says.
     """
+    counts = builder.counts
     shards = sorted((finished / "data").glob("*.parquet"))
     source = builder.source
     rows = sum(split.num_examples for split in builder.info.splits.values())
+    name = text.name or (folder_name(source.root) or "Own pictures" if source.OWN else builder.PRETTY_NAME)
+    maps = sum(number for classes in counts.values() for _, number, _ in classes.values())
+    told = rows - builder.silent
     data = DatasetCardData(
-        pretty_name=builder.PRETTY_NAME,
-        license=license or source.license or "unknown",
-        language=["en"],
-        task_categories=["image-classification", "image-to-text"],
+        pretty_name=name,
+        license=text.license or source.license or "unknown",
+        language=text.language or (None if source.OWN else ["en"]),
+        task_categories=["image-classification", *(["image-to-text"] if told else [])],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
-        tags=["explanation-guided-learning", "saliency", "rationales"],
+        tags=["explanation-guided-learning", *(["saliency"] if maps else []), *(["rationales"] if told else [])],
         configs=[
             {
                 "config_name": "default",
-                "description": f"{builder.PRETTY_NAME}, shards sha256 {builder.checksum.hexdigest()}",
+                "description": f"{name}, shards sha256 {builder.checksum.hexdigest()}",
                 "data_files": [{"split": split, "path": f"data/{split}-*"} for split in counts],
             }
         ],
@@ -53,14 +94,14 @@ def card(builder, finished: Path, counts: Counts, license: str | None) -> str:
 {data.to_yaml()}
 ---
 
-# {builder.PRETTY_NAME}
+# {name}
 
-{builder.SUMMARY}
+{text.description or (OWN_SUMMARY if source.OWN else builder.SUMMARY)}
 
 ```python
 from datasets import load_dataset
 
-dataset = load_dataset("{builder.dataset_name}")
+dataset = load_dataset({json.dumps(folder, ensure_ascii=False)})
 ```
 
 ## Source and selection
@@ -79,12 +120,13 @@ dataset = load_dataset("{builder.dataset_name}")
 | `image` | the picture, its original bytes; `datasets` applies its EXIF orientation |
 | `label` | the class |
 | `visual_explanation` | where the evidence is: grey PNG on [0, 1], 8 or 16 bits, any grid; `None` where missing |
-| `textual_explanations` | the rationales |
+| `textual_explanations` | the rationales; an empty list where missing |
 | `group` | `aligned` or `conflicting` where the source says how the setting relates to the class, else `None` |
 
 ## Counts
 
-Pictures, and visual explanations and rationales in brackets.
+Pictures, and visual explanations and rationales in brackets. Of {rows:,} pictures, {maps:,} have a visual explanation
+and {told:,} have a rationale.
 
 {counts_table(counts)}
 
@@ -113,7 +155,8 @@ def counts_table(counts: Counts) -> str:
     names = list(next(iter(counts.values())))
     lines = ["| class | " + " | ".join(splits) + " |", "|---|" + "---:|" * len(splits)]
     for name in names:
-        lines.append(f"| {name} | " + " | ".join(cell(counts[split][name]) for split in splits) + " |")
+        cells = " | ".join(cell(counts[split][name]) for split in splits)
+        lines.append("| " + printable(name).replace("|", "\\|") + f" | {cells} |")
     totals = [tuple(sum(column) for column in zip(*counts[split].values(), strict=True)) for split in splits]
     lines.append("| all | " + " | ".join(map(cell, totals)) + " |")
     return "\n".join(lines)

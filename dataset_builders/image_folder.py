@@ -1,7 +1,7 @@
 """Own pictures: an `imagefolder` of `datasets` with a `metadata.jsonl`.
 
 ```
-<root>/metadata.jsonl      {"file_name", "label", "visual_explanation_file_name"?, "textual_explanations",
+<root>/metadata.jsonl      {"file_name", "label", "visual_explanation_file_name"?, "textual_explanations"?,
                             "id"?, "split"?, "group"?} on each line; or one such file in each of the folders
                             `train`, `validation` (or `val`) and `test`, which are then the splits
 ```
@@ -10,14 +10,17 @@ File names start from the folder of their `metadata.jsonl`.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from .items import (
     BYTE_ORDER_MARK,
     bad_item,
+    bad_source,
     check_name,
     check_own_split,
     check_rationales,
+    folder_name,
     parse_json_line,
     shown,
 )
@@ -25,6 +28,7 @@ from .sources import Item, Source
 
 
 METADATA = "metadata.jsonl"
+LONGEST_LINE = 16_000_000  # bytes; a line with all that an item may have has some thousand
 SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
@@ -32,6 +36,7 @@ class ImageFolder(Source):
     """Own pictures with a `metadata.jsonl`. The classes are the labels that occur, by alphabet."""
 
     NAME = "image_folder"
+    OWN = True
     NEEDS = "metadata.jsonl, in the folder or in its folders train, validation and test"
 
     @classmethod
@@ -40,7 +45,7 @@ class ImageFolder(Source):
 
     @property
     def description(self) -> str:
-        return f"Own pictures, read from a folder named `{self.root.resolve().name}`."
+        return f"Own pictures, read from a folder named `{folder_name(self.root)}`."
 
     @property
     def selection(self) -> str:
@@ -52,7 +57,10 @@ class ImageFolder(Source):
             if not path.exists():
                 continue
             with open(path, "rb") as file:
-                for number, line in enumerate(file, 1):
+                for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
+                    if len(line) == LONGEST_LINE:
+                        expected = f"lines of less than {LONGEST_LINE:,} bytes"
+                        raise bad_source(f"{path}: line {number}", expected, "a longer one", "Write one item a line.")
                     line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
                     if line.strip():
                         yield f"{path.relative_to(self.root).as_posix()}:{number}", split, path, line

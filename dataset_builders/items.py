@@ -22,6 +22,9 @@ from PIL import Image, UnidentifiedImageError
 SPLITS = ("train", "validation", "test")
 EXIF_ORIENTATION = 0x0112
 LONGEST_RATIONALE = 10_000  # characters; rationales that people wrote have some hundred at most
+LARGEST_PICTURE = 400_000_000  # bytes; four a pixel of the largest picture that Pillow decodes without a warning
+DEEPEST = 6_000  # brackets within a read; annotations have some ten
+SHAPING = "\u200c\u200d\u200e\u200f"  # joiners and marks of direction, which emoji and scripts need
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 JPEG_START = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
@@ -48,6 +51,14 @@ def bad_source(where: str | Path, expected: str, got: str, remedy: str) -> Value
 def shown(value) -> str:
     """`repr`, cut short where it is long."""
     return _reprs.repr(value)
+
+
+def printable(text: str) -> str:
+    """A text of another's as one line that cannot steer a terminal."""
+    return "".join(
+        character if character.isprintable() or character in SHAPING else "\N{REPLACEMENT CHARACTER}"
+        for character in " ".join(text.splitlines())
+    )
 
 
 # JSON
@@ -88,14 +99,30 @@ def stream_json(path: Path, field: str | None = None) -> Iterator:
             raise bad_source(path, "a JSON object in UTF-8", got, "Check the source's layout.")
         try:
             if field is None:
-                yield from ijson.kvitems(file, "", use_float=True)
+                yield from ijson.kvitems(Shallow(file), "", use_float=True)
             else:
-                yield from ijson.items(file, f"{field}.item", use_float=True)
+                yield from ijson.items(Shallow(file), f"{field}.item", use_float=True)
         except (ijson.JSONError, UnicodeError) as error:
             reason = " ".join(str(error).split())
             raise bad_source(
                 path, "a JSON object in UTF-8", f"text that is not: {reason}", "Write it again."
             ) from error
+
+
+class Shallow:
+    """A JSON file that ends in an error where brackets nest too deep: ijson's memory grows with the square of that."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def read(self, size: int = -1) -> bytes:
+        content, depth = self.file.read(size), 0
+        for start in range(0, len(content), 4096):
+            part = content[start : start + 4096]
+            depth += sum(map(part.count, b"[{")) - sum(map(part.count, b"]}"))  # those in texts hardly count
+            if depth > DEEPEST:
+                raise ijson.JSONError(f"brackets more than {DEEPEST:,} deep")
+        return content
 
 
 def parse_json_line(line: bytes, where: str) -> dict:
@@ -112,8 +139,23 @@ def parse_json_line(line: bytes, where: str) -> dict:
 # Files
 
 
+def on_disk(name: str) -> str:
+    """A file's name of an annotation as the system has it, whose encoding may be another: in bytes it is UTF-8."""
+    return os.fsdecode(name.encode(errors="surrogatepass"))
+
+
+def as_text(name: str) -> str:
+    """A name of the system's as text, whatever its bytes are: the other way round."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def folder_name(folder: Path) -> str:
+    """The name of a folder as a line of text."""
+    return printable(as_text(folder.resolve().name))
+
+
 def resolve_inside(root: Path, relative, field: str, where: str) -> Path:
-    """The path of a source's file, which must lie inside `root` even after symbolic links are followed.
+    """The real path of a source's file, which must lie inside `root` even after symbolic links are followed.
 
     Args:
         root (`Path`): the folder that the path starts from.
@@ -126,7 +168,7 @@ def resolve_inside(root: Path, relative, field: str, where: str) -> Path:
     if relative.startswith("/") or ".." in relative.split("/"):
         raise bad_item(where, expected, shown(relative), "Absolute paths and `..` are refused; move the file inside.")
     try:
-        path = real_path(os.path.join(root, relative))
+        path = real_path(os.path.join(root, on_disk(relative)))
         is_file = os.path.isfile(path)
     except (OSError, ValueError) as error:
         raise bad_item(where, expected, f"{shown(relative)} ({error})", "Correct the path.") from error
@@ -187,12 +229,12 @@ def read_picture(path: Path, where: str, field: str) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(jpeg_head(content) or content))
-        width, height = image.size
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        mode = image.mode
-        image.draft("L", (1, 1))  # of a JPEG, an eighth of the size; of other formats, all
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        image.load()
+            width, height = image.size
+            frames = number_of_frames(image)
+            mode = image.mode
+            image.draft("L", (1, 1))  # of a JPEG, an eighth of the size; of other formats, all
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"a picture of at most {Image.MAX_IMAGE_PIXELS:,} pixels"
         raise bad_item(where, f"`{field}` to be {limit}", f"{path.name} ({error})", "Store it smaller.") from error
@@ -208,6 +250,11 @@ def read_picture(path: Path, where: str, field: str) -> Picture:
         raise bad_item(where, eight, f"{path.name} of mode {mode}", "Convert it: RGB would clip it to white.")
     orientation = orientation if orientation in range(1, 9) else 1
     return Picture(content, (height, width) if orientation >= 5 else (width, height), orientation)
+
+
+def number_of_frames(image: Image.Image) -> int:
+    """Of an opened picture: 1 for a still one. Those of an MPO are a camera's other views and previews of one."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def jpeg_head(content: bytes) -> bytes | None:
@@ -230,6 +277,9 @@ def jpeg_head(content: bytes) -> bytes | None:
 
 def read_bytes(path: Path, expected: str, where: str) -> bytes:
     try:
+        size = path.stat().st_size
+        if size > LARGEST_PICTURE:
+            raise bad_item(where, expected, f"{path.name} of {size:,} bytes", "Store it smaller.")
         return path.read_bytes()
     except OSError as error:
         raise bad_item(where, expected, f"{path.name}, which cannot be read ({error})", "Mend its rights.") from error
@@ -239,10 +289,12 @@ def read_bytes(path: Path, expected: str, where: str) -> bytes:
 
 
 def check_rationales(rationales, where: str, field: str) -> list[str]:
-    """Returns the rationales of an item if they are a list of one or more non-blank strings."""
-    expected = f"`{field}` to be a list of one or more rationales"
-    if not isinstance(rationales, list) or not rationales:
-        raise bad_item(where, expected, shown(rationales), "Write a rationale or drop the item.")
+    """Returns the rationales of an item if they are a list of non-blank strings; `None` is an empty one."""
+    if rationales is None:
+        return []
+    if not isinstance(rationales, list):
+        expected = f"`{field}` to be a list of rationales"
+        raise bad_item(where, expected, shown(rationales), "Write a list, empty if there are none.")
     for rationale in rationales:
         if not isinstance(rationale, str) or not rationale.strip():
             raise bad_item(where, "every rationale to be text", shown(rationale), "Write it or take it out.")
@@ -253,17 +305,23 @@ def check_rationales(rationales, where: str, field: str) -> list[str]:
                 f"{shown(rationale)} of {len(rationale):,}",
                 "Shorten it or take it out.",
             )
-        try:
-            rationale.encode()
-        except UnicodeError as error:
-            raise bad_item(where, "every rationale to be text", f"half a character ({error})", "Mend it.") from error
+        check_encodes(rationale, where, "every rationale")
     return rationales
+
+
+def check_encodes(text: str, where: str, what: str):
+    """JSON can hold one half of a character that needs two, which no file of UTF-8 can."""
+    try:
+        text.encode()
+    except UnicodeError as error:
+        raise bad_item(where, f"{what} to be text", f"half a character ({error})", "Mend it.") from error
 
 
 def check_name(value, where: str, field: str) -> str:
     """Returns a class's, group's or item's name if it is a non-blank string."""
     if not isinstance(value, str) or not value.strip():
         raise bad_item(where, f"`{field}` to be a name", shown(value), "Correct it.")
+    check_encodes(value, where, f"`{field}`")
     return value
 
 
@@ -276,7 +334,8 @@ def check_own_split(split, where: str) -> str | None:
 
 def check_shares(validation_share: float, test_share: float):
     """Raises `ValueError` unless the shares leave something to train on."""
-    if validation_share < 0 or test_share < 0 or validation_share + test_share >= 1:
+    # NaN compares as false.
+    if not (validation_share >= 0 and test_share >= 0 and validation_share + test_share < 1):
         raise ValueError(
             "expected `validation_share` and `test_share` to be at least 0 and to sum to less than 1, got "
             f"{validation_share} and {test_share}."

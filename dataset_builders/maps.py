@@ -1,12 +1,16 @@
 """Visual explanations: read from arrays and pictures, brought to [0, 1], written as grey PNG."""
 
 import io
+import math
+import warnings
 from pathlib import Path
+from typing import BinaryIO
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from .items import Picture, bad_item
+from .items import Picture, bad_item, number_of_frames
 
 
 # How `np.rot90` and transposing bring the stored pixels of EXIF orientations 5 to 8 upright.
@@ -39,11 +43,13 @@ def read_map(path: Path, where: str, field: str, picture: Picture) -> np.ndarray
 
 def load_array(path: Path, where: str, field: str) -> np.ndarray:
     try:
-        values = np.load(path, allow_pickle=False)  # a pickled array can carry code
-        if not isinstance(values, np.ndarray):
-            with values:
-                (name,) = values.files
-                values = values[name]
+        if not is_zipfile(path):
+            with open(path, "rb") as file:
+                return read_array(file)
+        with ZipFile(path) as archive:
+            (name,) = archive.namelist()
+            with archive.open(name) as file:
+                return read_array(file)
     except Exception as error:  # damaged archives raise many kinds, among them zlib.error and BadZipFile
         raise bad_item(
             where,
@@ -51,18 +57,36 @@ def load_array(path: Path, where: str, field: str) -> np.ndarray:
             f"{path.name}: {error}",
             "Pickled content is never loaded; write it again with `np.save(path, array, allow_pickle=False)`.",
         ) from error
-    return values
+
+
+def read_array(file: BinaryIO) -> np.ndarray:
+    """The array of a `.npy` stream, whose header is read first: it may claim any size, and an archive unpack to it."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"version {version} of the format, which holds no plain numbers")
+    shape, _, dtype = readers[version](file)
+    values = math.prod(shape)
+    if max(values, values * dtype.itemsize // 8) > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"shape {shape} of {dtype}, above the limit of {Image.MAX_IMAGE_PIXELS:,} values")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)  # a pickled array can carry code
 
 
 def load_picture(path: Path, where: str, field: str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
+            if number_of_frames(image) > 1:
+                raise ValueError(f"it has {image.n_frames} frames")
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I") and image.mode != "I;16":
+                return sixteen_bits(np.asarray(image))
             if image.mode in ("L", "1", "I;16", "F"):
                 return np.asarray(image)
-            if image.mode.startswith("I"):
-                return np.asarray(image).astype(np.uint16)
-            values = np.asarray(image.convert("RGBA")) / 255
+            values = np.asarray(image.convert("RGBA"))
     except Exception as error:
         raise bad_item(
             where,
@@ -70,7 +94,17 @@ def load_picture(path: Path, where: str, field: str) -> np.ndarray:
             f"{path.name}, which does not decode ({error})",
             "Write it again, or give null.",
         ) from error
-    return (values[..., :3].mean(axis=2) * values[..., 3]).round(12)
+    values = values[..., :3].sum(axis=2, dtype=np.uint32) * values[..., 3]
+    if values.max() <= 3 * 255:  # 0 and 1 only
+        return (values > 0).astype(np.uint8)
+    return values / (3 * 255 * 255)
+
+
+def sixteen_bits(values: np.ndarray) -> np.ndarray:
+    """Whole numbers of 32 bits as 16-bit ones, which they are in a picture."""
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"values from {values.min()} to {values.max()} instead of 0..65535")
+    return values.astype(np.uint16)
 
 
 def scale_map(values: np.ndarray, name: str, where: str) -> np.ndarray:

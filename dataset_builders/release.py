@@ -1,7 +1,7 @@
 """The authors' release of Object-ME and Action-ME.
 
 ```
-<root>/exp_annotation.json            {id: {"image_path", "visual_exp", "class_id", "ans", "exp", "split"?, "group"?}}
+<root>/exp_annotation.json            {id: {"image_path", "visual_exp", "class_id", "ans", "exp"?, "split"?, "group"?}}
 <root>/label_class_id_mapping.json    {class name: class_id}
 <root>/images/, <root>/visual_exp/    the files that the annotation names
 ```
@@ -17,6 +17,7 @@ from .items import (
     check_name,
     check_own_split,
     check_rationales,
+    folder_name,
     read_json_object,
     shown,
     stream_json,
@@ -45,7 +46,7 @@ class Release(Source):
 
     @property
     def description(self) -> str:
-        return f"The authors' release layout, read from a folder named `{self.root.resolve().name}`."
+        return f"The authors' release layout, read from a folder named `{folder_name(self.root)}`."
 
     @property
     def selection(self) -> str:

@@ -81,6 +81,7 @@ class Scenes:
         sizes (`dict[str, int]`, *optional*, defaults to `SAMPLE_SIZES`): number of pictures of each split.
     """
 
+    OWN = False
     license = "apache-2.0"
     citation = None
 

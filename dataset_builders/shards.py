@@ -28,34 +28,37 @@ class Shard:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class WrittenPart:
     """
     Attributes:
         shards (`list[Shard]`): its files, in order.
         counts (`dict`): class name to the numbers of pictures, visual explanations and rationales written.
+        silent (`int`): number of pictures without a rationale.
         refused (`list[dict]`): `id`, `split` and `reason` of its bad items.
     """
 
     shards: list[Shard]
     counts: dict[str, tuple[int, int, int]]
+    silent: int
     refused: list[dict]
 
 
 def write_part(source, features: Features, stem: Path, limit: int, numbered_part: tuple) -> WrittenPart:
     """Writes one part of a source, (its number, what the source calls it), to files whose names begin with `stem`."""
     number, part = numbered_part
-    counts, refused = {}, []
-    rows = counted(source.rows(part, refused), counts)
-    shards = write_shards(rows, features, stem.with_name(f"{stem.name}-{number}"), limit)
-    return WrittenPart(shards, counts, refused)
+    written = WrittenPart([], {}, 0, [])
+    rows = counted(source.rows(part, written.refused), written)
+    written.shards.extend(write_shards(rows, features, stem.with_name(f"{stem.name}-{number}"), limit))
+    return written
 
 
-def counted(rows: Iterable[dict], counts: dict[str, tuple[int, int, int]]) -> Iterator[dict]:
+def counted(rows: Iterable[dict], written: WrittenPart) -> Iterator[dict]:
     for row in rows:
-        pictures, maps, rationales = counts.get(row["label"], (0, 0, 0))
-        has_map = row["visual_explanation"] is not None
-        counts[row["label"]] = (pictures + 1, maps + has_map, rationales + len(row["textual_explanations"]))
+        pictures, maps, rationales = written.counts.get(row["label"], (0, 0, 0))
+        has_map, texts = row["visual_explanation"] is not None, len(row["textual_explanations"])
+        written.counts[row["label"]] = (pictures + 1, maps + has_map, rationales + texts)
+        written.silent += not texts
         yield row
 
 

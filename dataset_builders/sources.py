@@ -20,6 +20,7 @@ from .items import (
     bad_item,
     bad_source,
     check_shares,
+    on_disk,
     read_picture,
     real_folder,
     resolve_inside,
@@ -82,15 +83,32 @@ class ItemIndex:
     def __setstate__(self, path: Path):
         self.open(path)
 
-    def add(self, item: Item, size: int):
-        """Adds an item with a picture of `size` bytes, or raises `ValueError` if its id is taken."""
-        picture = PurePosixPath(item.image).as_posix()
+    def add(self, item: Item, size: int, picture: str | None = None):
+        """Adds an item with a picture of `size` bytes, or raises `ValueError` if its id is taken.
+
+        Args:
+            picture (`str`, *optional*): the same for all items of one picture; by default the path that they give.
+        """
+        picture = picture or PurePosixPath(item.image).as_posix()
         values = (item.id, picture, size, item.label, item.split, json.dumps(vars(item)))
         added = self.connection.execute(
             "INSERT OR IGNORE INTO items (id, picture, size, label, split, item) VALUES (?, ?, ?, ?, ?, ?)", values
         )
         if not added.rowcount:
             raise bad_item(item.where, "an id of its own", f"{item.id!r}, which occurs twice", "Rename or remove one.")
+
+    def keep_last_split(self) -> int:
+        """Removes the items whose picture is also in a later of train, validation and test; returns their number.
+
+        A picture that is trained on would otherwise be tested as well.
+        """
+        self.connection.create_function("place", 1, SPLITS.index, deterministic=True)
+        self.connection.execute("CREATE INDEX IF NOT EXISTS pictures ON items (picture, split)")
+        removed = self.connection.execute(
+            "DELETE FROM items AS own WHERE split NOT NULL AND EXISTS (SELECT 1 FROM items "
+            "WHERE picture = own.picture AND split NOT NULL AND place(split) > place(own.split))"
+        )
+        return removed.rowcount
 
     def draw_splits(self, validation_share: float, test_share: float, seed: int):
         """Gives a split to each item that has none: that of its picture's other items, or a drawn one.
@@ -103,7 +121,7 @@ class ItemIndex:
             return hashlib.sha256(f"{seed}:{picture}".encode()).digest()
 
         self.connection.create_function("draw", 1, draw, deterministic=True)
-        self.connection.execute("CREATE INDEX pictures ON items (picture, split)")
+        self.connection.execute("CREATE INDEX IF NOT EXISTS pictures ON items (picture, split)")
         self.connection.execute(
             "UPDATE items AS own SET split = (SELECT split FROM items WHERE picture = own.picture AND split NOT NULL "
             "ORDER BY position LIMIT 1) WHERE split IS NULL"
@@ -175,6 +193,7 @@ class Source(ABC):
     NAME = None  # of the layout, for `--layout`
     NEEDS = None  # the files that tell the layout
     BUILDER = None  # the only data set that it is for, if any
+    OWN = False  # whether its pictures are the user's own, and the data set another than the builder's
     IMAGES = ()  # folders of `root` that may hold the pictures; else `root` itself does
     license = None
     citation = None
@@ -254,22 +273,30 @@ class Source(ABC):
         for key, split, *raw in self.raw_items():
             try:
                 item = self.check(key, split, *raw)
-                index.add(item, self.check_files(item))
+                index.add(item, *self.check_files(item))
             except BadItem as error:
                 self.note([self.refusal(key, split, error)])
         if not index.distinct("label"):
             left = sum(self.skipped.values()), sum(self.dropped.values())
             got = "none" if left == (0, 0) else f"{left[0]} bad items and {left[1]} that the selection leaves out"
             raise bad_source(self.root, "at least one item", got, "Check the source folder.")
+        removed = index.keep_last_split()
+        if removed:
+            self.dropped["the picture is also in a later split"] += removed
         index.draw_splits(self.validation_share, self.test_share, self.seed)
         return index
 
-    def check_files(self, item: Item) -> int:
-        """The bytes of an item's picture, or `ValueError` if its files are missing or outside of the source."""
+    def check_files(self, item: Item) -> tuple[int, str]:
+        """The bytes of an item's picture, and its path from `image_root`, symbolic links followed.
+
+        Raises:
+            `ValueError`: if the item's files are missing or outside of the source.
+        """
         picture = resolve_inside(self.image_root, item.image, item.fields[0], item.where)
         if isinstance(item.visual_explanation, str):
             resolve_inside(self.root, item.visual_explanation, item.fields[1], item.where)
-        return os.path.getsize(picture)
+        name = picture.relative_to(real_folder(str(self.image_root))).as_posix()
+        return os.path.getsize(picture), os.fsencode(name).decode("utf-8", "backslashreplace")
 
     def refusal(self, key: str, split: str | None, error: BadItem) -> dict:
         """What `skip_log` has of a bad item, or its error, raised."""
@@ -299,7 +326,7 @@ class Source(ABC):
 
     def row(self, item: Item) -> dict:
         """Reads an item's files, which `check_files` has seen, and returns its row."""
-        path = self.image_root / item.image
+        path = self.image_root / on_disk(item.image)
         picture = read_picture(path, item.where, item.fields[0])
         explanation = None
         if item.visual_explanation is not None:
@@ -307,7 +334,7 @@ class Source(ABC):
             explanation = {"bytes": encode_map(values), "path": name}
         return {
             "id": item.id,
-            "image": {"bytes": picture.content, "path": path.name},
+            "image": {"bytes": picture.content, "path": PurePosixPath(item.image).name},
             "label": item.label,
             "visual_explanation": explanation,
             "textual_explanations": item.rationales,
@@ -316,8 +343,9 @@ class Source(ABC):
 
     def read_visual_explanation(self, item: Item, picture: Picture):
         """The name of an item's visual explanation and its `(H, W)` values in [0, 1]."""
-        path = self.root / item.visual_explanation
-        return f"{path.stem}.png", read_map(path, item.where, item.fields[1], picture)
+        path = self.root / on_disk(item.visual_explanation)
+        name = PurePosixPath(item.visual_explanation).stem
+        return f"{name}.png", read_map(path, item.where, item.fields[1], picture)
 
 
 def find(root: Path, name: str, *folders: str) -> Path | None:

@@ -17,14 +17,21 @@ LOCK = "lock"
 
 
 def check_output(output: Path, sources: list[Path], overwrite: bool):
-    """Raises unless `output` may be written: it is new, or empty, or may be replaced and holds none of the sources."""
+    """Raises unless `output` may be written: it is new, or empty, or may be replaced, and beside the sources."""
+    sources = [Path(os.path.realpath(folder)) for folder in sources]
     for folder in [Path.cwd(), *sources]:
-        if folder.resolve().is_relative_to(output):
+        if folder.is_relative_to(output):
             raise ValueError(
                 f"expected `output` to be a folder of its own, got {output}, which holds the source or the folder you "
                 "are in. Give another folder."
             )
-    if not output.exists():
+    for folder in sources:
+        if output.is_relative_to(folder):
+            raise ValueError(
+                f"expected `output` to be a folder of its own, got {output}, which is in the source {folder}. Give a "
+                "folder outside."
+            )
+    if not os.path.lexists(output):
         return
     if not output.is_dir():
         raise FileExistsError(f"expected `output` to be a folder, got the file {output}. Give another name.")

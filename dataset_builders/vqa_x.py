@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .act_x import CITATION, PUBLISHED_SPLITS, PublishedMaps
-from .items import SPLITS, bad_item, bad_source, check_rationales, shown, stream_json
+from .items import bad_item, bad_source, check_rationales, shown, stream_json
 from .sources import Item, Source, find
 
 
@@ -30,8 +30,7 @@ ARTICLES = ("a ", "an ", "the ")
 class VqaX(Source):
     """The items of VQA-X whose majority answer names an object category of COCO, one category a picture.
 
-    A picture whose questions name different categories is left out. The published splits are kept, and a picture that
-    is in several of them stays in the last of train, validation and test alone.
+    A picture whose questions name different categories is left out. The published splits are kept.
     """
 
     NAME = "vqa_x"
@@ -73,13 +72,11 @@ class VqaX(Source):
     def raw_items(self) -> Iterator[tuple]:
         explained = list(self.read_explanations())
         answers = self.read_answers({key for key, *_ in explained})
-        named, last = {}, {}
-        for key, split, *_ in explained:
+        named = {}
+        for key, *_ in explained:
             if key in answers:
                 answer, picture = answers[key]
                 named.setdefault(picture, set()).add(self.category(answer))
-                if self.category(answer) is not None:
-                    last[picture] = max(last.get(picture, 0), SPLITS.index(split))
         for key, split, path, name, rationales in explained:
             answer, picture = answers.get(key, (None, None))
             category = self.category(answer)
@@ -87,8 +84,6 @@ class VqaX(Source):
                 self.dropped["the answer names no object category"] += 1
             elif picture is not None and len(named[picture] - {None}) > 1:
                 self.dropped["the picture's answers name different categories"] += 1
-            elif picture is not None and SPLITS.index(split) < last[picture]:
-                self.dropped["the picture is also in a later split"] += 1
             else:
                 yield key, split, path, name, rationales, picture, category
         self.maps.check()

@@ -5,18 +5,22 @@ python scripts/inspect_dataset.py object_me --output object_me.html
 python scripts/inspect_dataset.py object_me --output object_me.html --json --overwrite
 ```
 
-The page has the balance of the classes, the coverage by maps (visual explanations), the maps' sizes and positions, the
-lengths of the rationales (textual explanations) and examples. The warnings, printed as well, name the first few items
-that are empty, unreadable, duplicate or missing. `--json` writes the figures and warnings to a `.json` file beside the
-page. The data set is read once, straight from its Parquet files: what is kept of a picture are two checksums.
+The page has the balance of the classes, the coverage by maps (visual explanations) and rationales (textual
+explanations), the maps' sizes and positions, the rationales' lengths and examples. The warnings, printed as well, name
+the first few items that are empty, unreadable, duplicate, unlabelled or missing. `--json` writes the figures and
+warnings to a `.json` file beside the page. The data set is read once, straight from its Parquet files: what is kept of
+a picture are two checksums.
 """
 
 import argparse
 import bisect
+import io
 import json
 import os
 import re
 import sys
+import unicodedata
+import warnings
 from array import array
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import regex
 from datasets import ClassLabel, Features, Image, load_dataset_builder
 from datasets.table import table_cast
 from PIL import Image as PILImage
@@ -35,18 +40,35 @@ from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from dataset_builders.build import features
+from dataset_builders.items import folder_name, number_of_frames, printable
 from support.inspection_page import example, page
 from support.output_folder import check_new_file, write_file
-from support.pictures import mask_array
+from support.pictures import is_faint, mask_array
 
 
 GRID = 32  # cells along each side of a mean map
 SHOWN = 5  # items that a warning names
+UNLABELLED = -1  # the label of a picture without one, as the Hub has it
+
+# A word with its marks, also "c++" and "c#"; each character of the scripts that have no spaces; each emoji; signs.
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+TOKEN = regex.compile(
+    rf"(?=[{UNSPACED}])\X"
+    rf"|[\p{{L}}\p{{N}}--{UNSPACED}][\p{{L}}\p{{M}}\p{{N}}\p{{Join_Control}}--{UNSPACED}]*"
+    r"(?:[+#]{2,}|[+#](?![\p{L}\p{N}]))?"
+    r"|(?=\p{So})\X"
+    r"|[\p{Sm}\p{Sc}\p{Sk}]+",
+    regex.V1,
+)
+VARIATION_SELECTORS = dict.fromkeys((0xFE0E, 0xFE0F))  # a sign as text or emoji: the same sign
 
 WARNINGS = {
-    "unreadable_pictures": "Pictures that cannot be decoded",
+    "unlabelled_pictures": "Pictures without a label (-1), which the figures of the classes leave out",
+    "similar_class_names": "Class names that differ in case, blanks or the form of their letters alone",
+    "unreadable_pictures": "Pictures that cannot be decoded, or are not still and of 8 bits a channel",
     "unreadable_maps": "Maps that cannot be decoded, or are not grey",
     "empty_maps": "Empty maps: 0 everywhere; a missing map should be null",
+    "faint_maps": "Maps that are almost black, as masks of 0 and 1 are: multiply them by 255 (in 16 bits, by 65535)",
     "full_maps": "Full maps: nowhere below half of their maximum, so they point nowhere",
     "same_file_across_splits": "Groups of pictures with the same bytes in different splits",
     "same_file_within_split": "Groups of pictures with the same bytes in one split",
@@ -54,8 +76,9 @@ WARNINGS = {
     "same_pixels_within_split": "Groups of pictures with the same pixels, in different files of one split",
     "classes_without_pictures": "Classes without pictures in a split",
     "classes_without_maps": "Classes that have pictures but no map in a split",
+    "classes_without_rationales": "Classes that have pictures but no rationale in a split",
     "leaking_rationales": "Pictures with a rationale that names another class",
-    "empty_rationales": "Pictures without a rationale, or with a blank one",
+    "empty_rationales": "Pictures with a blank rationale; a missing one should be left out",
 }
 
 
@@ -74,6 +97,9 @@ def output_files(arguments):
     page_path = Path(arguments.output)
     if page_path.suffix != ".html":
         raise ValueError(f"expected `--output` to be a file name that ends in .html, got {arguments.output}.")
+    folder = next(folder for folder in page_path.absolute().parents if os.path.lexists(folder))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"expected `--output` in a folder that can be written, got {folder}. Give another one.")
     paths = [page_path, page_path.with_suffix(".json")] if arguments.json else [page_path]
     return [check_new_file(path, arguments.overwrite) for path in paths]
 
@@ -87,7 +113,14 @@ def open_dataset(folder):
     """
     if not Path(folder).is_dir():
         raise ValueError(f"expected a folder that prepare_dataset.py wrote, got {folder}, which is no folder.")
-    builder = load_dataset_builder(str(folder))
+    if not is_utf8(folder):
+        raise ValueError(f"{folder}: expected a path that is text in this locale. Set PYTHONUTF8=1, or rename it.")
+    try:
+        builder = load_dataset_builder(str(folder))
+    except Exception as error:  # of the card's YAML, of scripts, of files of several kinds: each its own
+        raise ValueError(
+            f"{folder}: expected a data set of Parquet files, got one that does not open ({error})."
+        ) from error
     files = {str(split): list(paths) for split, paths in builder.config.data_files.items()}
     other = [path for paths in files.values() for path in paths if not path.endswith(".parquet")]
     if other:
@@ -99,12 +132,21 @@ def open_dataset(folder):
     columns = features(label.names if isinstance(label, ClassLabel) and label.names else ["?"])
     for column, feature in columns.items():
         if found.get(column) != feature:
-            expected = "a ClassLabel with class names" if column == "label" else feature
+            expected, remedy = feature, "Build the data set with prepare_dataset.py."
+            if column == "label":
+                expected, remedy = "a ClassLabel with class names", "Cast it by `class_encode_column`."
             raise ValueError(
-                f"{folder}: expected a column `{column}` of type {expected}, got {found.get(column)}. Build the data "
-                "set with prepare_dataset.py."
+                f"{folder}: expected a column `{column}` of type {expected}, got {found.get(column)}. {remedy}"
             )
     return files, columns
+
+
+def is_utf8(path):
+    """Whether `datasets` can open a path: one of bytes that the locale does not know it cannot."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeError:
+        return False
 
 
 def read_rows(path, columns):
@@ -149,7 +191,8 @@ def examine(row, names, finder):
         examine_map(decode_map(row["visual_explanation"]), finding)
     except ValueError as error:
         finding.problems.append(("unreadable_maps", str(error)))
-    examine_rationales(row["textual_explanations"] or [], names[row["label"]], finder, finding)
+    own = None if row["label"] == UNLABELLED else names[row["label"]]
+    examine_rationales(row["textual_explanations"] or [], own, finder, finding)
     return finding
 
 
@@ -161,6 +204,8 @@ def examine_map(values, finding):
     finding.grid = np.asarray(resized)
     if values.max() == 0:
         finding.problems.append(("empty_maps", ""))
+    elif is_faint(values):
+        finding.problems.append(("faint_maps", ""))
     elif values.min() >= values.max() / 2:
         finding.problems.append(("full_maps", ""))
 
@@ -168,20 +213,37 @@ def examine_map(values, finding):
 def examine_rationales(rationales, own, finder, finding):
     texts = [words(rationale) for rationale in rationales if rationale and rationale.strip()]
     finding.lengths = [len(text.split()) for text in texts]
+    if len(texts) < len(rationales):
+        finding.problems.append(("empty_rationales", ""))
+    if own is None:
+        return
     named = [set(finder.findall(text)) for text in texts]
     finding.naming_own = sum(words(own) in found for found in named)
     others = sorted(set().union(*named) - {words(own)})
     if others:
         finding.problems.append(("leaking_rationales", f"{own}, names {', '.join(others)}"))
-    if not rationales or len(texts) < len(rationales):
-        finding.problems.append(("empty_rationales", ""))
 
 
-def decode(value):
-    """A stored picture as `load_dataset` gives it, EXIF orientation applied; a `ValueError` says why there is none."""
+def decode(value, deep=False):
+    """
+    A stored picture as `load_dataset` gives it, EXIF orientation applied.
+
+    Args:
+        deep (`bool`): whether it may have more than 8 bits a channel, as a map may.
+
+    Raises:
+        `ValueError`: says why there is none, as does the header of a picture too large to be decoded.
+    """
     if value is None or not value["bytes"]:
         raise ValueError("no bytes are stored")
     try:
+        with PILImage.open(io.BytesIO(value["bytes"])) as image:
+            if image.width * image.height > PILImage.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width:,} x {image.height:,} pixels, above {PILImage.MAX_IMAGE_PIXELS:,}")
+            if number_of_frames(image) > 1:
+                raise ValueError(f"{number_of_frames(image)} frames")
+            if not deep and image.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {image.mode}, not 8 bits a channel")
         return Image().decode_example(value)
     except UnidentifiedImageError as error:
         raise ValueError("not a format of pictures that is known") from error
@@ -193,7 +255,7 @@ def decode_map(value):
     """A visual explanation as `(height, width)` float32 in [0, 1], or `None`; `ValueError` where it is not grey."""
     if value is None:
         return None
-    image = decode(value)
+    image = decode(value, deep=True)
     if image.mode not in ("L", "I", "I;16"):
         raise ValueError(f"mode {image.mode}, not 8- or 16-bit grey")
     return mask_array(image)
@@ -201,23 +263,28 @@ def decode_map(value):
 
 def pixels(image):
     """Bytes that are equal for pictures that look the same, whatever their files' format and mode."""
-    deep = image.mode.startswith(("I", "F"))  # RGBA has 8 bits
-    return str(image.size).encode() + (image if deep else image.convert("RGBA")).tobytes()
+    return str(image.size).encode() + image.convert("RGBA").tobytes()
 
 
 def checksum(content):
     return blake2b(content, digest_size=16).digest()
 
 
+def folded(text):
+    """A text without the differences of case, blanks and Unicode's forms, in which a letter and its mark are one."""
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return " ".join(text.translate(VARIATION_SELECTORS).replace("_", " ").split())
+
+
 def words(text):
-    """Words in lower case, a space between each."""
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+    """Words and signs of any script in lower case, a space between each."""
+    return " ".join(TOKEN.findall(folded(text)))
 
 
 def class_finder(names):
     """A pattern that finds class names, also with -s or -es, in a text of `words`; the longest name wins."""
     longest_first = sorted({words(name) for name in names} - {""}, key=len, reverse=True)
-    return re.compile(rf"\b({'|'.join(longest_first) or '(?!)'})(?:e?s)?\b")
+    return re.compile(rf"(?<![^ ])({'|'.join(map(re.escape, longest_first)) or '(?!)'})(?:e?s)?(?![^ ])")
 
 
 @dataclass
@@ -238,17 +305,18 @@ class Inspection:
     What a pass over a data set collects: a few hundred bytes a row, however large the pictures are.
 
     Attributes:
-        pictures, maps (`np.ndarray` of shape `(splits, classes)`): counts; `maps` are those that are not null.
-        map_sums (`np.ndarray` of shape `(classes, GRID, GRID)`): sums of the maps that decode.
+        pictures, maps, told (`np.ndarray` of shape `(splits, classes + 1)`): counts of pictures, of those whose map is
+            not null, and of those that have a rationale. The last of the classes, here and below, are the unlabelled.
+        map_sums (`np.ndarray` of shape `(classes + 1, GRID, GRID)`): sums of the maps that decode.
         areas (`list[array]`): for each class the area of each of them, in [0, 1].
         lengths (`list[array]`): for each split the number of words of each rationale.
     """
 
     def __init__(self, splits, class_names, examples):
         self.splits, self.class_names, self.num_examples = splits, class_names, examples
-        self.pictures, self.maps = np.zeros((2, len(splits), len(class_names)), dtype=int)
-        self.map_sums = np.zeros((len(class_names), GRID, GRID))
-        self.areas = [array("f") for _ in class_names]
+        self.pictures, self.maps, self.told = np.zeros((3, len(splits), len(class_names) + 1), dtype=int)
+        self.map_sums = np.zeros((len(class_names) + 1, GRID, GRID))
+        self.areas = [array("f") for _ in range(len(class_names) + 1)]
         self.lengths = [array("I") for _ in splits]
         self.naming_own = 0
         self.groups = [Counter() for _ in splits]
@@ -260,6 +328,7 @@ class Inspection:
         label = row["label"]
         self.pictures[split, label] += 1
         self.maps[split, label] += row["visual_explanation"] is not None
+        self.told[split, label] += bool(finding.lengths)
         self.lengths[split].extend(finding.lengths)
         self.naming_own += finding.naming_own
         if finding.grid is not None:
@@ -268,10 +337,12 @@ class Inspection:
         if row["group"] is not None:
             self.groups[split][row["group"]] += 1
         name = f"{self.splits[split]}/{row['id']}"
+        if label == UNLABELLED:
+            self.warnings["unlabelled_pictures"].add(name)
         for kind, remark in finding.problems:
             self.warnings[kind].add(f"{name} ({remark})" if remark else name)
         self.rows.append((split, row["id"], label, finding.checksums))
-        if finding.checksums is not None:
+        if finding.checksums is not None and label != UNLABELLED:
             self.consider_example(name, row, finding)
 
     def consider_example(self, name, row, finding):
@@ -296,12 +367,17 @@ class Inspection:
         for rows in groups_of_equals(by_pixels):
             if len({by_file[row] for row in rows}) > 1:
                 self.add_duplicates("same_pixels", rows)
+        for labels in groups_of_equals(map(folded, self.class_names)):
+            self.warnings["similar_class_names"].add(" = ".join(repr(self.class_names[label]) for label in labels))
         for split, name in enumerate(self.splits):
             for label, class_name in enumerate(self.class_names):
                 if not self.pictures[split, label]:
                     self.warnings["classes_without_pictures"].add(f"{name}/{class_name}")
-                elif not self.maps[split, label]:
+                    continue
+                if not self.maps[split, label]:
                     self.warnings["classes_without_maps"].add(f"{name}/{class_name}")
+                if not self.told[split, label]:
+                    self.warnings["classes_without_rationales"].add(f"{name}/{class_name}")
 
     def add_duplicates(self, kind, rows):
         members = [self.rows[row] for row in rows]
@@ -310,7 +386,8 @@ class Inspection:
         shown = " = ".join(names[:SHOWN]) + (f" = {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
         labels = sorted({label for _, _, label, _ in members})
         if len(labels) > 1:
-            shown += f" (labelled {', '.join(self.class_names[label] for label in labels)})"
+            names = [self.class_names[label] for label in labels if label != UNLABELLED]
+            shown += f" (labelled {', '.join(names)}{', and not' if labels[0] == UNLABELLED else ''})"
         self.warnings[f"{kind}_{where}"].add(shown)
 
     def examples(self):
@@ -338,9 +415,10 @@ class Inspection:
         return {
             "pictures": int(self.pictures[split].sum()),
             "maps": int(self.maps[split].sum()),
+            "with_rationale": int(self.told[split].sum()),
             "rationales": len(self.lengths[split]),
-            "smallest_class": int(self.pictures[split].min()),
-            "largest_class": int(self.pictures[split].max()),
+            "smallest_class": int(self.pictures[split, :-1].min()),
+            "largest_class": int(self.pictures[split, :-1].max()),
             "groups": dict(sorted(self.groups[split].items())),
             "rationale_words": quantiles(self.lengths[split]),
         }
@@ -351,6 +429,7 @@ class Inspection:
         return {
             "pictures": dict(zip(self.splits, self.pictures[:, label].tolist(), strict=True)),
             "maps": dict(zip(self.splits, self.maps[:, label].tolist(), strict=True)),
+            "with_rationale": dict(zip(self.splits, self.told[:, label].tolist(), strict=True)),
             "map_area": quantiles(self.areas[label]),
             "map_centre": [round(float(grid.sum(axis) @ cells / weight), 4) for axis in (0, 1)] if weight else None,
         }
@@ -385,7 +464,12 @@ def inspect(files, columns, examples):
     inspection = Inspection(list(files), class_names, examples)
     look = partial(examine, names=class_names, finder=class_finder(class_names))
     total = sum(pq.read_metadata(path).num_rows for paths in files.values() for path in paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=total, desc="inspect", unit=" pictures") as bar:
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=total, desc="inspect", unit=" pictures") as bar,
+    ):
+        warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)  # `decode` names the item
         for split, (name, paths) in enumerate(files.items()):
             for rows in chain.from_iterable(read_rows(path, columns) for path in paths):
                 for row in rows:
@@ -399,23 +483,27 @@ def inspect(files, columns, examples):
 
 def check_row(row, split, class_names):
     label = row["label"]
-    if label is None or not 0 <= label < len(class_names):
+    if label is None or not UNLABELLED <= label < len(class_names):
         raise ValueError(
             f"{split}/{row['id']}: expected `label` to be in 0..{len(class_names) - 1}, got {label}. Build the data "
-            "set again."
+            "set again, or give -1 for an unknown one."
         )
 
 
 def table(summary):
     """The splits, a line each."""
-    lines = [f"{'split':<12}{'pictures':>9}{'a class':>15}{'maps':>9}{'':>7}{'rationales':>12}{'words':>7}"]
+    heads = f"{'split':<12}{'pictures':>9}{'a class':>15}{'maps':>9}{'':>7}{'rationales':>12}{'words':>7}"
+    lines = [f"{heads}{'with one':>16}"]
     for name, split in summary["splits"].items():
         each = f"{split['smallest_class']:,} to {split['largest_class']:,}"
-        share = f"{split['maps'] / split['pictures']:.0%}" if split["pictures"] else "-"
+        share, told = (
+            f"{split[kind] / split['pictures']:.0%}" if split["pictures"] else "-"
+            for kind in ("maps", "with_rationale")
+        )
         length = f"{split['rationale_words']['median']:.0f}" if split["rationale_words"] else "-"
         lines.append(
             f"{name:<12}{split['pictures']:>9,}{each:>15}{split['maps']:>9,}{share:>7}{split['rationales']:>12,}"
-            f"{length:>7}"
+            f"{length:>7}{split['with_rationale']:>9,}{told:>7}"
         )
     return "\n".join(lines)
 
@@ -429,26 +517,24 @@ def warning_lines(summary):
         more = [f"and {warned['count'] - SHOWN:,} more"] if warned["count"] > SHOWN else []
         text = f"warning: {warned['meaning']}: {warned['count']:,} ({'; '.join([*warned['items'], *more])})"
         # Ids and class names are another's text: nothing in them may steer the terminal.
-        lines.append(
-            "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-        )
+        lines.append(printable(text))
     return "\n".join(lines)
 
 
 def main():
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of an item's name
     arguments = parse_arguments()
     try:
         if arguments.examples < 0:
             raise ValueError(f"expected `--examples` to be 0 or more, got {arguments.examples}.")
         paths = output_files(arguments)
         inspection = inspect(*open_dataset(arguments.dataset), arguments.examples)
-        name = Path(arguments.dataset).resolve().name
-        summary = {"dataset": name, **inspection.summary()}
+        summary = {"dataset": folder_name(Path(arguments.dataset)), **inspection.summary()}
         contents = [page(summary, inspection), json.dumps(summary, indent=2, ensure_ascii=False) + "\n"]
         for path, content in zip(paths, contents, strict=False):
             write_file(path, content)
     except (ValueError, OSError) as error:
-        sys.exit(f"inspect_dataset: {error}")
+        sys.exit(f"inspect_dataset: {printable(str(error))}")
     print(table(summary))
     print(warning_lines(summary))
     print(f"page: {', '.join(map(str, paths))}")

@@ -4,6 +4,7 @@
 python scripts/prepare_dataset.py object_me --source sample --output object_me
 python scripts/prepare_dataset.py object_me --source path/to/release --output object_me --overwrite
 python scripts/prepare_dataset.py action_me --source ACT-X --images mpii/images --output action_me --num_proc 4
+python scripts/prepare_dataset.py object_me --source birds --output birds_me --name "Birds of our garden" --language de
 python scripts/prepare_dataset.py object_me --source own --output own_me --on_error skip --push_to_hub me/own_me
 ```
 
@@ -13,7 +14,12 @@ Words of an option may be joined by hyphens as well: `--on-error skip`.
 import argparse
 import sys
 
-from dataset_builders import BUILDERS, LAYOUTS, HubTarget, build_dataset, counts_table
+from huggingface_hub.errors import HTTPError
+
+from dataset_builders import BUILDERS, LAYOUTS, HubTarget, counts_table
+from dataset_builders.build import build_folder
+from dataset_builders.card import CardText, left_out
+from dataset_builders.items import as_text, printable
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,13 +39,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="what to do about a bad item")
     parser.add_argument("--num_proc", type=int, default=1, help="processes, each of which writes files of its own")
     parser.add_argument("--max_shard_size", default="200MB", help="of a Parquet file")
-    parser.add_argument("--license", help="licence to name in the card")
+    parser.add_argument(
+        "--name", type=as_text, help="the data set's name in the card; of own pictures, that of their folder"
+    )
+    parser.add_argument(
+        "--language", nargs="+", type=as_text, help="ISO 639 codes of the rationales' languages, for the card"
+    )
+    parser.add_argument("--description", type=as_text, help="what the pictures show, for the card")
+    parser.add_argument("--license", type=as_text, help="licence to name in the card")
     parser.add_argument("--overwrite", action="store_true", help="replace all that is in the output folder")
     parser.add_argument(
         "--push_to_hub", metavar="REPOSITORY", help="upload to this data set repository, private if new"
     )
     parser.add_argument("--public", action="store_true", help="let the repository be public")
-    return parser.parse_args([with_underscores(argument) for argument in sys.argv[1:]])
+    arguments = parser.parse_args([with_underscores(argument) for argument in sys.argv[1:]])
+    if arguments.public and not arguments.push_to_hub:
+        parser.error("--public says who may see what --push_to_hub uploads, which is not asked for")
+    return arguments
 
 
 def with_underscores(argument: str) -> str:
@@ -51,18 +67,21 @@ def with_underscores(argument: str) -> str:
 
 
 def main():
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a class's name
     options = vars(parse_arguments())
-    builder, output = BUILDERS[options.pop("builder")], options["output"]
+    builder_class, output = BUILDERS[options.pop("builder")], options["output"]
     repository, public = options.pop("push_to_hub"), options.pop("public")
     try:
+        text = CardText(**{name: options.pop(name) for name in ("license", "name", "language", "description")})
         target = HubTarget(repository, private=not public) if repository else None
-        counts = build_dataset(builder, **options)
-        print(f"{output}: pictures, and visual explanations and rationales in brackets")
-        print(counts_table(counts))
+        builder = build_folder(builder_class, text=text, **options)
+        print(f"{printable(as_text(output))}: pictures, and visual explanations and rationales in brackets")
+        print(counts_table(builder.counts))
+        print(left_out(builder.source.dropped, builder.source.skipped))
         if target is not None:
             print(target.push(output))
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare_dataset: {error}")
+    except (ValueError, OSError, HTTPError) as error:
+        sys.exit(f"prepare_dataset: {printable(str(error))}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 import io
 import json
+import os
 import pickle
+import struct
 import subprocess
 import sys
 import zlib
 from collections import Counter
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -30,7 +33,8 @@ from dataset_builders.release import Release
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-MAP = {"visual_exp": "visual_exp/b.npy"}
+MAP, NPZ, PNG, TIFF = ({"visual_exp": f"visual_exp/b.{kind}"} for kind in ("npy", "npz", "png", "tiff"))
+BINARY = PILImage.fromarray((GRID > 100).astype(np.uint8))
 
 
 def save(name, array):
@@ -102,7 +106,7 @@ def picture(format, mode="RGB", frames=1):
     return change
 
 
-def huge_png(width, height):
+def huge_png(width, height, name="images/b.jpg"):
     """The header of a PNG is enough: it must be refused before anything is decoded."""
 
     def change(root):
@@ -111,9 +115,66 @@ def huge_png(width, height):
         content = bytearray(stream.getvalue())
         content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
         content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+        (root / name).write_bytes(content)
+
+    return change
+
+
+huge_map_png = huge_png(12_000, 12_000, "visual_exp/b.png")
+
+
+def claim(format, width, height):
+    """A picture of 8 x 8 whose header claims another size; its memory must not be asked for."""
+
+    def jpeg(content):
+        place = content.index(b"\xff\xc0") + 5
+        content[place : place + 4] = struct.pack(">HH", height, width)
+
+    def webp(content):
+        place = content.index(b"VP8L") + 9
+        bits = int.from_bytes(content[place : place + 4], "little") >> 28 << 28
+        content[place : place + 4] = (bits | height - 1 << 14 | width - 1).to_bytes(4, "little")
+
+    def tiff(content):
+        for tag, value in ((256, width), (257, height)):
+            place = min(content.find(struct.pack("<HHI", tag, kind, 1)) % len(content) for kind in (3, 4))
+            content[place : place + 12] = struct.pack("<HHII", tag, 4, 1, value)
+
+    def gif(content):
+        content[6:10] = struct.pack("<HH", width, height)
+
+    def change(root):
+        stream = io.BytesIO()
+        options = {"lossless": True} if format == "WEBP" else {}
+        PILImage.new("P" if format == "GIF" else "RGB", (8, 8)).save(stream, format=format, **options)
+        content = bytearray(stream.getvalue())
+        {"JPEG": jpeg, "WEBP": webp, "TIFF": tiff, "GIF": gif}[format](content)
         (root / "images" / "b.jpg").write_bytes(content)
 
     return change
+
+
+def map_picture(image, name="b.png", **options):
+    return lambda root: image.save(root / "visual_exp" / name, **options)
+
+
+def npy_header(shape, dtype="<f8"):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def map_bomb(root):
+    """An archive of some hundred kilobytes that holds 120 million values."""
+    with ZipFile(root / "visual_exp" / "b.npz", "w", ZIP_DEFLATED) as archive:
+        with archive.open("map.npy", "w") as file:
+            file.write(npy_header((10_000, 12_000), "|u1"))
+            for _ in range(120):
+                file.write(bytes(1_000_000))
+
+
+def deep_map_picture(root):
+    PILImage.fromarray(np.full((30, 40), 70_000, dtype=np.int32)).save(root / "visual_exp" / "b.tiff")
 
 
 def link_folder_out(root):
@@ -148,6 +209,11 @@ BAD_ITEMS = {
     "image_16_bit": ({}, picture("PNG", mode="I;16"), "8 bits a channel, got b.jpg of mode I;16.*clip it to white"),
     "image_bomb": ({}, huge_png(20_000, 20_000), "at most 89,478,485 pixels, got b.jpg"),
     "image_half_a_bomb": ({}, huge_png(10_000, 10_000), "at most 89,478,485 pixels, got b.jpg"),
+    "image_jpeg_bomb": ({}, claim("JPEG", 30_000, 30_000), "at most 89,478,485 pixels, got b.jpg"),
+    "image_webp_bomb": ({}, claim("WEBP", 16_000, 16_000), "at most 89,478,485 pixels, got b.jpg"),
+    "image_tiff_bomb": ({}, claim("TIFF", 30_000, 30_000), "at most 89,478,485 pixels, got b.jpg"),
+    "image_gif_bomb": ({}, claim("GIF", 30_000, 30_000), "at most 89,478,485 pixels, got b.jpg"),
+    "image_huge_file": ({}, lambda root: os.truncate(root / "images" / "b.jpg", 10**12), "b.jpg of 1,000,000,000,000"),
     "image_folder": ({"image_path": "images"}, None, "no file 'images'"),
     "image_link_chain": ({}, link_folder_out, "a symbolic link out of it"),
     "map_missing": (MAP, None, "the file that `visual_exp` names, got no file 'visual_exp/b.npy'"),
@@ -168,12 +234,31 @@ BAD_ITEMS = {
     "map_cut": (MAP, truncated_map, "a whole .npy file of plain numbers.*, got b.npy"),
     "map_empty": (MAP, write("visual_exp/b.npy", b""), "a whole .npy file of plain numbers.*, got b.npy"),
     "map_archive": (MAP, archive_map, "a whole .npy file of plain numbers.* got b.npy: too many values"),
+    "map_claims_terabytes": (MAP, write("visual_exp/b.npy", npy_header((10**6, 10**6))), "above the limit of 89,478"),
+    "map_claims_text": (MAP, write("visual_exp/b.npy", npy_header((6, 8), "<U90000000")), "above the limit of 89,478"),
+    "map_archive_bomb": (
+        NPZ,
+        map_bomb,
+        r"b.npz: shape \(10000, 12000\) of uint8, above the limit of 89,478,485 values",
+    ),
+    "map_picture_bomb": (PNG, huge_map_png, r"b.png, which does not decode \(Image size \(144000000 pixels\) exceeds"),
+    "map_frames": (TIFF, map_picture(BINARY, "b.tiff", save_all=True, append_images=[BINARY]), "it has 2 frames"),
+    "map_32_bit": (TIFF, deep_map_picture, "values from 70000 to 70000 instead of 0..65535"),
+    "map_picture_zero_one": (PNG, map_picture(BINARY), "with 0 and 1 only, .* Multiply it by 255"),
+    "map_colour_zero_one": (PNG, map_picture(BINARY.convert("RGB")), "with 0 and 1 only"),
+    "map_palette_zero_one": (PNG, map_picture(BINARY.convert("P")), "with 0 and 1 only"),
+    "map_alpha_zero_one": (
+        PNG,
+        map_picture(PILImage.merge("LA", [PILImage.new("L", BINARY.size, 255), BINARY])),
+        "with 0 and 1 only",
+    ),
+    "map_deep_zero_one": (PNG, map_picture(PILImage.fromarray(np.asarray(BINARY).astype(np.uint16))), "0 and 1 only"),
     "class_unknown": ({"class_id": 7}, None, r"label_class_id_mapping.json, got 7. Its ids are \[2, 5, 9\]"),
     "class_text": ({"class_id": "2"}, None, "got '2'"),
     "class_disagrees": ({"ans": "cat"}, None, "`ans` to be 'dog', the class of `class_id` 2, got 'cat'"),
     "class_no_name": ({"ans": None}, None, "got None. Correct one"),
-    "rationales_none": ({"exp": []}, None, r"one or more rationales, got \[\]"),
-    "rationales_text": ({"exp": "It is b."}, None, "one or more rationales, got 'It is b.'"),
+    "rationales_text": ({"exp": "It is b."}, None, "`exp` to be a list of rationales, got 'It is b.'"),
+    "rationales_object": ({"exp": {}}, None, "`exp` to be a list of rationales, got {}. Write a list, empty if there"),
     "rationale_blank": ({"exp": ["It is b.", " \n"]}, None, "every rationale to be text"),
     "rationale_long": ({"exp": ["long " * 3000]}, None, r"at most 10,000 characters, got 'long lo.*long ' of 15,000"),
     "rationale_list": ({"exp": [["It is b."]]}, None, "every rationale to be text"),
@@ -261,7 +346,16 @@ def test_duplicate_ids(tmp_path):
         (b"[" * 100_000, "line 2: expected a JSON object in UTF-8"),
         (b'{"file_name": 3}', "line 2: expected `file_name` to be a name, got 3"),
         (b'{"file_name": "b.jpg", "label": ""}', r"line 2 \('b.jpg'\): expected `label` to be a name, got ''"),
-        (b'{"file_name": "b.jpg", "label": "x"}', r"line 2 \('b.jpg'\): expected `textual_explanations`"),
+        (
+            b'{"file_name": "b.jpg", "label": "x", "textual_explanations": [" "]}',
+            r"line 2 \('b.jpg'\): expected every",
+        ),
+        (
+            b'{"file_name": "b.jpg", "label": "\\ud800"}',
+            r"line 2 \('b.jpg'\): expected `label` to be text, got half a",
+        ),
+        (b'{"file_name": "\\udce4.jpg"}', "line 2: expected `file_name` to be text, got half a character"),
+        (b'{"file_name": "b.jpg", "label": "x", "group": "\\ud800"}', "expected `group` to be text, got half a"),
         (
             b'{"file_name": "b.jpg", "label": "x", "textual_explanations": ["\\ud800"]}',
             "every rationale to be text, got half a character",
@@ -285,7 +379,7 @@ def test_bad_lines_of_an_image_folder(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("split", "raw", "message"),
     [
-        ("train", {"iid": "0001", "ans": "rowing"}, "item 'k': expected `exp` to be a list of one or more rationales"),
+        ("train", {"iid": "0001", "ans": "rowing", "exp": 3}, "item 'k': expected `exp` to be a list of rationales"),
         ("val", {"iid": 1, "ans": "rowing", "exp": ["x"]}, "item 'k': expected `iid` to be a name, got 1"),
         ("val", {"iid": "../0001", "ans": "rowing", "exp": ["x"]}, "Absolute paths and `..` are refused"),
         ("test", {"iid": "0001", "ans": " ", "exp": ["x"]}, "`ans` to be a name, got ' '"),
@@ -303,6 +397,26 @@ def test_bad_items_of_act_x(tmp_path, split, raw, message):
     (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
     name = {"train": "train", "val": "validation", "test": "test"}[split]
     assert json.loads(line) == {"id": "k", "split": name, "reason": str(caught.value)}
+
+
+def test_lines_that_never_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset_builders.image_folder.LONGEST_LINE", 1000)
+    root = make_image_folder(tmp_path / "own")
+    with open(root / "metadata.jsonl", "ab") as file:
+        file.write(b"{" + b" " * 5000)
+    with pytest.raises(ValueError, match="line 5: expected lines of less than 1,000 bytes, got a longer one"):
+        build_release(root, tmp_path / "out", on_error="skip")
+
+
+def test_brackets_that_nest_without_end(tmp_path):
+    """ijson would need 25 GB for the 200 kB of this file."""
+    root = make_release(tmp_path / "source")
+    annotation = root / "exp_annotation.json"
+    annotation.write_text(annotation.read_text().replace('"It is b."', "[" * 100_000 + "]" * 100_000))
+    with pytest.raises(
+        ValueError, match="a JSON object in UTF-8, got text that is not: brackets more than 6,000 deep"
+    ):
+        build_release(root, tmp_path / "out")
 
 
 # Unusual, but good

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from dataset_sources import GRID, REPOSITORY, SMALL, build_release, digests, make_release, picture_bytes
 from datasets import ClassLabel, Image, List, Value, load_dataset
+from huggingface_hub.errors import HTTPError
 from PIL import Image as PILImage
 
 from dataset_builders import BUILDERS, PLACES, ActionMe, ObjectMe, build_dataset, place_of
@@ -220,10 +222,10 @@ def test_encode_map_takes_eight_bits_only_where_they_are_exact():
 # The script
 
 
-def run_script(*arguments, **variables) -> subprocess.CompletedProcess:
+def run_script(*arguments, script="prepare_dataset", **variables) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", **variables}
-    command = [sys.executable, str(REPOSITORY / "scripts" / "prepare_dataset.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    command = [sys.executable, str(REPOSITORY / "scripts" / f"{script}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
 
 
 def test_script_builds_and_refuses(tmp_path):
@@ -253,6 +255,81 @@ def test_script_takes_hyphens_and_asks_for_a_token_first(tmp_path):
     result = run_script("object_me", "--source", root, "--output", tmp_path / "new", *push, **nobody)
     assert result.returncode == 1 and not (tmp_path / "new").exists()
     assert result.stderr.startswith("prepare_dataset: expected a token of the Hub, to push to me/own, got none.")
+
+
+LETTERS = "V\u00f6gel \u732b \U0001f431"
+
+
+def test_scripts_write_utf_8_in_any_locale(tmp_path):
+    """File names, class names and rationales of any letters, in and out, where Python's own encoding is ASCII."""
+    root = tmp_path / "gr\u00f6\u00dfe"
+    root.mkdir()
+    (root / f"{LETTERS}.jpg").write_bytes(picture_bytes())
+    np.save(root / "\u00e9.npy", GRID)
+    line = {"file_name": f"{LETTERS}.jpg", "label": LETTERS, "textual_explanations": [LETTERS]}
+    line["visual_explanation_file_name"] = "\u00e9.npy"
+    (root / "metadata.jsonl").write_text(json.dumps(line, ensure_ascii=False), encoding="utf-8")
+    output, locale = tmp_path / "\u00fc", {"PYTHONUTF8": "0", "LC_ALL": "C"}
+    options = ["--validation_share", 0, "--test_share", 0, "--description", LETTERS, "--language", "de"]
+    result = run_script("object_me", "--source", root, "--output", output, *options, **locale)
+    assert result.returncode == 0, result.stderr
+    (row,) = load_dataset(str(output), split="train").cast_column("image", Image(decode=False))
+    assert row["id"] == row["image"]["path"] == f"{LETTERS}.jpg"
+    assert row["textual_explanations"] == [LETTERS]
+    np.testing.assert_array_equal(np.asarray(row["visual_explanation"]), GRID)
+    text = (output / "README.md").read_bytes().decode("utf-8")
+    assert "# gr\u00f6\u00dfe\n" in text and f"| {LETTERS} | 1 (1, 1) |" in text
+    page = tmp_path / "\u00e4.html"
+    arguments = ["--output", page, "--json"]
+    result = run_script(output, *arguments, script="inspect_dataset", **locale)
+    assert result.returncode == 1 and "expected a path that is text in this locale" in result.stderr
+    output = output.rename(tmp_path / "plain")
+    result = run_script(output, *arguments, script="inspect_dataset", **locale)
+    assert result.returncode == 0, result.stderr
+    assert LETTERS in page.read_bytes().decode("utf-8")
+    assert json.loads(page.with_suffix(".json").read_bytes().decode("utf-8"))["dataset"] == "plain"
+
+
+def test_script_tells_what_was_left_out_and_takes_the_cards_text(tmp_path):
+    root = make_release(tmp_path / "source", split="train")
+    annotation = root / "exp_annotation.json"
+    items = json.loads(annotation.read_text())
+    annotation.write_text(json.dumps({**items, "twin": {**items["b"], "split": "test"}}))
+    card = ["--name", "Cats and dogs", "--language", "en", "de", "--description", "What they do."]
+    result = run_script("object_me", "--source", root, "--output", tmp_path / "out", *card)
+    assert result.returncode == 0, result.stderr
+    assert "- 1 items: the picture is also in a later split" in result.stdout
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "pretty_name: Cats and dogs" in text and "# Cats and dogs\n\nWhat they do.\n" in text
+
+
+def test_script_ends_in_one_line_before_the_build(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    import prepare_dataset
+
+    def fail(*arguments, **options):
+        raise HTTPError("no route to\nthe host")
+
+    def run(*arguments, source="sample"):
+        command = ["prepare_dataset", "object_me", "--source", source, "--output", tmp_path / "out", *arguments]
+        monkeypatch.setattr(sys, "argv", [*map(str, command)])
+        prepare_dataset.main()
+
+    monkeypatch.setattr(prepare_dataset, "HubTarget", fail)
+    for arguments, message in (
+        (["--push_to_hub", "me/own"], "no route to the host"),
+        (["--language", "en", "German"], "expected `language` to be ISO 639 codes, such as 'en', got 'German'."),
+        (["--max_shard_size", "0"], "expected `max_shard_size` to be a size above 0, such as '500MB', got '0'."),
+        (["--num_proc", 0], "expected `num_proc` to be at least 1, got 0."),
+    ):
+        with pytest.raises(SystemExit, match=f"^prepare_dataset: {re.escape(message)}$"):
+            run(*arguments)
+    with pytest.raises(SystemExit, match=r"^prepare_dataset: [^\n\x1b]*no where[^\n\x1b]*: expected a source folder"):
+        run(source=tmp_path / "no\nwhere\x1b")
+    with pytest.raises(SystemExit):
+        run("--public")
+    assert "--public says who may see what --push_to_hub uploads" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_builder_streams_without_building(tmp_path):

@@ -216,7 +216,217 @@ def test_maps_from_pictures_of_any_kind(tmp_path, make, expected):
     np.testing.assert_allclose(values_of(explanation), expected, atol=1 / 65535)
 
 
+# Explanations that are missing
+
+
+MISSING = {"absent": (), "null": (None,), "empty": ([],)}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+@pytest.mark.parametrize("layout", ["release", "image_folder", "act_x", "vqa_x"])
+def test_rationales_may_be_missing(tmp_path, layout, kind):
+    """One item of each layout loses its rationales; nothing else changes."""
+    root = tmp_path / "source"
+
+    def change(path, key, field):
+        content = json.loads(path.read_text())
+        owner = content if field is None else content[key]
+        owner.pop(field or key)
+        if MISSING[kind]:
+            owner[field or key] = MISSING[kind][0]
+        write_json(path, content)
+
+    if layout == "release":
+        change(make_release(root) / "exp_annotation.json", "b", "exp")
+    elif layout == "act_x":
+        change(make_act_x(root) / "textual" / "exp_val_split.json", "v1", "exp")
+    elif layout == "vqa_x":
+        if kind == "absent":
+            pytest.skip("the rationales are all that an entry has")
+        change(make_vqa_x(root) / "Annotations" / "val_exp_anno.json", "9001", None)
+    else:
+        lines = [json.loads(line) for line in (make_image_folder(root) / "metadata.jsonl").read_text().splitlines()]
+        lines[1].pop("textual_explanations")
+        if MISSING[kind]:
+            lines[1]["textual_explanations"] = MISSING[kind][0]
+        (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    builder = ActionMe if layout == "act_x" else ObjectMe
+    counts = build_dataset(builder, root, tmp_path / "out", **WHOLE)
+    rows = rows_of(tmp_path / "out", *counts)
+    silent = {"release": "b", "image_folder": "b.jpg", "act_x": "v1", "vqa_x": "9001"}[layout]
+    assert [key for key, row in rows.items() if not row["textual_explanations"]] == [silent]
+    assert rows[silent]["textual_explanations"] == []
+    text = (tmp_path / "out" / "README.md").read_text()
+    maps = sum(row["visual_explanation"] is not None for row in rows.values())
+    told = len(rows) - 1
+    assert f"Of {len(rows)} pictures, {maps} have a visual explanation\nand {told} have a rationale." in text
+    assert "- rationales" in text
+
+
+def test_labels_alone_of_one_class(tmp_path):
+    root = tmp_path / "own"
+    lines = []
+    for name in ("a.jpg", "b.jpg"):
+        write_picture(root / name)
+        lines.append(json.dumps({"file_name": name, "label": "cat"}) + "\n")
+    (root / "metadata.jsonl").write_text("".join(lines))
+    assert build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE) == {"train": {"cat": (2, 0, 0)}}
+    rows = rows_of(tmp_path / "out", "train")
+    assert [(row["visual_explanation"], row["textual_explanations"]) for row in rows.values()] == [(None, [])] * 2
+    data = DatasetCard.load(tmp_path / "out" / "README.md").data
+    assert data.task_categories == ["image-classification"] and data.tags == ["explanation-guided-learning"]
+
+
+# Pictures in several splits
+
+
+LATER = "the picture is also in a later split"
+
+
+def test_a_picture_stays_in_its_last_split(tmp_path):
+    root = make_release(tmp_path / "source", number=6, split="train")
+    annotation = root / "exp_annotation.json"
+    items = json.loads(annotation.read_text())
+    items["b_test"] = {**items["b"], "image_path": "./images/b.jpg", "split": "test"}
+    items["b_validation"] = {**items["b"], "split": "validation"}
+    items["b_drawn"] = {**items["b"], "split": None}
+    items["a_twin"] = {**items["a"], "split": "train"}
+    items["a_twin_2"] = {**items["a"], "split": "train"}
+    annotation.write_text(json.dumps(items))
+    build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE)
+    assert list(rows_of(tmp_path / "out", "test")) == ["b_test", "b_drawn"]
+    assert list(rows_of(tmp_path / "out", "train")) == ["a", "c", "d", "e", "f", "a_twin", "a_twin_2"]
+    assert f"- 2 items: {LATER}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_links_to_one_picture_are_one_picture(tmp_path):
+    root = tmp_path / "own"
+    make_image_folder(root / "train", number=3)
+    make_image_folder(root / "val", number=2)
+    (root / "val" / "a.jpg").unlink()
+    (root / "val" / "a.jpg").symlink_to("../train/a.jpg")
+    counts = build_dataset(ObjectMe, root, tmp_path / "out")
+    assert counts["train"] == {"cat": (1, 0, 1), "dog": (1, 0, 1)}
+    assert list(rows_of(tmp_path / "out", "validation")) == ["val/a.jpg", "val/b.jpg"]
+    assert f"- 1 items: {LATER}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_act_x_picture_in_two_splits(tmp_path):
+    root = make_act_x(tmp_path / "ACT-X")
+    path = root / "textual" / "exp_test_split.json"
+    write_json(path, {**json.loads(path.read_text()), "s3": {"iid": "0001", "ans": "rowing", "exp": ["an oar"]}})
+    build_dataset(ActionMe, root, tmp_path / "out")
+    assert "s3" in rows_of(tmp_path / "out", "test") and "bicycling, mountain" not in label_names(
+        tmp_path / "out", "test"
+    )
+
+
+def test_coco_picture_in_two_files(tmp_path):
+    root = make_coco(tmp_path / "own")
+    (root / "images" / "val2014").rename(root / "images" / "all")
+    path = root / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["file_name"] = f"all/{image['file_name']}"
+    write_json(path, content)
+    write_json(root / "annotations" / "instances_train.json", content)
+    with pytest.raises(ValueError, match="'images/all/000000000007.jpg': expected an id of its own, got .* twice"):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+
+
 # COCO instances
+
+
+POLYGONS = {"segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]]}
+RUNS = {"segmentation": {"size": [30, 40], "counts": [0, 1000, 200]}}
+COMPRESSED = {"segmentation": {"size": [30, 40], "counts": "0Xo0X6"}}  # the same
+AREAS = {
+    "boxes": ({"bbox": [4, 4, 30, 20]}, {"bbox": [0, 0, 6, 6]}),
+    "null": ({"bbox": [4, 4, 30, 20], "area": None}, {"bbox": [0, 0, 6, 6], "area": None}),
+    "zero": ({"bbox": [4, 4, 30, 20], "area": 0}, {"bbox": [0, 0, 6, 6], "area": 0}),
+    "empty mask": ({"bbox": [4, 4, 30, 20], "segmentation": []}, {"bbox": [0, 0, 6, 6], "segmentation": []}),
+    "polygons": (POLYGONS, {"bbox": [0, 0, 6, 6]}),
+    "clockwise": ({"segmentation": [[0, 20, 20, 20, 20, 0, 0, 0]]}, {"bbox": [0, 0, 6, 6]}),
+    "mask before box": ({"bbox": [0, 0, 10, 10], **RUNS}, {"bbox": [0, 0, 30, 30]}),
+    "compressed": (COMPRESSED, {"bbox": [0, 0, 30, 30]}),
+    "some given": ({"bbox": [4, 4, 30, 20]}, {"bbox": [0, 0, 6, 6], "area": 36.0}),
+    "area before box": ({"bbox": [4, 4, 5, 5], "area": 400}, {"bbox": [0, 0, 19, 19]}),
+}
+
+
+def make_areas(root, zebra, cat):
+    """A picture of a zebra and a cat; the alphabet has the cat first."""
+    write_picture(root / "images" / "a.jpg")
+    annotations = [
+        {"id": 1, "image_id": 5, "category_id": 9, **zebra},
+        {"id": 2, "image_id": 5, "category_id": 2, **cat},
+    ]
+    categories = [{"id": 2, "name": "cat"}, {"id": 9, "name": "zebra"}]
+    images = [{"id": 5, "file_name": "a.jpg", "width": 40, "height": 30}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(root / "annotations" / "instances_all.json", content)
+    return root
+
+
+@pytest.mark.parametrize("case", AREAS)
+def test_coco_area_is_that_of_mask_or_box(tmp_path, case):
+    root = make_areas(tmp_path / "own", *AREAS[case])
+    assert build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE) == {"train": {"zebra": (1, 0, 0)}}
+
+
+def test_coco_compressed_runs_of_the_area():
+    assert read_runs(COMPRESSED["segmentation"]["counts"]) == RUNS["segmentation"]["counts"]
+
+
+@pytest.mark.parametrize(
+    ("zebra", "cat"),
+    [
+        ({}, {}),
+        ({"bbox": [1, 2, 3]}, {"bbox": [0, 0, 6, 6]}),
+        ({"segmentation": [[1, 2, 3, 4]]}, {"bbox": [0, 0, 6, 6]}),
+        ({"segmentation": {"size": [30, 40], "counts": [0, 10**18]}}, {"bbox": [0, 0, 6, 6]}),
+        ({"segmentation": {"size": [30, 40], "counts": [0, -1, 1201]}}, {"bbox": [0, 0, 6, 6]}),
+        ({"bbox": [1, 2, 0, 0]}, {"bbox": [0, 0, -6, 6]}),
+    ],
+)
+def test_coco_instances_that_cannot_be_measured(tmp_path, zebra, cat):
+    root = make_areas(tmp_path / "own", zebra, cat)
+    message = "a.jpg': expected an `area`, a mask or a `bbox` for each instance of several categories, got nothing to"
+    with pytest.raises(ValueError, match=message):
+        build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE)
+    lines = [json.dumps({"file_name": "images/a.jpg", "label": "zebra"})]
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    counts = build_dataset(ObjectMe, root, tmp_path / "out", layout="coco", **WHOLE)
+    assert counts == {"train": {"zebra": (1, 0, 0)}}
+
+
+def test_coco_label_that_needs_no_area(tmp_path):
+    root = make_areas(tmp_path / "own", {}, {"category_id": 9})
+    assert build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE) == {"train": {"zebra": (1, 0, 0)}}
+
+
+@pytest.mark.parametrize("area", ["40", -1, [40], True])
+def test_coco_areas_that_are_no_numbers(tmp_path, area):
+    root = make_areas(tmp_path / "own", {"area": area}, {"bbox": [0, 0, 6, 6]})
+    with pytest.raises(
+        ValueError, match="instances in COCO's format.* got an entry that is not .TypeError: an `area`"
+    ):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+
+
+def test_coco_annotations_of_unknown_pictures(tmp_path):
+    root = make_coco(tmp_path / "own")
+    path = root / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"].insert(1, {"id": 99, "image_id": 1234, "category_id": 17, "bbox": [0, 0, 40, 30]})
+    write_json(path, content)
+    message = "val2014.json: annotation 99: expected `image_id` to be the id of one of `images`, got 1234. List the"
+    with pytest.raises(ValueError, match=message) as caught:
+        build_dataset(ObjectMe, root, tmp_path / "out")
+    counts = build_dataset(ObjectMe, root, tmp_path / "out", on_error="skip")
+    assert counts == {"validation": {"dog": (1, 0, 0), "cat": (1, 0, 0)}}
+    (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"id": "annotation 99", "split": "validation", "reason": str(caught.value)}
 
 
 def test_coco_instances_explain_the_category(tmp_path):
@@ -316,12 +526,32 @@ def test_empty_masks(tmp_path):
     ("picture", "instance", "message"),
     [
         ({"id": 8}, {}, "instances in COCO's format, each id once, got .*UNIQUE"),
-        ({}, {"category_id": 3}, r"got an entry that is not \(KeyError: 3\)"),
+        ({}, {"category_id": 3}, r"got an entry that is not \(KeyError: 3\), {.*'id': 1"),
+        ({}, {"category_id": [3]}, r"got an entry that is not \(TypeError: unhashable"),
+        ({"width": 2**63}, {}, "integer overflow|OverflowError"),
     ],
 )
 def test_bad_coco_files(tmp_path, picture, instance, message):
     root = change_coco(make_coco(tmp_path / "own"), picture, instance)
     with pytest.raises(ValueError, match=message):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+
+
+def test_coco_shapes_nested_too_deep(tmp_path):
+    root = make_coco(tmp_path / "own")
+    path = root / "annotations" / "instances_val2014.json"
+    path.write_text(path.read_text().replace('"segmentation": []', f'"segmentation": {"[" * 3000}{"]" * 3000}', 1))
+    with pytest.raises(ValueError, match=r"got an entry that is not \(RecursionError"):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+
+
+def test_coco_category_ids_are_unique(tmp_path):
+    root = make_coco(tmp_path / "own")
+    path = root / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 17, "name": "cow"})
+    write_json(path, content)
+    with pytest.raises(ValueError, match="each id once, got an entry that is not .KeyError: 'category 17 twice'"):
         build_dataset(ObjectMe, root, tmp_path / "out")
 
 

@@ -7,18 +7,23 @@ import pkgutil
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dataset_sources import (
+    REPOSITORY,
     SMALL,
     build_release,
     digests,
     leftovers,
+    make_coco,
     make_image_folder,
     make_release,
     make_vqa_x,
@@ -26,6 +31,7 @@ from dataset_sources import (
 from datasets import load_dataset, load_dataset_builder
 from huggingface_hub import DatasetCard
 from huggingface_hub.errors import RepositoryNotFoundError
+from PIL import Image as PILImage
 
 import dataset_builders.hub
 from dataset_builders import ActionMe, HubTarget, ObjectMe, build, build_dataset, shards, staging
@@ -67,6 +73,52 @@ def test_source_and_working_folder_are_never_replaced(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="folder you are in"):
         build_dataset(ObjectMe, "sample", tmp_path / "source", overwrite=True)
     assert (root / "exp_annotation.json").is_file()
+
+
+def test_output_in_the_source_is_refused(tmp_path):
+    """Its pictures would be replaced by the data set."""
+    root = make_release(tmp_path / "source")
+    for output in (root / "images", root / "new"):
+        with pytest.raises(ValueError, match="to be a folder of its own, got .*, which is in the source .*source"):
+            build_release(root, output, overwrite=True)
+    (root / "images").rename(tmp_path / "images")
+    with pytest.raises(ValueError, match="which is in the source .*images. Give a folder outside"):
+        build_release(root, tmp_path / "images" / "out", images=str(tmp_path / "images"))
+    assert len(list((tmp_path / "images").iterdir())) == 4
+
+
+def test_links_that_lead_nowhere(tmp_path):
+    root = make_release(tmp_path / "source")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(FileExistsError, match="`output` to be a folder, got the file .*loop"):
+        build_release(root, tmp_path / "loop")
+    with pytest.raises(ValueError, match="loop: expected a source folder"):
+        build_release(tmp_path / "loop", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("step", "num_proc"), [("write", 1), ("write", 2), ("index", 1)])
+def test_full_disk_is_told_and_leaves_nothing(tmp_path, step, num_proc):
+    """By a limit of a file's size, which a child process gets: that of the shards, or of the index of the items."""
+    rng = np.random.default_rng(0)
+    root = make_image_folder(tmp_path / "source", number=26)
+    for path in root.glob("*.jpg"):
+        PILImage.fromarray(rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)).save(path)
+    limit = {"write": 100_000, "index": 5_000}[step]
+    code = (
+        "import resource, sys; from dataset_builders import ObjectMe, build_dataset\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "try:\n"
+        f"    build_dataset(ObjectMe, sys.argv[1], sys.argv[2], num_proc={num_proc})\n"
+        "except OSError as error:\n"
+        "    print(error)"
+    )
+    command = [sys.executable, "-c", code, str(root), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{tmp_path / 'out'}: ")
+    assert ("File too large" in line) if step == "write" else ("Is the disk or the memory full?" in line)
+    assert leftovers(tmp_path) == []
 
 
 def test_what_a_killed_build_left_does_no_harm(tmp_path):
@@ -290,6 +342,29 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
         build_release(root, tmp_path / "three", num_proc=2)
     with pytest.raises(ValueError, match="`num_proc` to be at least 1, got 0"):
         build_release(root, tmp_path / "three", num_proc=0)
+    build_release(root, tmp_path / "many" / "one", num_proc=10**6, **options)  # no more than there are parts
+    assert digests(tmp_path / "one") == digests(tmp_path / "many" / "one")
+
+
+@pytest.mark.parametrize("size", ["0", 0, "-5MB", "abc", "1.5GB", "", "MB", None])
+def test_shard_sizes_are_checked_first(tmp_path, size):
+    with pytest.raises(ValueError, match="`max_shard_size` to be a size above 0, such as '500MB', got "):
+        build_release(tmp_path / "nowhere", tmp_path / "out", max_shard_size=size)
+
+
+def test_shares_that_are_no_numbers(tmp_path):
+    root = make_release(tmp_path / "source")
+    for share in (float("nan"), float("inf"), -0.1, 1):
+        with pytest.raises(
+            ValueError, match="`validation_share` and `test_share` to be at least 0 and to sum to less"
+        ):
+            build_release(root, tmp_path / "out", validation_share=share)
+
+
+def test_options_that_the_sample_has_no_use_for(tmp_path):
+    for options in ({"layout": "coco"}, {"images": str(tmp_path / "images")}, {"explain_category": True}):
+        with pytest.raises(ValueError, match="`.*` with a source folder alone, got the sample. Leave it out"):
+            build_dataset(ObjectMe, "sample", tmp_path / "out", sample_sizes=SMALL, **options)
 
 
 def test_shards_and_batches_are_bounded_in_bytes(tmp_path, monkeypatch):
@@ -349,7 +424,9 @@ def test_card_of_every_source_tells_features_and_counts(tmp_path, make):
     totals = {split: sum(pictures for pictures, *_ in classes.values()) for split, classes in counts.items()}
     assert {name: split.num_examples for name, split in info.splits.items()} == totals
     data = DatasetCard.load(tmp_path / "out" / "README.md").data
-    assert data.size_categories == ["n<1K"] and data.license == "unknown" and data.pretty_name == "Object-ME"
+    assert data.size_categories == ["n<1K"] and data.license == "unknown"
+    assert data.pretty_name == ("source" if make is make_image_folder else "Object-ME")
+    assert data.language == (None if make is make_image_folder else ["en"])
     for split, number in totals.items():
         rows = load_dataset(str(tmp_path / "out"), split=split)
         assert rows.features == info.features and len(rows) == number
@@ -357,6 +434,65 @@ def test_card_of_every_source_tells_features_and_counts(tmp_path, make):
             own = [row for row in rows if row["label"] == label]
             maps = sum(row["visual_explanation"] is not None for row in own)
             assert counts[split][name] == (len(own), maps, sum(len(row["textual_explanations"]) for row in own))
+
+
+@pytest.mark.parametrize("make", [make_image_folder, make_coco])
+def test_own_data_is_not_called_object_me(tmp_path, make):
+    build_dataset(ObjectMe, make(tmp_path / "Birds: ours"), tmp_path / "birds")
+    text = (tmp_path / "birds" / "README.md").read_text()
+    data = DatasetCard.load(tmp_path / "birds" / "README.md").data
+    assert data.pretty_name == "Birds: ours" and data.language is None and data.license == "unknown"
+    assert "Object-ME" not in text and "kind of object" not in text and "language:" not in text
+    assert "\n# Birds: ours\n" in text and 'load_dataset("birds")' in text
+    load_dataset(str(tmp_path / "birds"))
+
+
+# PyYAML reads `no` and `on` as booleans, and takes `: `, ` #` and a quote for its own.
+HOSTILE = "no: 'V\u00f6gel' # [x] {y} & *z | \"\u732b\" \U0001f468\u200d\U0001f469\u200d\U0001f466"
+
+
+def test_what_the_user_says_is_in_the_card(tmp_path):
+    root = make_image_folder(tmp_path / "own")
+    description = "Birds.\n\n---\npretty_name: other\n---\n"
+    options = {"name": HOSTILE, "language": ["no", "pt-BR"], "description": description, "license": "cc-by-4.0"}
+    build_dataset(ObjectMe, root, tmp_path / "out", **options)
+    card = DatasetCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.pretty_name, card.data.language, card.data.license) == (HOSTILE, ["no", "pt-BR"], "cc-by-4.0")
+    assert card.text.strip().startswith(f"# {HOSTILE}\n\n{description}")
+    assert load_dataset_builder(str(tmp_path / "out")).config.description.startswith(f"{HOSTILE}, shards sha256 ")
+    build_dataset(ActionMe, "sample", tmp_path / "sample", sample_sizes=SMALL, name="Mine", language="de")
+    data = DatasetCard.load(tmp_path / "sample" / "README.md").data
+    assert (data.pretty_name, data.language, data.license) == ("Mine", ["de"], "apache-2.0")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "a\nb"}, r"`name` to be one line of text, got 'a\\nb'"),
+        ({"name": "a\u2028b"}, "`name` to be one line of text"),
+        ({"name": " "}, "`name` to be one line of text, got ' '"),
+        ({"name": "a\x1b[2J"}, "`name` to be one line of text"),
+        ({"name": "\ud800"}, "`name` to be one line of text"),
+        ({"name": 3}, "`name` to be one line of text, got 3"),
+        ({"license": "mit\nname: x"}, "`license` to be one line of text"),
+        ({"description": "\x00"}, "`description` to be text"),
+        ({"description": ""}, "`description` to be text, got ''"),
+        ({"language": "English"}, "`language` to be ISO 639 codes, such as 'en', got 'English'"),
+        ({"language": ["en", "e\n"]}, "`language` to be ISO 639 codes"),
+        ({"language": [None]}, "`language` to be ISO 639 codes, .* got None"),
+    ],
+)
+def test_what_the_user_says_is_checked_first(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_dataset(ObjectMe, tmp_path / "nowhere", tmp_path / "out", **options)
+
+
+def test_class_names_do_not_break_the_card(tmp_path):
+    root = make_image_folder(tmp_path / "own", label="a|b\n| c: 'd' # \x1b")
+    counts = build_dataset(ObjectMe, root, tmp_path / "out", validation_share=0, test_share=0)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| a\\|b | c: 'd' # \N{REPLACEMENT CHARACTER} | 1 (0, 1) |" in text.replace("\\| c", "| c")
+    assert load_dataset(str(tmp_path / "out"), split="train").features["label"].names == sorted(counts["train"])
 
 
 # The Hub

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -142,6 +143,7 @@ def test_figures_of_a_clean_data_set(tmp_path, inspect):
     assert summary["splits"]["train"] == {
         "pictures": 2,
         "maps": 2,
+        "with_rationale": 2,
         "rationales": 3,
         "smallest_class": 1,
         "largest_class": 1,
@@ -170,6 +172,57 @@ def test_counts_by_split_and_class(tmp_path, inspect):
     bars = re.findall(r'class="bar" style="width: ([\d.]+)%"><div style="width: ([\d.]+)%"', page)
     assert bars == [("100.0", "66.7"), ("50.0", "66.7")]
     assert "4 of 6 with a map (67%)" in page and "Examples" not in page
+
+
+def test_coverage_by_rationales(tmp_path, inspect):
+    splits = {"train": [row(f"t{i}", i % 3 == 0, i, LEFT, ["Look.", "See."] if i < 4 else []) for i in range(9)]}
+    splits["test"] = [row(f"s{i}", i % 2, 20 + i, LEFT, None if i else ["Look."]) for i in range(2)]
+    summary, page, printed = inspect(write(tmp_path / "pets", splits))
+    assert [summary["classes"][name]["with_rationale"] for name in NAMES] == [
+        {"train": 2, "test": 1},
+        {"train": 2, "test": 0},
+    ]
+    assert summary["splits"]["train"]["with_rationale"] == 4 and summary["splits"]["train"]["rationales"] == 8
+    assert summary["warnings"]["classes_without_rationales"]["items"] == ["test/dog"]
+    assert list(summary["warnings"]) == ["classes_without_rationales"]
+    texts = Page(page).texts
+    assert "2 with a rationale (33%)" in texts and "2 with a rationale (67%)" in texts and "4 (44%)" in texts
+    assert re.search(r"train +9 +3 to 6 +9 +100% +8 +1 +4 +44%\n", printed)
+
+
+def test_labels_alone_of_one_class(tmp_path, inspect):
+    """From files on the disk to the page: a label is all that a picture needs."""
+    source = tmp_path / "own"
+    source.mkdir()
+    for colour in (10, 20):
+        (source / f"{colour}.png").write_bytes(picture(colour))
+    lines = [json.dumps({"file_name": f"{colour}.png", "label": "cat"}) + "\n" for colour in (10, 20)]
+    (source / "metadata.jsonl").write_text("".join(lines))
+    build_dataset(ObjectMe, source, tmp_path / "cats", validation_share=0, test_share=0)
+    summary, page, printed = inspect(tmp_path / "cats")
+    assert set(summary["warnings"]) == {"classes_without_maps", "classes_without_rationales"}
+    assert summary["classes"]["cat"]["with_rationale"] == summary["classes"]["cat"]["maps"] == {"train": 0}
+    assert summary["rationale_words"] is None and summary["map_area"] is None
+    assert "There are no maps" in page and "There are no rationales" in page and "0 with a rationale (0%)" in page
+
+
+def test_unlabelled_pictures_are_counted_apart(tmp_path, inspect):
+    """As test sets are published: nothing of them is in the figures of a class, not even of the last one."""
+    splits = {
+        "train": clean_rows()["train"],
+        "test": [row(f"r{i}", -1, 50 + i, CORNER, ["A cat or a dog."], group="aligned") for i in range(7)],
+    }
+    splits["test"][6]["image"] = splits["train"][0]["image"]
+    summary, page, printed = inspect(write(tmp_path / "pets", splits))
+    assert summary["warnings"]["unlabelled_pictures"]["count"] == 7
+    assert summary["warnings"]["classes_without_pictures"]["items"] == ["test/cat", "test/dog"]
+    assert summary["warnings"]["same_file_across_splits"]["items"] == ["train/a = test/r6 (labelled cat, and not)"]
+    assert len(summary["warnings"]) == 3
+    assert summary["splits"]["test"]["pictures"] == summary["splits"]["test"]["maps"] == 7
+    assert summary["splits"]["test"]["largest_class"] == 0
+    assert [summary["classes"][name]["pictures"] for name in NAMES] == [{"train": 1, "test": 0}] * 2
+    assert summary["classes"]["dog"]["map_centre"] == pytest.approx([28 / 32, 4 / 32])
+    assert summary["rationales_naming_own_class"] == 2 and page.count('class="item"') == 2
 
 
 def test_mean_map(tmp_path):
@@ -250,6 +303,23 @@ def extra(split, key, label, content):
     return change
 
 
+def claim(width, height):
+    """A PNG of a pixel whose header claims another size."""
+    content = bytearray(grey(np.zeros((1, 1), np.uint8)))
+    content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+def frames(form):
+    first, second = PILImage.fromarray(LEFT), PILImage.fromarray(CORNER)
+    return encoded(first, form, save_all=True, append_images=[second])
+
+
+def unlabelled(items, splits):
+    splits["test"].append(row("e", -1, 50, LEFT, ["A cat, and no dog."]))
+
+
 TRUNCATED = picture(20)[:60]
 WARNINGS = {
     "truncated": (set_image("b", TRUNCATED), "unreadable_pictures", r"train/b \(.*truncated.*\)"),
@@ -284,9 +354,38 @@ WARNINGS = {
     "class_without_pictures": (lambda items, splits: splits["test"].pop(), "classes_without_pictures", "test/dog"),
     "class_without_maps": (set_map("d", None), "classes_without_maps", "test/dog"),
     "leak": (set_texts("a", "It purrs.", "No Dogs-only sign."), "leaking_rationales", r"train/a \(cat, names dog\)"),
-    "no_rationale": (set_texts("b"), "empty_rationales", "train/b"),
+    "class_without_rationales": (set_texts("b"), "classes_without_rationales", "train/dog"),
+    "null_rationales": (
+        lambda items, splits: items["b"].update(textual_explanations=None),
+        "classes_without_rationales",
+        "train/dog",
+    ),
     "blank_rationale": (set_texts("b", "It barks.", " \n"), "empty_rationales", "train/b"),
-    "null_rationale": (set_texts("b", None), "empty_rationales", "train/b"),
+    "null_rationale": (set_texts("b", "It barks.", None), "empty_rationales", "train/b"),
+    "picture_bomb": (set_image("b", claim(30_000, 30_000)), "unreadable_pictures", r"train/b \(.*exceeds limit.*\)"),
+    "half_a_bomb": (
+        set_image("b", claim(10_000, 12_000)),
+        "unreadable_pictures",
+        r"train/b \(10,000 x 12,000 pixels, above 89,478,485\)",
+    ),
+    "map_bomb": (set_map("d", claim(30_000, 30_000)), "unreadable_maps", r"test/d \(.*exceeds limit.*\)"),
+    "half_a_map_bomb": (
+        set_map("d", claim(10_000, 12_000)),
+        "unreadable_maps",
+        r"test/d \(10,000 x 12,000 pixels.*\)",
+    ),
+    "deep_picture": (
+        set_image("b", grey(np.full((4, 4), 9000, np.uint16))),
+        "unreadable_pictures",
+        r"train/b \(mode I;16, not 8 bits a channel\)",
+    ),
+    "animation": (set_image("b", frames("GIF")), "unreadable_pictures", r"train/b \(2 frames\)"),
+    "map_of_frames": (set_map("d", frames("TIFF")), "unreadable_maps", r"test/d \(2 frames\)"),
+    "zero_one_map": (set_map("a", grey(LEFT // 255)), "faint_maps", "train/a"),
+    "full_zero_one_map": (set_map("a", grey(np.ones((4, 4), np.uint8))), "faint_maps", "train/a"),
+    "deep_zero_one_map": (set_map("a", grey(LEFT.astype(np.uint16) // 255)), "faint_maps", "train/a"),
+    "eight_bits_in_sixteen": (set_map("a", grey(LEFT.astype(np.uint16))), "faint_maps", "train/a"),
+    "unlabelled": (unlabelled, "unlabelled_pictures", "test/e"),
 }
 
 
@@ -307,12 +406,14 @@ def test_each_warning_alone(tmp_path, inspect, case):
 def test_every_warning_has_a_case():
     import inspect_dataset
 
-    assert {kind for _, kind, _ in WARNINGS.values()} == set(inspect_dataset.WARNINGS)
+    kinds = {kind for _, kind, _ in WARNINGS.values()}
+    assert kinds | {"similar_class_names"} == set(inspect_dataset.WARNINGS)
 
 
 def test_nothing_to_warn_of(tmp_path, inspect):
     def change(items, splits):
         items["a"]["visual_explanation"]["bytes"] = grey(np.uint8([[99, 200]]))  # just below half of its maximum
+        items["b"]["visual_explanation"]["bytes"] = grey(np.uint8([[0, 2]]))  # just above what is faint
         items["c"]["textual_explanations"] = ["Catalogue, dogma, hotdog, cats."]  # other words, and its own class
 
     summary, _, _ = inspect(write_clean(tmp_path, change))
@@ -334,6 +435,58 @@ def test_the_longest_class_name_counts(tmp_path, inspect):
     assert leaks["count"] == 2 and summary["rationales_naming_own_class"] == 2
 
 
+def test_class_names_in_any_script(tmp_path, inspect):
+    """Marks belong to their letter, signs and emoji are names, "c" is not in "c++"; what is written in two parts is
+    one letter."""
+    hindi_cat, hindi_dog = "\u092c\u093f\u0932\u094d\u0932\u0940", "\u0915\u0941\u0924\u094d\u0924\u093e"
+    cases = [  # own class, text, whether it names the own class, what else it names
+        ("c", "Written in C.", True, None),
+        ("c", "C++ is not it, nor C# nor objective-c++.", False, "c#, c++"),
+        ("c++", "(C++11 has more than C)", True, "c"),
+        ("+", "a + b, and a ++ b", True, None),
+        ("+", "a ++ b", False, None),
+        ("\u00d7", "2 \u00d7 3=6", True, None),
+        ("\U0001f436", "what \U0001f436\U0001f436!", True, None),
+        ("\U0001f436", "\U0001f468\u200d\U0001f469 and no \U0001f431\ufe0f", False, "\U0001f431"),
+        ("\U0001f431", "\U0001f431\ufe0f sleeps", True, None),
+        (hindi_cat, f"\u092f\u0939 {hindi_cat} \u0939\u0948\u0964", True, None),
+        (hindi_cat, f"{hindi_dog}\u0964", False, hindi_dog),
+        (hindi_dog, "\u0915 \u0924", False, None),
+        ("caf\u00e9", "A cafe\u0301.", True, None),
+        ("cafe", "A cafe\u0301.", False, "caf\u00e9"),
+        ("\u732b", "\u8fd9\u662f\u4e00\u53ea\u732b\u3002", True, None),
+        ("\u732b", "\u5317\u6781\u718a\u3067\u3059", False, "\u5317 \u6781 \u718a"),
+        ("\u0e41\u0e21\u0e27", "\u0e19\u0e35\u0e48\u0e04\u0e37\u0e2d\u0e41\u0e21\u0e27", True, None),
+        ("?", "Is it? Yes!", False, None),
+        ("a.b", "a b", True, None),
+        ("a.b", "axb", False, None),
+    ]
+    names = sorted({own for own, *_ in cases} | {hindi_dog, "c#", "c++", "\U0001f431", "\u5317\u6781\u718a"})
+    for own, text, names_own, other in cases:
+        rows = [row("x", names.index(own), 1, LEFT, [text])]
+        folder = write(tmp_path / f"{own.encode().hex()}-{text.encode().hex()[:100]}", {"train": rows}, names)
+        summary, _, _ = inspect(folder, "--overwrite", "--examples", 0)
+        assert summary["rationales_naming_own_class"] == names_own, (own, text)
+        leaks = summary["warnings"].get("leaking_rationales", {"items": []})["items"]
+        assert leaks == ([] if other is None else [f"train/x ({own}, names {other})"]), (own, text)
+
+
+def test_words_of_scripts_without_spaces_are_characters(tmp_path, inspect):
+    texts = ["\u8fd9\u662f\u732b\u3002", "\u092c\u093f\u0932\u094d\u0932\u0940 \u0939\u0948"]
+    splits = {"train": [row("a", 0, 1, LEFT, texts[:1]), row("b", 1, 2, LEFT, texts[1:])]}
+    summary, _, _ = inspect(write(tmp_path / "pets", splits))
+    assert summary["rationale_words"] == {"p5": 2.05, "median": 2.5, "p95": 2.95, "max": 3}
+
+
+def test_class_names_that_look_alike(tmp_path, inspect):
+    names = ["cat", "Cat", "polar bear", "polar_bear ", "caf\u00e9", "cafe\u0301", "cafe", "dog", "dogs"]
+    splits = {"train": [row(f"r{i}", i, i, LEFT, ["Look."]) for i in range(len(names))]}
+    summary, _, _ = inspect(write(tmp_path / "pets", splits, names))
+    assert list(summary["warnings"]) == ["similar_class_names"]
+    found = ["'cat' = 'Cat'", "'polar bear' = 'polar_bear '", "'caf\u00e9' = 'cafe\u0301'"]
+    assert summary["warnings"]["similar_class_names"]["items"] == found
+
+
 def test_groups_of_many_duplicates(tmp_path, inspect):
     rows = [row(f"r{i}", 0, 7, LEFT, ["Look."]) for i in range(8)]
     rows.append(row("s", 0, 7, LEFT, ["Look."]))
@@ -345,11 +498,12 @@ def test_groups_of_many_duplicates(tmp_path, inspect):
 
 
 def test_the_first_items_and_the_count(tmp_path, inspect):
-    rows = [row(f"r{i}", 0, i, LEFT, []) for i in range(7)]
+    rows = [row(f"r{i}", 0, i, LEFT, [" "]) for i in range(7)]
     summary, page, printed = inspect(write(tmp_path / "pets", {"train": rows}, ["cat"]))
     names = [f"train/r{i}" for i in range(5)]
     assert summary["warnings"]["empty_rationales"]["count"] == 7
     assert summary["warnings"]["empty_rationales"]["items"] == names
+    assert summary["warnings"]["classes_without_rationales"]["items"] == ["train/cat"]
     assert f": 7 ({'; '.join(names)}; and 2 more)" in printed
     assert "; ".join(names) + "; and 2 more" in Page(page).texts
     assert summary["rationale_words"] is None and "There are no rationales" in page
@@ -472,7 +626,9 @@ def test_bad_data_sets(tmp_path, inspect):
     with pytest.raises(SystemExit, match="inspect_dataset: .*empty"):
         inspect(tmp_path / "empty")
     text_ids = write(tmp_path / "unlabelled", {"train": clean_rows()["train"]}, label=Value("int64"))
-    with pytest.raises(SystemExit, match="expected a column `label` of type a ClassLabel with class names, got Value"):
+    with pytest.raises(
+        SystemExit, match="expected a column `label` of type a ClassLabel with class names, got Value.*Cast it"
+    ):
         inspect(text_ids)
     rows = [{key: value for key, value in item.items() if key != "group"} for item in clean_rows()["train"]]
     columns = features(NAMES)
@@ -482,12 +638,25 @@ def test_bad_data_sets(tmp_path, inspect):
     Dataset.from_list(rows, features=columns).to_parquet(str(path))
     with pytest.raises(SystemExit, match=r"expected a column `group` of type Value\('string'\), got None"):
         inspect(path.parents[1])
+    for column, feature, values in (
+        ("label", Value("string"), ["cat", "dog"]),
+        ("id", Value("int64"), [1, 2]),
+    ):
+        changed = [{**item, column: value} for item, value in zip(clean_rows()["train"], values, strict=True)]
+        with pytest.raises(SystemExit, match=f"expected a column `{column}` of type .*, got Value"):
+            inspect(write(tmp_path / f"text_{column}", {"train": changed}, **{column: feature}))
+    (write_clean(tmp_path, name="card") / "README.md").write_text("---\na: [\n---\n")
+    with pytest.raises(SystemExit, match="card: expected a data set of Parquet files, got one that does not open"):
+        inspect(tmp_path / "card")
+    (write_clean(tmp_path, name="code") / "code.py").write_text("raise SystemExit('run')")
+    with pytest.raises(SystemExit, match="code: expected a data set of Parquet files, got one that does not open"):
+        inspect(tmp_path / "code")
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(SystemExit, match="inspect_dataset: "):
         inspect(path.parents[1])
     unknown = clean_rows()
     unknown["test"][1]["label"] = None
-    with pytest.raises(SystemExit, match=r"test/d: expected `label` to be in 0..1, got None"):
+    with pytest.raises(SystemExit, match=r"test/d: expected `label` to be in 0..1, got None.* or give -1 for an"):
         inspect(write(tmp_path / "unknown", unknown))
     assert not list(tmp_path.glob("page*")) and not list(tmp_path.glob(".page*"))
 
@@ -496,9 +665,11 @@ def test_bad_arguments(tmp_path, monkeypatch):
     import inspect_dataset
 
     folder = write_clean(tmp_path)
+    (tmp_path / "file").write_text("mine")
     for arguments, message in (
         (["--output", tmp_path / "page.json"], "`--output` to be a file name that ends in .html"),
         (["--output", tmp_path / "p.html", "--examples", -1], "`--examples` to be 0 or more, got -1"),
+        (["--output", tmp_path / "file" / "p.html"], "`--output` in a folder that can be written, got .*file. Give"),
     ):
         monkeypatch.setattr(sys, "argv", ["inspect_dataset", *map(str, [folder, *arguments])])
         with pytest.raises(SystemExit, match=message):

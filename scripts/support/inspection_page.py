@@ -74,7 +74,8 @@ def _sections(summary, inspection):
 def _warnings(warnings):
     yield "<h2>Warnings</h2>"
     if not warnings:
-        yield '<p class="right">None: nothing is duplicate, empty or unreadable; each class has pictures and maps.</p>'
+        yield '<p class="right">None: nothing is duplicate, empty or unreadable.'
+        yield "Each class has pictures, maps and rationales.</p>"
         return
     yield '<ul class="warnings">'
     for warned in warnings.values():
@@ -87,37 +88,41 @@ def _warnings(warnings):
 
 def _splits(splits):
     yield "<h2>Splits</h2>"
-    heads = ["split", "pictures", "a class has", "with a map", "rationales", "words of a rationale", "groups"]
+    heads = ["split", "pictures", "a class has", "with a map", "with a rationale", "rationales"]
+    heads += ["words of a rationale", "groups"]
     rows = []
     for name, split in splits.items():
-        share = f" ({split['maps'] / split['pictures']:.0%})" if split["pictures"] else ""
         groups = ", ".join(f"{group} {count:,}" for group, count in split["groups"].items())
         rows.append(
             [
                 name,
                 f"{split['pictures']:,}",
                 f"{split['smallest_class']:,} to {split['largest_class']:,}",
-                f"{split['maps']:,}{share}",
+                *(_share(split[kind], split["pictures"]) for kind in ("maps", "with_rationale")),
                 f"{split['rationales']:,}",
                 _spread(split["rationale_words"], "{:.0f}"),
                 groups or "-",
             ]
         )
-    yield _table(heads, rows, numbers=range(1, 5))
+    yield _table(heads, rows, numbers=range(1, 6))
     yield '<p class="figures">In brackets after a median: the range from 5% to 95% of the values.</p>'
 
 
+def _share(number, pictures):
+    return f"{number:,} ({number / pictures:.0%})" if pictures else f"{number:,}"
+
+
 def _classes(summary):
-    yield "<h2>Balance of the classes and coverage by maps</h2>"
+    yield "<h2>Balance of the classes and coverage by maps and rationales</h2>"
     yield (
         '<p class="figures">Pictures of each class; the widest bar of a column is its largest class.'
         ' <span class="legend"><span class="key strong"></span>with a map</span>'
         ' <span class="legend"><span class="key"></span>without</span></p>'
     )
-    cells = []
+    cells, kinds = [], ("pictures", "maps", "with_rationale")
     for name, found in summary["classes"].items():
         bars = "".join(
-            _bar(found["pictures"][split], found["maps"][split], summary["splits"][split]["largest_class"])
+            _bar(*(found[kind][split] for kind in kinds), summary["splits"][split]["largest_class"])
             for split in summary["splits"]
         )
         cells.append(f'<tr><th scope="row">{escape(name)}</th>{bars}</tr>')
@@ -126,12 +131,13 @@ def _classes(summary):
 <tbody>{"".join(cells)}</tbody></table></div>"""
 
 
-def _bar(pictures, maps, largest):
+def _bar(pictures, maps, told, largest):
     if not pictures:
         return '<td><span class="count wrong">no pictures</span></td>'
     width, covered = 100 * pictures / largest, 100 * maps / pictures
     return f"""<td><div class="bar" style="width: {width:.1f}%"><div style="width: {covered:.1f}%"></div></div>
-<span class="count">{maps:,} of {pictures:,} with a map ({covered:.0f}%)</span></td>"""
+<span class="count">{maps:,} of {pictures:,} with a map ({covered:.0f}%)</span>
+<span class="count">{told:,} with a rationale ({told / pictures:.0%})</span></td>"""
 
 
 def _maps(summary, inspection):
