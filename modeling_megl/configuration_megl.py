@@ -261,6 +261,22 @@ def infer_feature_size(vision_config):
     return hidden_size
 
 
+def infer_image_size(vision_config):
+    """
+    Height and width in pixels of the pictures that a vision model takes, by its config or that of its vision part; 224,
+    as is usual, where neither says.
+    """
+    for config in (vision_config, getattr(vision_config, "vision_config", None)):
+        size = getattr(config, "image_size", None)
+        if size is None and getattr(config, "pretrained_cfg", None):  # timm's (channels, height, width)
+            size = config.pretrained_cfg.get("input_size", (224,))[1:]
+        if isinstance(size, int):
+            return size, size
+        if size:
+            return tuple(size) if len(size) == 2 else (size[0], size[0])
+    return 224, 224
+
+
 MeglConfig.register_for_auto_class()
 
 __all__ = ["PRESETS", "TEXT_PRESETS", "MeglConfig"]

@@ -242,24 +242,28 @@ def load_image_processor(vision, trust_remote_code=False):
     except ImportError as error:
         raise ValueError(f"The image processor of {vision} needs a package: {_first_line(error)}") from error
     height, width = _picture_size(source, vision)
-    expected = _pixels(source, _ramp(height, width), do_resize=False, do_center_crop=False)
     for make in (_without_crop, _plain):
         try:
-            processor = make(source, height, width)
-            pixels, of_larger = (_pixels(processor, _ramp(scale * height, scale * width)) for scale in (1, 3))
-            wide = _pixels(processor, _ramp(height, 2 * width))
+            if _shows_all_as_before(make(source, height, width), source, height, width):
+                return make(source, height, width)
         except Exception:  # each class has its own idea of which settings go together
             continue
-        if not torch.allclose(pixels, expected, rtol=1e-4, atol=1e-5):
-            continue
-        # A crop or a border of any width moves the ends of the ramp.
-        tolerance = 0.05 * (pixels.max() - pixels.min())
-        if all(x.shape == pixels.shape and (x - pixels).abs().max() < tolerance for x in (of_larger, wide)):
-            return processor
     raise ValueError(
         f"The image processor of {vision}, {type(source).__name__}, cannot resize a whole picture to {height} x {width} "
         "pixels and treat its colours as before. Save one beside the model that can, such as a ViTImageProcessor."
     )
+
+
+def _shows_all_as_before(processor, source, height, width):
+    """Whether `processor` makes of a whole picture, at any size, what `source` makes of one that needs no resizing."""
+    expected = _pixels(source, _ramp(height, width), do_resize=False, do_center_crop=False)
+    found = _pixels(processor, _ramp(height, width))
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+        return False
+    # A crop or a border moves the ends of the ramp.
+    tolerance = 0.05 * (expected.max() - expected.min())
+    others = [_pixels(processor, _ramp(*shape)) for shape in ((3 * height, 3 * width), (height, 2 * width))]
+    return all(other.shape == expected.shape and (other - expected).abs().max() < tolerance for other in others)
 
 
 def _picture_size(source, vision):
@@ -282,7 +286,7 @@ def _picture_size(source, vision):
 def _pixels(image_processor, image, **options):
     """`pixel_values` `(1, 3, H, W)` of one picture."""
     pixel_values = image_processor([image], return_tensors="pt", **options)["pixel_values"]
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+    if pixel_values.ndim != 4 or pixel_values.shape[:2] != (1, 3):
         raise ValueError(f"its `pixel_values` are of shape {tuple(pixel_values.shape)}")
     return pixel_values.float()
 
