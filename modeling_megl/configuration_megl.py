@@ -191,10 +191,11 @@ class MeglConfig(PreTrainedConfig):
             "AutoProcessor": "processing_megl.MeglProcessor",
         }
         self.custom_pipelines = {
-            "explained-image-classification": {
-                "impl": "pipeline_megl.ExplainedImageClassificationPipeline",
-                "pt": ["AutoModelForImageClassification"],
-            }
+            task: {"impl": f"pipeline_megl.{name}", "pt": ["AutoModelForImageClassification"]}
+            for task, name in (
+                ("explained-image-classification", "ExplainedImageClassificationPipeline"),
+                ("image-classification", "MeglImageClassificationPipeline"),
+            )
         }
 
     @classmethod
@@ -263,8 +264,8 @@ def infer_feature_size(vision_config):
 
 def infer_image_size(vision_config):
     """
-    Height and width in pixels of the pictures that a vision model takes, by its config or that of its vision part; 224,
-    as is usual, where neither says.
+    Height and width in pixels of the pictures that a vision model takes, by its config or that of its vision part;
+    224, as is usual, where neither says.
     """
     for config in (vision_config, getattr(vision_config, "vision_config", None)):
         size = getattr(config, "image_size", None)

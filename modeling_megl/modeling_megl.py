@@ -93,8 +93,8 @@ def _pooled_size(vision_config):
         return infer_feature_size(vision_config)
     except ValueError as error:
         raise ValueError(
-            f"A model of type {vision_config.model_type!r} is no image classifier, and its config does not say how wide "
-            "its features are: take an image classifier or a vision encoder."
+            f"A model of type {vision_config.model_type!r} is no image classifier, and its config does not say how "
+            "wide its features are: take an image classifier or a vision encoder."
         ) from error
 
 
@@ -104,8 +104,8 @@ def _auto_class(vision_config):
         if type(vision_config) in auto_class._model_mapping:
             return auto_class
     raise ValueError(
-        f"`vision` is of type {vision_config.model_type!r}, which none of AutoModelForImageClassification, AutoModel and "
-        "AutoBackbone knows: take an image classifier or a vision encoder."
+        f"`vision` is of type {vision_config.model_type!r}, which none of AutoModelForImageClassification, AutoModel "
+        "and AutoBackbone knows: take an image classifier or a vision encoder."
     )
 
 

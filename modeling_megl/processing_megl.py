@@ -126,8 +126,8 @@ class MeglProcessor(ProcessorMixin):
         height, width = self._size()
         resized = torch.zeros(len(images), height, width)
         if masks:
-            # By the image processor itself, so that a mask can never be moved otherwise than its image. What it does to
-            # colours besides, whatever that is, is undone: it makes what black and white pixels become 0 and 1.
+            # By the image processor itself, so that a mask can never be moved otherwise than its image. What it does
+            # to colours besides, whatever that is, is undone: what it makes of black and white is 0 and 1.
             ends = [Image.new("RGB", (1, 1), colour) for colour in ("black", "white")]
             pixels = self.image_processor([*ends, *masks], return_tensors="pt")["pixel_values"][:, 0]
             black, white = pixels[:2]
@@ -249,8 +249,9 @@ def load_image_processor(vision, trust_remote_code=False):
         except Exception:  # each class has its own idea of which settings go together
             continue
     raise ValueError(
-        f"The image processor of {vision}, {type(source).__name__}, cannot resize a whole picture to {height} x {width} "
-        "pixels and treat its colours as before. Save one beside the model that can, such as a ViTImageProcessor."
+        f"The image processor of {vision}, {type(source).__name__}, cannot resize a whole picture to {height} x "
+        f"{width} pixels and treat its colours as before. Save one beside the model that can, such as a "
+        "ViTImageProcessor."
     )
 
 
@@ -272,8 +273,8 @@ def _picture_size(source, vision):
         shapes = [_pixels(source, _ramp(side, side)).shape for side in (320, 640)]
     except Exception as error:
         raise ValueError(
-            f"The image processor of {vision}, {type(source).__name__}, makes no `pixel_values` of shape (1, 3, height, "
-            f"width) of a picture, as a map needs ({_first_line(error)})."
+            f"The image processor of {vision}, {type(source).__name__}, makes no `pixel_values` of shape (1, 3, "
+            f"height, width) of a picture, as a map needs ({_first_line(error)})."
         ) from error
     if shapes[0] != shapes[1]:
         raise ValueError(

@@ -143,13 +143,11 @@ class Tap:
                 f"`saliency_layer={self.name!r}` gives a tensor of shape {tuple(tensor.shape)}: choose a module that "
                 "gives a feature map or tokens."
             )
-        prefix = self.num_prefix_tokens
+        num_tokens, prefix = tensor.shape[1], self.num_prefix_tokens
         # In a pyramid the class token joins the last stage alone.
-        if not _find_grid(tensor.shape[1] - prefix, self.image_shape) and _find_grid(
-            tensor.shape[1], self.image_shape
-        ):
+        if not _find_grid(num_tokens - prefix, self.image_shape) and _find_grid(num_tokens, self.image_shape):
             prefix = 0
-        height, width = token_grid(tensor.shape[1] - prefix, self.image_shape)
+        height, width = token_grid(num_tokens - prefix, self.image_shape)
         return tensor[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
 
 
@@ -203,8 +201,8 @@ def token_grid(num_patches, image_shape):
     if grid is None:
         height, width = image_shape
         raise TapError(
-            f"{num_patches} patch tokens do not tile an image of {height} x {width} pixels: `saliency_layer` must give "
-            "one token for each square patch after its class and register tokens."
+            f"{num_patches} patch tokens do not tile an image of {height} x {width} pixels: `saliency_layer` must "
+            "give one token for each square patch after its class and register tokens."
         )
     return grid
 
@@ -322,9 +320,9 @@ def _check_repeatable(vision_model, first, second):
     # A batch of another size is summed in another order.
     if difference > max(0.01, 4 * torch.finfo(second.dtype).eps):
         raise ValueError(
-            f"{_class_name(vision_model)} answers the same picture differently each time, also in evaluation mode (its "
-            f"class scores differ by {difference:.0%}): a label and a map would be drawn at random. Models that mask or "
-            "shuffle their patches at random, as masked autoencoders do, cannot be explained."
+            f"{_class_name(vision_model)} answers the same picture differently each time, also in evaluation mode "
+            f"(its class scores differ by {difference:.0%}): a label and a map would be drawn at random. Models that "
+            "mask or shuffle their patches at random, as masked autoencoders do, cannot be explained."
         )
 
 
@@ -346,9 +344,9 @@ def _check_lies_over_the_picture(features, where):
         places = centres.new_tensor([square[axis - 1] for square in _SQUARES])
         if not torch.corrcoef(torch.stack([places, centres]))[0, 1] > 0.5:
             raise TapError(
-                f"The output of {where} does not lie over the picture as a grid: squares changed in other {name} of the "
-                f"picture do not change it in other {name}. The tokens are in another order, or all see all; choose "
-                "another module by `saliency_layer`."
+                f"The output of {where} does not lie over the picture as a grid: squares changed in other {name} of "
+                f"the picture do not change it in other {name}. The tokens are in another order, or all see all; "
+                "choose another module by `saliency_layer`."
             )
 
 
@@ -451,7 +449,7 @@ def _final_norm(vision_model, last_layer):
 
 
 def _before_pooling(vision_model, name):
-    """Names and modules of what follows the module `name` in its parent before the pooling, and whether a module pools."""
+    """What follows the module `name` in its parent before the pooling, and whether a module does that."""
     if not name:  # the model itself
         return [], False
     parent, _, name = name.rpartition(".")
