@@ -17,6 +17,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import ModelOutput
 
 from .configuration_megl import MeglConfig, infer_feature_size, infer_image_size
@@ -70,8 +71,9 @@ class MeglPooledClassifier(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.backbone = _auto_class(config).from_config(config)
-        self.classifier = nn.Linear(_pooled_size(config), config.num_labels)
+        auto_class, pooled_size = _auto_class(config), _pooled_size(config)
+        self.backbone = auto_class.from_config(config)
+        self.classifier = nn.Linear(pooled_size, config.num_labels)
 
     def forward(self, pixel_values, **kwargs):
         outputs = self.backbone(pixel_values, **kwargs)
@@ -621,10 +623,9 @@ def _load_vision_parts(vision, id2label, trust_remote_code):
 
 def _picture_size(vision, vision_config, trust_remote_code):
     """Height and width of what the model's own image processor makes; what its config says, where it has none."""
-    try:
-        size = load_image_processor(vision, trust_remote_code).size
-    except OSError:
+    if not get_image_processor_config(vision):
         return infer_image_size(vision_config)
+    size = load_image_processor(vision, trust_remote_code).size
     return size["height"], size["width"]
 
 
