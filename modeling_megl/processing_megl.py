@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub.utils import httpx
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoImageProcessor,
@@ -352,9 +352,11 @@ def open_image(source, timeout=None):
         content = base64.b64decode(source.partition(",")[2] if source.startswith("data:image/") else source)
         return Image.open(io.BytesIO(content))
     except (httpx.HTTPError, OSError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's own words on an unknown format have an address in memory.
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else _first_line(error)
         raise ValueError(
             f"{name} is no picture: expected the path of an image file, a URL that begins with `http://` or "
-            f"`https://`, or a base64 text ({_first_line(error)})."
+            f"`https://`, or a base64 text ({reason})."
         ) from error
 
 
@@ -377,7 +379,10 @@ def _load_image(image, where):
             "knows which of its values are black and white."
         )
     _check_still(image, name)
-    return ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
+        raise ValueError(f"{name} must be a whole picture, but does not decode ({_first_line(error)}).") from error
 
 
 def _check_still(image, name):
