@@ -13,7 +13,8 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoProcessor, ViTConfig, ViTForImageClassification
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoProcessor, ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from modeling_megl import TEXT_PRESETS, MeglForImageClassification, MeglProcessor
@@ -577,6 +578,14 @@ def test_an_image_processor_with_code_of_its_own(as_usual, tmp_path, modules_cac
     else:
         with pytest.raises(ValueError, match="OwnImageProcessor, cannot resize a whole picture to 40 x 40 pixels and"):
             load_image_processor(tmp_path, trust_remote_code=True)
+
+
+def test_vision_models_that_need_another_package_are_refused(tmp_path):
+    save_file({}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    AutoConfig.for_model("dinat").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"needs a package that is not installed: .* requires the natten") as caught:
+        MeglForImageClassification.from_vision_text_pretrained(str(tmp_path), {"model_type": "llama"}, ["a", "b"])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_size_that_the_vision_model_does_not_take_is_refused_when_composing(tmp_path):
