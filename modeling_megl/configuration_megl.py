@@ -191,10 +191,11 @@ class MeglConfig(PreTrainedConfig):
             "AutoProcessor": "processing_megl.MeglProcessor",
         }
         self.custom_pipelines = {
-            "explained-image-classification": {
-                "impl": "pipeline_megl.ExplainedImageClassificationPipeline",
-                "pt": ["AutoModelForImageClassification"],
-            }
+            task: {"impl": f"pipeline_megl.{name}", "pt": ["AutoModelForImageClassification"]}
+            for task, name in (
+                ("explained-image-classification", "ExplainedImageClassificationPipeline"),
+                ("image-classification", "MeglImageClassificationPipeline"),
+            )
         }
 
     @classmethod
@@ -259,6 +260,22 @@ def infer_feature_size(vision_config):
             "`feature_size`, the number of channels at `saliency_layer`."
         )
     return hidden_size
+
+
+def infer_image_size(vision_config):
+    """
+    Height and width in pixels of the pictures that a vision model takes, by its config or that of its vision part;
+    224, as is usual, where neither says.
+    """
+    for config in (vision_config, getattr(vision_config, "vision_config", None)):
+        size = getattr(config, "image_size", None)
+        if size is None and getattr(config, "pretrained_cfg", None):  # timm's (channels, height, width)
+            size = config.pretrained_cfg.get("input_size", (224,))[1:]
+        if isinstance(size, int):
+            return size, size
+        if size:
+            return tuple(size) if len(size) == 2 else (size[0], size[0])
+    return 224, 224
 
 
 MeglConfig.register_for_auto_class()

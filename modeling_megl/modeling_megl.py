@@ -19,11 +19,12 @@ from transformers import (
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import ModelOutput
 
-from .configuration_megl import MeglConfig, infer_feature_size
+from .configuration_megl import MeglConfig, infer_feature_size, infer_image_size
 from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
-from .processing_megl import split_gguf
+from .processing_megl import load_image_processor, split_gguf
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
 from .tap_megl import keep_gathered, open_tap, probe_tap
 
@@ -72,8 +73,9 @@ class MeglPooledClassifier(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.backbone = _auto_class(config).from_config(config)
-        self.classifier = nn.Linear(infer_feature_size(config), config.num_labels)
+        auto_class, pooled_size = _auto_class(config), _pooled_size(config)
+        self.backbone = auto_class.from_config(config)
+        self.classifier = nn.Linear(pooled_size, config.num_labels)
 
     def forward(self, pixel_values, **kwargs):
         outputs = self.backbone(pixel_values, **kwargs)
@@ -81,13 +83,34 @@ class MeglPooledClassifier(nn.Module):
         if pooled is None:
             hidden = outputs.feature_maps[-1] if "feature_maps" in outputs else outputs.last_hidden_state
             pooled = hidden.mean(dim=(2, 3)) if hidden.ndim == 4 else hidden.mean(dim=1)
-        logits = self.classifier(pooled.flatten(1))
-        return ImageClassifierOutput(logits=logits, attentions=getattr(outputs, "attentions", None))
+        pooled = pooled.flatten(1)
+        if pooled.shape[1] != self.classifier.in_features:
+            raise ValueError(
+                f"its pooled features have {pooled.shape[1]} channels, where its config says "
+                f"{self.classifier.in_features}"
+            )
+        return ImageClassifierOutput(logits=self.classifier(pooled), attentions=getattr(outputs, "attentions", None))
+
+
+def _pooled_size(vision_config):
+    try:
+        return infer_feature_size(vision_config)
+    except ValueError as error:
+        raise ValueError(
+            f"A model of type {vision_config.model_type!r} is no image classifier, and its config does not say how "
+            "wide its features are: take an image classifier or a vision encoder."
+        ) from error
 
 
 def _auto_class(vision_config):
     """`AutoModel`, or `AutoBackbone` for what exists as a backbone alone."""
-    return AutoModel if type(vision_config) in AutoModel._model_mapping else AutoBackbone
+    for auto_class in (AutoModel, AutoBackbone):
+        if type(vision_config) in auto_class._model_mapping:
+            return auto_class
+    raise ValueError(
+        f"`vision` is of type {vision_config.model_type!r}, which none of AutoModelForImageClassification, AutoModel "
+        "and AutoBackbone knows: take an image classifier or a vision encoder."
+    )
 
 
 class MeglGrounding(nn.Module):
@@ -258,8 +281,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         Channels of the layer that maps are computed on; a `ValueError` where `config.saliency_layer` is no module of
         the vision model, or one at which every map would be zero.
         """
-        image_size = getattr(self.config.vision_config, "image_size", 224)
-        return probe_tap(self._active_vision_model, self._tap_name, image_size)
+        return probe_tap(self._active_vision_model, self._tap_name, infer_image_size(self.config.vision_config))
 
     def _open_tap(self, pixel_values, create_graph):
         reads = SALIENCY_METHODS[self.config.saliency_method].reads
@@ -578,7 +600,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         language_model = load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
-        feature_size = probe_tap(vision_model, saliency_layer, getattr(vision_config, "image_size", 224))
+        image_size = _picture_size(vision, vision_config, trust_remote_code)
+        feature_size = probe_tap(vision_model, saliency_layer, image_size)
         config = MeglConfig(
             **{"feature_size": feature_size, **config_kwargs},
             vision_config=vision_config,
@@ -592,6 +615,14 @@ class MeglForImageClassification(MeglPreTrainedModel):
 
 
 def _load_vision_model(vision, id2label, trust_remote_code):
+    try:
+        return _load_vision_parts(vision, id2label, trust_remote_code)
+    except ImportError as error:
+        reason = " ".join(str(error).split()[:12])
+        raise ValueError(f"{vision} needs a package that is not installed: {reason} ...") from error
+
+
+def _load_vision_parts(vision, id2label, trust_remote_code):
     config = AutoConfig.from_pretrained(vision, trust_remote_code=trust_remote_code)
     if type(config) in AutoModelForImageClassification._model_mapping or "auto_map" in config.to_dict():
         return AutoModelForImageClassification.from_pretrained(
@@ -606,6 +637,14 @@ def _load_vision_model(vision, id2label, trust_remote_code):
     vision_model = MeglPooledClassifier(config)
     vision_model.backbone = _auto_class(config).from_pretrained(vision, config=config, dtype=torch.float32)
     return vision_model
+
+
+def _picture_size(vision, vision_config, trust_remote_code):
+    """Height and width of what the model's own image processor makes; what its config says, where it has none."""
+    if not get_image_processor_config(vision):
+        return infer_image_size(vision_config)
+    size = load_image_processor(vision, trust_remote_code).size
+    return size["height"], size["width"]
 
 
 def load_language_model(text):

@@ -1,8 +1,9 @@
-"""`pipeline("explained-image-classification")`: label, saliency map and rationale of each picture."""
+"""`pipeline("explained-image-classification")`, and `pipeline("image-classification")` with our rule for pictures."""
 
 import torch
-from transformers import Pipeline
-from transformers.image_utils import load_image
+from transformers import ImageClassificationPipeline, Pipeline
+
+from .processing_megl import MeglProcessor, open_image
 
 
 class ExplainedImageClassificationPipeline(Pipeline):
@@ -41,7 +42,7 @@ class ExplainedImageClassificationPipeline(Pipeline):
         return {"timeout": timeout}, {name: value for name, value in forward.items() if value is not None}, {}
 
     def preprocess(self, image, timeout=None):
-        (image,) = self.processor.load_images(load_image(image, timeout=timeout))
+        (image,) = self.processor.load_images(open_image(image, timeout))
         pixel_values = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.dtype)
         return {"pixel_values": pixel_values, "size": torch.tensor([[image.height, image.width]])}
 
@@ -53,4 +54,15 @@ class ExplainedImageClassificationPipeline(Pipeline):
         return self.model.read_explanations(outputs, sizes, self.processor)[0]
 
 
-__all__ = ["ExplainedImageClassificationPipeline"]
+class MeglImageClassificationPipeline(ImageClassificationPipeline):
+    """
+    Transformers' own, which by itself would clip pictures of 16 bits to white, take the first frame of an animation,
+    and hand arrays past the checks: what [`MeglProcessor.load_images`] refuses is refused here as well.
+    """
+
+    def preprocess(self, image, timeout=None):
+        (image,) = MeglProcessor.load_images(open_image(image, timeout))
+        return super().preprocess(image)
+
+
+__all__ = ["ExplainedImageClassificationPipeline", "MeglImageClassificationPipeline"]

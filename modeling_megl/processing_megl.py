@@ -1,10 +1,14 @@
 """MeglProcessor: pictures, visual explanations and rationales to model inputs, and rationales back to text."""
 
+import base64
+import io
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from huggingface_hub.utils import httpx
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoImageProcessor,
@@ -99,12 +103,16 @@ class MeglProcessor(ProcessorMixin):
 
     @staticmethod
     def load_images(images):
-        """Pictures as a list of upright RGB images (EXIF orientation applied)."""
-        images = [images] if isinstance(images, Image.Image) else list(images)
-        for index, image in enumerate(images):
-            if not isinstance(image, Image.Image):
-                raise ValueError(f"`images[{index}]` must be a `PIL.Image.Image`, got {type(image).__name__}.")
-        return [ImageOps.exif_transpose(image).convert("RGB") for image in images]
+        """
+        Pictures as a list of upright RGB images (EXIF orientation applied).
+
+        Raises:
+            `ValueError`: where one is no `PIL.Image.Image` but, say, an array; has several frames; has more than 8
+                bits a channel, of which nobody but the user knows which are black and white; or has more pixels than
+                `PIL.Image.MAX_IMAGE_PIXELS`.
+        """
+        single = isinstance(images, (Image.Image, str, np.ndarray, torch.Tensor))
+        return [_load_image(image, f"`images[{i}]`") for i, image in enumerate([images] if single else images)]
 
     def _masks(self, visual_explanations, images):
         if images is None or len(images) != len(visual_explanations):
@@ -118,9 +126,12 @@ class MeglProcessor(ProcessorMixin):
         height, width = self._size()
         resized = torch.zeros(len(images), height, width)
         if masks:
-            # By the image processor itself, so that a mask can never be moved otherwise than its image.
-            pixels = self.image_processor(masks, do_normalize=False, return_tensors="pt")["pixel_values"]
-            resized[given] = pixels[:, 0].clamp(0, 1).to(resized.dtype)
+            # By the image processor itself, so that a mask can never be moved otherwise than its image. What it does
+            # to colours besides, whatever that is, is undone: what it makes of black and white is 0 and 1.
+            ends = [Image.new("RGB", (1, 1), colour) for colour in ("black", "white")]
+            pixels = self.image_processor([*ends, *masks], return_tensors="pt")["pixel_values"][:, 0]
+            black, white = pixels[:2]
+            resized[given] = ((pixels[2:] - black) / (white - black)).clamp(0, 1).to(resized.dtype)
         has_mask = torch.zeros(len(images), dtype=torch.bool)
         has_mask[given] = True
         return {"visual_explanations": resized, "has_visual_explanation": has_mask}
@@ -220,11 +231,99 @@ def split_gguf(text):
 
 
 def load_image_processor(vision, trust_remote_code=False):
-    """The size and normalisation of a vision model's image processor, without its crop."""
-    source = AutoImageProcessor.from_pretrained(vision, trust_remote_code=trust_remote_code)
-    size = getattr(source, "crop_size", None) or source.size
-    height, width = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
-    return make_image_processor((height, width), source.image_mean, source.image_std, source.resample)
+    """
+    A vision model's own image processor, changed in one thing only: it resizes the whole picture to the model's size
+    and neither crops nor pads it, since the map must cover the picture. Of a picture of that size it makes the pixels
+    that the model was trained on.
+
+    Raises:
+        `ValueError`: where the image processor makes no pictures of one size, or cannot do without its crop.
+    """
+    try:
+        source = AutoImageProcessor.from_pretrained(vision, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise ValueError(f"The image processor of {vision} needs a package: {_first_line(error)}") from error
+    height, width = _picture_size(source, vision)
+    for make in (_without_crop, _plain):
+        try:
+            if _shows_all_as_before(make(source, height, width), source, height, width):
+                return make(source, height, width)
+        except Exception:  # each class has its own idea of which settings go together
+            continue
+    raise ValueError(
+        f"The image processor of {vision}, {type(source).__name__}, cannot resize a whole picture to {height} x "
+        f"{width} pixels and treat its colours as before. Save one beside the model that can, such as a "
+        "ViTImageProcessor."
+    )
+
+
+def _shows_all_as_before(processor, source, height, width):
+    """Whether `processor` makes of a whole picture, at any size, what `source` makes of one that needs no resizing."""
+    expected = _pixels(source, _ramp(height, width), do_resize=False, do_center_crop=False)
+    found = _pixels(processor, _ramp(height, width))
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+        return False
+    # A crop or a border moves the ends of the ramp.
+    tolerance = 0.05 * (expected.max() - expected.min())
+    others = [_pixels(processor, _ramp(*shape)) for shape in ((3 * height, 3 * width), (height, 2 * width))]
+    return all(other.shape == expected.shape and (other - expected).abs().max() < tolerance for other in others)
+
+
+def _picture_size(source, vision):
+    """Height and width of what an image processor makes of square pictures, whatever its settings are called."""
+    try:
+        shapes = [_pixels(source, _ramp(side, side)).shape for side in (320, 640)]
+    except Exception as error:
+        raise ValueError(
+            f"The image processor of {vision}, {type(source).__name__}, makes no `pixel_values` of shape (1, 3, "
+            f"height, width) of a picture, as a map needs ({_first_line(error)})."
+        ) from error
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"The image processor of {vision}, {type(source).__name__}, makes pictures of several sizes: of 320 x 320 "
+            f"pixels {tuple(shapes[0][2:])}, of 640 x 640 {tuple(shapes[1][2:])}. Give it `do_resize` and a `size`."
+        )
+    return tuple(shapes[0][2:])
+
+
+def _pixels(image_processor, image, **options):
+    """`pixel_values` `(1, 3, H, W)` of one picture."""
+    pixel_values = image_processor([image], return_tensors="pt", **options)["pixel_values"]
+    if pixel_values.ndim != 4 or pixel_values.shape[:2] != (1, 3):
+        raise ValueError(f"its `pixel_values` are of shape {tuple(pixel_values.shape)}")
+    return pixel_values.float()
+
+
+def _ramp(height, width):
+    """A picture that is unlike any crop of itself: red grows to the right, green downwards, blue to the left."""
+    rows, columns = ((np.arange(length) + 0.5) / length * 255 for length in (height, width))
+    colours = np.broadcast_arrays(columns, rows[:, None], 255 - columns)
+    return Image.fromarray(np.stack(colours, axis=2).round().astype(np.uint8))
+
+
+def _without_crop(source, height, width):
+    """The image processor itself, told to resize to `height` x `width` and no more."""
+    settings = {**source.to_dict(), "size": {"height": height, "width": width}, "do_resize": True}
+    settings.update(do_center_crop=False, do_pad=False, do_convert_rgb=True)
+    if "auto_map" in settings:
+        raise ValueError("its code would have to go along with the checkpoint")
+    processor = type(source).from_dict(settings)
+    if (processor.size["height"], processor.size["width"]) != (height, width):
+        raise ValueError("it takes `size` for something else")
+    return processor
+
+
+def _plain(source, height, width):
+    """An image processor without ideas of its own on `size`, that rescales and normalises as `source` does."""
+    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
+    settings = {name: getattr(source, name) for name in names if getattr(source, name, None) is not None}
+    return ViTImageProcessorPil(size={"height": height, "width": width}, do_convert_rgb=True, **settings)
+
+
+def _first_line(error):
+    """What an error of another library says, on one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
 
 
 def make_image_processor(size, mean, std, resample=Image.Resampling.BILINEAR):
@@ -238,21 +337,104 @@ def make_image_processor(size, mean, std, resample=Image.Resampling.BILINEAR):
     )
 
 
+def open_image(source, timeout=None):
+    """
+    The picture that a path, a URL or a base64 text names, as `transformers.image_utils.load_image` finds it, but as it
+    was stored: [`MeglProcessor.load_images`] has to see its frames and bits. Anything but a text is handed on.
+    """
+    if not isinstance(source, str):
+        return source
+    name = source if len(source) <= 200 else f"{source[:200]}..."
+    try:
+        if source.startswith(("http://", "https://")):
+            response = httpx.get(source, timeout=timeout, follow_redirects=True)
+            return Image.open(io.BytesIO(response.raise_for_status().content))
+        if os.path.isfile(source):
+            return Image.open(source)
+        content = base64.b64decode(source.partition(",")[2] if source.startswith("data:image/") else source)
+        return Image.open(io.BytesIO(content))
+    except (httpx.HTTPError, OSError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's own words on an unknown format have an address in memory.
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else _first_line(error)
+        raise ValueError(
+            f"{name} is no picture: expected the path of an image file, a URL that begins with `http://` or "
+            f"`https://`, or a base64 text ({reason})."
+        ) from error
+
+
+def _load_image(image, where):
+    """A picture as an upright RGB image, if RGB can show it; `where` is what an error names."""
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"{where} must be a `PIL.Image.Image`, got {type(image).__name__}; `PIL.Image.fromarray` makes one of an "
+            "array of 8-bit values."
+        )
+    name = f"{where} ({image.filename})" if getattr(image, "filename", None) else where
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{name} must be a picture of at most {Image.MAX_IMAGE_PIXELS:,} pixels, got {image.width} x "
+            f"{image.height}: store it smaller."
+        )
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"{name} must be a picture of 8 bits a channel, got mode {image.mode}: convert it, since nobody but you "
+            "knows which of its values are black and white."
+        )
+    _check_still(image, name)
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
+        raise ValueError(f"{name} must be a whole picture, but does not decode ({_first_line(error)}).") from error
+
+
+def _check_still(image, name):
+    # A camera's MPO holds the picture and copies of it, or its other eye.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ValueError(f"{name} must be a still picture, got {frames} frames: store the one that the label is of.")
+
+
 def _mask_image(mask, image, index):
     """A visual explanation as an 8-bit RGB image, which any image processor takes."""
+    where = f"`visual_explanations[{index}]`"
+    _check_still(mask, where)
     mask = ImageOps.exif_transpose(mask)
     # Rounding to whole cells moves the ratio of a coarse mask by up to half a cell on each side.
     tolerance = 0.02 + 0.5 / min(mask.size)
     if abs(mask.width / mask.height * image.height / image.width - 1) > tolerance:
         raise ValueError(
-            f"`visual_explanations[{index}]` is {mask.width} x {mask.height}, which is not the aspect ratio of its "
-            f"image of {image.width} x {image.height} pixels: a mask must cover the whole image."
+            f"{where} is {mask.width} x {mask.height}, which is not the aspect ratio of its image of {image.width} x "
+            f"{image.height} pixels: a mask must cover the whole image."
         )
-    if mask.mode.startswith(("I", "F")):
-        # 16-bit integers, or floating point in [0, 1].
-        values = np.asarray(mask).astype(np.float32) / (65535 if mask.mode.startswith("I") else 1)
-        mask = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
-    return mask.convert("L").convert("RGB")
+    if mask.mode == "1":
+        return mask.convert("RGB")
+    values, top = _mask_values(mask, where)
+    if mask.mode != "L":
+        mask = Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
+    return mask.convert("RGB")
+
+
+def _mask_values(mask, where):
+    """The values of a mask and what stands for 1 among them, as the builders read them."""
+    if mask.mode in ("L", "F") or mask.mode.startswith("I"):
+        values = np.asarray(mask)
+    else:  # the mean of the colours, times the opacity
+        colours = np.asarray(mask.convert("RGBA")).astype(np.float64)
+        values = colours[..., :3].mean(axis=2) * colours[..., 3] / 255
+    least, most = float(values.min()), float(values.max())
+    # 16 bits where 8 do not suffice.
+    top = 1 if mask.mode == "F" else 255 if most <= 255 else 65535
+    # Sums of floats may be off by their last digits. Written so that NaN is refused.
+    if not (least >= -1e-6 and most <= top * (1 + 1e-6)):
+        raise ValueError(
+            f"{where} of mode {mask.mode} must have values in 0..{top}, got {least:g} to {most:g}: rescale the mask."
+        )
+    if top > 1 and 0 < most <= 1:
+        raise ValueError(
+            f"{where} must be an integer visual explanation in 0..255, got one with 0 and 1 only, which would be "
+            "almost black: multiply it by 255, or store floats or booleans."
+        )
+    return values, top
 
 
 def train_rationale_tokenizer(texts, vocab_size=2048):

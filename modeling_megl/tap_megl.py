@@ -1,7 +1,7 @@
 """The tap: where a vision model is split, what a map is computed from there, and how it is found."""
 
+import inspect
 from contextlib import ExitStack, contextmanager
-from itertools import takewhile
 
 import torch
 from torch import nn
@@ -41,8 +41,7 @@ class Tap:
         modules = dict(vision_model.named_modules())
         if name not in modules:
             raise ValueError(
-                f"`saliency_layer={name!r}` is no module of {type(vision_model).__name__}; "
-                f"{find_tap(vision_model)!r} is what is taken by default."
+                f"`saliency_layer={name!r}` is no module of {_class_name(vision_model)}; {_default(vision_model)}."
             )
         self.vision_model, self.name, self.module = vision_model, name, modules[name]
         self.num_prefix_tokens = count_prefix_tokens(vision_model)
@@ -64,6 +63,7 @@ class Tap:
 
     def __call__(self, pixel_values):
         """The logits `(batch_size, num_labels)` of the vision model; keeps what the map is made of."""
+        self.output = None
         if self.reads != "features":
             self._start_tail()
             pixel_values = self.pixels = self._leaf(pixel_values)
@@ -76,14 +76,18 @@ class Tap:
     def _hook(self, module, args, output):
         tensor = output[0] if isinstance(output, tuple) else output
         if not isinstance(tensor, torch.Tensor):
-            raise ValueError(
+            raise TapError(
                 f"`saliency_layer={self.name!r}` gives a {type(tensor).__name__}: choose a module whose output is a "
                 "tensor."
             )
+        # Where the module runs several times, the last one counts. A copy is kept, and another one handed on: what
+        # follows, or uses the same memory, may change it in place.
         if self.reads == "features":
             self._start_tail()
-            tensor = self._leaf(tensor)
-        self.output = tensor
+            self.output = self._leaf(tensor.clone())
+        else:
+            self.output = tensor.clone()
+        tensor = self.output.clone()
         return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
     def _start_tail(self):
@@ -127,12 +131,29 @@ class Tap:
         return list(found)
 
     def to_grid(self, tensor):
-        """`(B, C, h, w)` of a feature map `(B, C, h, w)` or `(B, h, w, C)`, or of tokens `(B, prefix + h * w, C)`."""
+        """
+        `(B, C, h, w)` of a feature map `(B, C, h, w)` or `(B, h, w, C)`, or of tokens `(B, prefix + h * w, C)`.
+
+        Raises:
+            `ValueError`: where the tokens do not tile the image, or `tensor` is of another shape.
+        """
         if tensor.ndim == 4:
             return tensor if _is_channels_first(tensor.shape, self.image_shape) else tensor.permute(0, 3, 1, 2)
-        height, width = token_grid(tensor.shape[1] - self.num_prefix_tokens, self.image_shape)
-        patches = tensor[:, self.num_prefix_tokens :]
-        return patches.transpose(1, 2).unflatten(2, (height, width))
+        if tensor.ndim != 3:
+            raise TapError(
+                f"`saliency_layer={self.name!r}` gives a tensor of shape {tuple(tensor.shape)}: choose a module that "
+                "gives a feature map or tokens."
+            )
+        num_tokens, prefix = tensor.shape[1], self.num_prefix_tokens
+        # In a pyramid the class token joins the last stage alone.
+        if not _find_grid(num_tokens - prefix, self.image_shape) and _find_grid(num_tokens, self.image_shape):
+            prefix = 0
+        height, width = token_grid(num_tokens - prefix, self.image_shape)
+        return tensor[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
+
+
+class TapError(ValueError):
+    """A module is no place for a tap."""
 
 
 @contextmanager
@@ -197,14 +218,22 @@ def _is_channels_first(shape, image_shape):
 
 def token_grid(num_patches, image_shape):
     """Rows and columns of `num_patches` tokens of square patches that tile an image of `image_shape` pixels."""
+    grid = _find_grid(num_patches, image_shape)
+    if grid is None:
+        height, width = image_shape
+        raise TapError(
+            f"{num_patches} patch tokens do not tile an image of {height} x {width} pixels: `saliency_layer` must "
+            "give one token for each square patch after its class and register tokens."
+        )
+    return grid
+
+
+def _find_grid(num_patches, image_shape):
     height, width = image_shape
     for stride in range(1, max(image_shape) + 1):
         if (height // stride) * (width // stride) == num_patches:
             return height // stride, width // stride
-    raise ValueError(
-        f"{num_patches} patch tokens do not tile an image of {height} x {width} pixels: `saliency_layer` must give "
-        "one token for each square patch after its class and register tokens."
-    )
+    return None
 
 
 def open_tap(vision_model, name, image_shape, create_graph, reads="features"):
@@ -212,9 +241,13 @@ def open_tap(vision_model, name, image_shape, create_graph, reads="features"):
     return Tap(vision_model, name or find_tap(vision_model), image_shape, create_graph, reads)
 
 
+# Rows and columns, in eighths of the picture, of the squares that the probe changes: spread, and unlike each other.
+_SQUARES = tuple(enumerate((3, 6, 1, 4, 7, 2, 5, 0)))
+
+
 def probe_tap(vision_model, name, image_size):
     """
-    Try the tap on one random image.
+    Try the tap on a random picture, and on eight more that differ from it in one square each.
 
     Args:
         name (`str` or `None`): The module; `None` finds it.
@@ -224,24 +257,132 @@ def probe_tap(vision_model, name, image_size):
         `int`: the number of channels at the tap.
 
     Raises:
-        `ValueError`: where the gradient there is zero everywhere, so that each map would be.
+        `ValueError`: where the model cannot answer pictures of that size, or answers the same ones twice differently;
+            where the output of the module is no grid that lies over the picture; and where the gradient there is zero
+            everywhere, so that each map would be.
     """
     shape = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     parameter = next(vision_model.parameters())
-    noise = torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(0)).to(parameter.device, parameter.dtype)
+    images = _probe_images(*shape).to(parameter.device, parameter.dtype)
     training = vision_model.training
-    with torch.no_grad(), open_tap(vision_model.eval(), name, shape, create_graph=False) as tap:
-        scores = tap(noise)
-    vision_model.train(training)
+    vision_model.eval()
+    try:
+        with torch.no_grad(), open_tap(vision_model, name, shape, create_graph=False) as tap:
+            twice = [_answer(tap, images[:1]) for _ in range(2)]
+            scores, features = _answer(tap, images)
+    finally:
+        vision_model.train(training)
+    where = f"`saliency_layer={tap.name!r}`" if name else f"{tap.name!r}, the module that is taken by default,"
+    _check_repeatable(vision_model, *twice)
     with torch.enable_grad():
-        weighted = (scores * noise.new_tensor(range(1, scores.shape[1] + 1))).sum()
+        weighted = (scores * scores.new_tensor(range(1, scores.shape[1] + 1))).sum()
         (gradient,) = torch.autograd.grad(weighted, tap.output, allow_unused=True)
     if gradient is None or not tap.to_grid(gradient).any():
-        raise ValueError(
-            f"The class scores have no gradient at any patch of the output of `saliency_layer={tap.name!r}`, so every "
-            f"map would be zero. Choose an earlier module; {find_tap(vision_model)!r} is what is taken by default."
+        advice = f"Choose an earlier module; {_default(vision_model)}." if name else "Name one by `saliency_layer`."
+        raise TapError(
+            f"The class scores have no gradient at any patch of the output of {where}, so every map would be zero. "
+            f"{advice}"
         )
-    return tap.to_grid(tap.output).shape[1]
+    _check_lies_over_the_picture(features.detach(), where)
+    return features.shape[1]
+
+
+def _probe_images(height, width):
+    """A random picture and copies of it, each with a square, an eighth of the side, of other values."""
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+    images = [image]
+    for row, column in _SQUARES:
+        changed = image.clone()
+        rows, columns = (
+            slice(i * side // 8, max((i + 1) * side // 8, i * side // 8 + 1))
+            for i, side in ((row, height), (column, width))
+        )
+        changed[:, rows, columns] *= -1
+        images.append(changed)
+    return torch.stack(images)
+
+
+def _answer(tap, images):
+    """Class scores and the features at the tap as a grid, of the shapes that they must have."""
+    model = _class_name(tap.vision_model)
+    try:
+        scores = tap(images)
+    except TapError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        inputs = inspect.signature(getattr(tap.vision_model, "backbone", tap.vision_model).forward).parameters
+        others = [name for name in inputs if name.startswith(("input_ids", "pixel_", "spatial_"))]
+        height, width = images.shape[2:]
+        raise ValueError(
+            f"{model} does not give class `logits` for `pixel_values` alone of shape (batch_size, 3, {height}, "
+            f"{width}): {reason}. Its `forward` takes {', '.join(others) or 'no pixels'}."
+        ) from error
+    if scores.ndim != 2 or len(scores) != len(images):
+        raise ValueError(
+            f"{model} must give `logits` of shape (batch_size, num_labels), got {tuple(scores.shape)} for "
+            f"{len(images)} pictures."
+        )
+    if tap.output is None:
+        raise TapError(
+            f"The module {tap.name!r} of {model} does not run: choose one that the class scores are computed from by "
+            "`saliency_layer`."
+        )
+    if len(tap.output) != len(images):
+        raise TapError(
+            f"The output of the module {tap.name!r} of {model} has {len(tap.output)} rows for {len(images)} pictures: "
+            "choose a module that does not cut them into windows by `saliency_layer`."
+        )
+    return scores, tap.to_grid(tap.output)
+
+
+def _check_repeatable(vision_model, first, second):
+    # Of class scores and features; sums in another order, as on GPUs, may differ in their last digits.
+    pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(first, second, strict=True)]
+    difference = max(((a - b).norm() / b.norm().clamp_min(1e-30)).item() for a, b in pairs)
+    if difference > 1e-3:
+        raise ValueError(
+            f"{_class_name(vision_model)} answers the same picture differently each time, also in evaluation mode "
+            f"(by {difference:.1%}): a label and a map would be drawn at random. Models that "
+            "mask or shuffle their patches at random, as masked autoencoders do, cannot be explained."
+        )
+
+
+def _check_lies_over_the_picture(features, where):
+    """Changes of the picture must move the features at the same place most: further down, further to the right."""
+    features = features.float()
+    change = (features[1:] - features[:1]).abs().sum(dim=1)  # (8, h, w)
+    # An untrained network may be too deep for anything to come through.
+    if features.abs().amax() < 1e-10 or change.amax() < 1e-5 * features.abs().sum(dim=1).amax():
+        return
+    # Without what changes everywhere, as where a network weights its channels by their means.
+    change = change - change.amin(dim=(1, 2), keepdim=True)
+    change = change / change.sum(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    for axis, name in ((1, "rows"), (2, "columns")):
+        cells = torch.arange(change.shape[axis], device=change.device, dtype=torch.float32)
+        if len(cells) == 1:
+            continue
+        centres = change.sum(dim=3 - axis) @ cells
+        places = centres.new_tensor([square[axis - 1] for square in _SQUARES])
+        if not torch.corrcoef(torch.stack([places, centres]))[0, 1] > 0.5:
+            raise TapError(
+                f"The output of {where} does not lie over the picture as a grid: squares changed in other {name} of "
+                f"the picture do not change it in other {name}. The tokens are in another order, or all see all; "
+                "choose another module by `saliency_layer`."
+            )
+
+
+def _class_name(vision_model):
+    """Of the class that the user knows, not of the head around it."""
+    return type(getattr(vision_model, "backbone", vision_model)).__name__
+
+
+def _default(vision_model):
+    """What a message says about the tap that is taken by default."""
+    try:
+        return f"{find_tap(vision_model)!r} is what is taken by default"
+    except ValueError:
+        return "none is taken by default, as the model's structure does not tell"
 
 
 def find_tap(vision_model):
@@ -264,12 +405,13 @@ def find_tap(vision_model):
     name = _last_layer(vision_model)
     if count_prefix_tokens(vision_model) == 0:
         return _convolutional_head(vision_model, name) or _final_norm(vision_model, name) or name
-    for child, module in vision_model.get_submodule(name).named_children():
-        if isinstance(module, nn.LayerNorm):
-            return f"{name}.{child}"
+    for layer in (name, _last_block(vision_model, name)):
+        for child, module in vision_model.get_submodule(layer).named_children():
+            if _is_norm(module):
+                return f"{layer}.{child}"
     raise ValueError(
-        f"The last layer of {type(vision_model).__name__} has no norm of its own before its attention: name the "
-        "module to explain by `saliency_layer`."
+        f"The last layer of {_class_name(vision_model)} has no norm of its own before its attention: name the module "
+        "to explain by `saliency_layer`."
     )
 
 
@@ -278,57 +420,86 @@ def _last_layer(vision_model):
     for name, module in vision_model.named_modules():
         if getattr(module, "feature_info", None):  # timm's own list of its stages
             return ".".join(filter(None, (name, list(module.feature_info)[-1]["module"])))
-    stacks = {}
-    for name, module in vision_model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) and not any(name.startswith(f"{n}.") for n in stacks):
-            stacks[name] = module
-    if not stacks:
+    name = _largest_stack(vision_model)
+    if name is None:
         raise ValueError(
-            f"No stack of layers was found in {type(vision_model).__name__}: name the module to explain by "
+            f"No stack of layers was found in {_class_name(vision_model)}: name the module to explain by "
             "`saliency_layer`."
         )
-    name = max(stacks, key=lambda name: sum(parameter.numel() for parameter in stacks[name].parameters()))
-    layer = stacks[name]
+    layer = vision_model.get_submodule(name)
     while isinstance(layer, nn.ModuleList):
         name, layer = f"{name}.{len(layer) - 1}", layer[-1]
     return name
 
 
+def _largest_stack(vision_model):
+    stacks = {}
+    for name, module in vision_model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) and not any(name.startswith(f"{n}.") for n in stacks):
+            stacks[name] = module
+    return max(stacks, key=lambda name: sum(p.numel() for p in stacks[name].parameters()), default=None)
+
+
+def _last_block(vision_model, name):
+    """Name of the last block of a stage, or `name` where that is a block itself."""
+    for child, module in vision_model.get_submodule(name).named_children():
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len({type(block) for block in module}) == 1:
+            return f"{name}.{child}.{len(module) - 1}"
+    return name
+
+
 def _convolutional_head(vision_model, last_layer):
     """Name of what follows the stack of `last_layer` in its parent before the pooling, if convolutions do."""
-    head = _before_pooling(vision_model, last_layer.rpartition(".")[0])
+    head, _ = _before_pooling(vision_model, last_layer.rpartition(".")[0])
     return head[-1][0] if any(_convolves(module) for _, module in head) else None
 
 
 def _final_norm(vision_model, last_layer):
-    """Name of the norm that tokens pass between `last_layer` and the pooling, if they do."""
-    if _convolves(vision_model.get_submodule(last_layer)):  # ConvNeXt and its like pool first
-        return None
-    while last_layer:
-        for name, module in _before_pooling(vision_model, last_layer):
-            if isinstance(module, nn.LayerNorm):
+    """Name of the norm that tokens pass between the last block and the pooling, if they do."""
+    convolves = _convolves(vision_model.get_submodule(last_layer))
+    place = _last_block(vision_model, last_layer)
+    while place:
+        following, pooling = _before_pooling(vision_model, place)
+        for name, module in following:
+            if isinstance(module, nn.ModuleList) and len(module) and all(map(_is_norm, module)):  # one for each stage
+                return f"{name}.{len(module) - 1}"
+            # ConvNeXt and its like pool first, by no module of its own.
+            if _is_norm(module) and (not convolves or pooling or place.startswith(f"{last_layer}.")):
                 return name
-        last_layer = last_layer.rpartition(".")[0]
+        place = place.rpartition(".")[0]
     return None
 
 
 def _before_pooling(vision_model, name):
-    """Names and modules of what follows the module `name` in its parent before the pooling."""
+    """What follows the module `name` in its parent before the pooling, and whether a module does that."""
     if not name:  # the model itself
-        return []
+        return [], False
     parent, _, name = name.rpartition(".")
     siblings = list(vision_model.get_submodule(parent).named_children())
     position = [sibling for sibling, _ in siblings].index(name)
-    following = takewhile(lambda sibling: not _pools_or_classifies(sibling[1]), siblings[position + 1 :])
-    return [(".".join(filter(None, (parent, sibling))), module) for sibling, module in following]
+    following = []
+    for sibling, module in siblings[position + 1 :]:
+        if _pools(module) or any(isinstance(layer, nn.Linear) for layer in module.modules()):
+            return following, _pools(module)
+        following.append((".".join(filter(None, (parent, sibling))), module))
+    return following, False
 
 
 def _convolves(module):
     return any(isinstance(layer, nn.Conv2d) for layer in module.modules())
 
 
-def _pools_or_classifies(module):
-    return any(isinstance(layer, nn.Linear) or "Pool" in type(layer).__name__ for layer in module.modules())
+def _is_norm(module):
+    """Whether a module is a norm of tokens, by PyTorch or a model's own."""
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
+
+
+def _pools(module):
+    return any("Pool" in type(layer).__name__ for layer in module.modules())
+
+
+# What models call the tokens that they put in front of the patch tokens.
+_PREFIX_TOKENS = {"cls_token", "class_token", "class_embedding", "distillation_token", "register_tokens"}
 
 
 def count_prefix_tokens(vision_model):
@@ -336,7 +507,11 @@ def count_prefix_tokens(vision_model):
     for module in vision_model.modules():
         if isinstance(getattr(module, "num_prefix_tokens", None), int):  # timm's own count
             return module.num_prefix_tokens
-    names = {name.rsplit(".", 1)[-1] for name, _ in vision_model.named_parameters()}
-    has_class_token = bool(names & {"cls_token", "class_token", "class_embedding"})
-    registers = getattr(vision_model.config, "num_register_tokens", 0) or 0
-    return has_class_token + ("distillation_token" in names) + registers
+    stack, passed, count = _largest_stack(vision_model), False, 0
+    for name, parameter in vision_model.named_parameters():
+        inside = stack is not None and name.startswith(f"{stack}.")
+        passed = passed or inside
+        # Behind the layers it is the query of a pooling.
+        if name.rsplit(".", 1)[-1] in _PREFIX_TOKENS and (inside or not passed):
+            count += parameter.shape[-2] if parameter.ndim > 1 else 1
+    return count

@@ -75,7 +75,19 @@ found["explaining_pipeline"] = explain(picture, max_new_tokens=8)
 found["explaining_pipeline_of_two"] = explain([image, picture], batch_size=2, max_new_tokens=8)
 contrast = {"target": "owl", "foil": "cat", "max_new_tokens": 8}
 found["contrast"] = model.explain(image, processor, **contrast)[0]
-found["contrast_of_pipeline"] = pipeline(model=folder, **trust)(image, **contrast)
+found["contrast_of_pipeline"] = explain(image, **contrast)
+found["refused"] = []
+wide = Image.new("I;16", (60, 40))
+wide.save(result + ".png")
+animation = result + ".gif"
+image.save(animation, save_all=True, append_images=[image.transpose(0)])
+array = torch.zeros(40, 60, 3, dtype=torch.uint8)
+for given in (wide, result + ".png", animation, array, array.numpy(), "no_such.png"):
+    for door in (lambda x: model.explain(x, processor), classify, explain):
+        try:
+            door(given)
+        except ValueError as error:
+            found["refused"].append(str(error))
 model.save_pretrained(again)
 processor.save_pretrained(again)
 torch.save(found, result)
@@ -254,6 +266,23 @@ def test_explaining_pipeline(save, doors):
         np.testing.assert_allclose(answer["saliency"], expected["saliency"], atol=1e-5)
     assert found["contrast"]["label"] == "owl"
     assert abs(found["contrast"]["saliency"] - found["explanation"]["saliency"]).max() > 0.01
+
+
+@pytest.mark.parametrize("save", [0, 1], ids=["saved", "loaded_and_saved_again"])
+def test_every_door_refuses_the_same_pictures(save, doors):
+    refused = doors[-1][save]["refused"]
+    reasons = 2 * ["8 bits a channel, got mode I;16"] + ["a still picture, got 2 frames", "Image`, got Tensor"]
+    reasons += ["Image`, got ndarray", "Image`, got str"]
+    assert len(refused) == 3 * len(reasons)
+    for position, reason in enumerate(reasons):
+        by_explain, by_classify, by_explaining = refused[3 * position : 3 * position + 3]
+        assert by_classify == by_explaining
+        # `explain` opens no files.
+        if position in (0, 3, 4):
+            assert by_explain == by_explaining and reason in by_explain
+        else:
+            assert "must be a `PIL.Image.Image`, got str" in by_explain
+    assert "mode I;16" in refused[4] and "2 frames" in refused[7] and "no_such.png is no picture" in refused[-1]
 
 
 def test_repository_holds_its_code_and_safetensors_only(doors):

@@ -1,19 +1,27 @@
 """The processor: exact tensors, masks that move as their images do, clear errors, saving and reloading."""
 
+import base64
 import io
+import json
 import logging
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
-from transformers import AutoProcessor
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoProcessor, ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from modeling_megl import MeglProcessor
+from modeling_megl import TEXT_PRESETS, MeglForImageClassification, MeglProcessor
 from modeling_megl.processing_megl import (
     load_image_processor,
     make_image_processor,
+    open_image,
     split_gguf,
     train_rationale_tokenizer,
 )
@@ -97,6 +105,114 @@ def test_inputs_are_not_changed(processor):
     assert (picture.tobytes(), mask.tobytes()) == before
 
 
+def test_a_damaged_picture_is_named(tmp_path):
+    content = io.BytesIO()
+    random_picture(64, 64).save(content, "PNG")
+    (tmp_path / "half.png").write_bytes(content.getvalue()[:4000])
+    with pytest.raises(ValueError, match=r"`images\[0\]` \(.*half.png\) must be a whole picture, but does not decode"):
+        MeglProcessor.load_images(Image.open(tmp_path / "half.png"))
+
+
+DEEP = {
+    "I;16": np.full((8, 8), 300, dtype=np.uint16),
+    "I;16B": np.full((8, 8), 300, dtype=">u2"),
+    "I": np.full((8, 8), 300, dtype=np.int32),
+    "F": np.full((8, 8), 0.5, dtype=np.float32),
+}
+
+
+@pytest.mark.parametrize("mode", list(DEEP))
+def test_pictures_of_more_than_8_bits_are_refused(mode, processor, tmp_path):
+    deep = Image.fromarray(DEEP[mode])
+    assert deep.mode == mode
+    message = (
+        rf"`images\[1\]` must be a picture of 8 bits a channel, got mode {mode}: convert it, since nobody but you"
+    )
+    with pytest.raises(ValueError, match=message):
+        processor(images=[random_picture(8, 8), deep])
+    deep.save(tmp_path / "deep.tif")
+    with pytest.raises(ValueError, match=r"`images\[0\]` \(.*deep.tif\) must be a picture of 8 bits"):
+        MeglProcessor.load_images(Image.open(tmp_path / "deep.tif"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_animations_are_refused(kind, processor, tmp_path):
+    frames = [random_picture(8, 8, seed) for seed in range(3)]
+    frames[0].save(tmp_path / "moving", kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"`images\[0\]` \(.*moving\) must be a still picture, got 3 frames: store"):
+        processor(images=Image.open(tmp_path / "moving"))
+    # One of its frames is a picture, as is a file with one frame.
+    assert len(processor(images=Image.open(tmp_path / "moving").copy())["pixel_values"]) == 1
+    frames[0].save(tmp_path / "still", kind, save_all=True)
+    assert len(processor(images=Image.open(tmp_path / "still"))["pixel_values"]) == 1
+
+
+def test_a_camera_s_mpo_is_its_first_picture(processor, tmp_path):
+    first, second = random_picture(32, 32), random_picture(32, 32, 1)
+    first.save(tmp_path / "photo.mpo", "MPO", save_all=True, append_images=[second])
+    photo = Image.open(tmp_path / "photo.mpo")
+    assert (photo.format, photo.n_frames) == ("MPO", 2)
+    expected = processor(images=photo.convert("RGB"))["pixel_values"]
+    assert torch.equal(processor(images=Image.open(tmp_path / "photo.mpo"))["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("given", [np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8), "picture.png", b"bytes", None])
+def test_what_is_no_picture_is_refused_by_one_message(given, processor):
+    message = (
+        rf"`images\[0\]` must be a `PIL.Image.Image`, got {type(given).__name__}; `PIL.Image.fromarray` makes one"
+    )
+    for images in ([given],) if given is None or isinstance(given, bytes) else (given, [given]):
+        with pytest.raises(ValueError, match=message):
+            processor(images=images)
+
+
+def test_pictures_too_large_to_be_one_are_stopped_before_they_are_decoded(monkeypatch, tmp_path):
+    Image.new("1", (400, 300)).save(tmp_path / "bomb.png")
+    large = Image.open(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    message = (
+        r"`images\[0\]` \(.*bomb.png\) must be a picture of at most 100,000 pixels, got 400 x 300: store it smaller"
+    )
+    with pytest.raises(ValueError, match=message):
+        MeglProcessor.load_images(large)
+    # `tile` says where in the file the pixels are that are still to be decoded.
+    assert large.tile
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    with pytest.raises(ValueError, match=r"bomb.png is no picture: .* exceeds limit of 100000 pixels"):
+        open_image(str(tmp_path / "bomb.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert MeglProcessor.load_images(open_image(str(tmp_path / "bomb.png")))[0].size == (400, 300)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_files_urls_and_base64_are_opened_as_they_were_stored(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(DEEP["I;16"]).save(path)
+    text = base64.encodebytes(path.read_bytes()).decode()
+    server = ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://localhost:{server.server_port}"
+        for source in (str(path), text, f"data:image/png;base64,{text}", f"{url}/deep.png"):
+            image = open_image(source, timeout=10)
+            assert image.mode == "I;16" and np.array_equal(np.asarray(image), DEEP["I;16"])
+        with pytest.raises(ValueError, match="missing.png is no picture: expected the path .* '404 "):
+            open_image(f"{url}/missing.png", timeout=10)
+    finally:
+        server.shutdown()
+        server.server_close()
+    (tmp_path / "text.png").write_text("no picture")
+    for source in ("no_such_file.png", str(tmp_path / "text.png"), 2000 * "not base64 "):
+        with pytest.raises(ValueError, match=r"is no picture: expected the path of an image file, a URL") as caught:
+            open_image(source)
+        assert len(str(caught.value)) < 500 and "0x" not in str(caught.value)
+    assert open_image(image) is image
+
+
 # ---- Masks ----
 
 
@@ -123,6 +239,73 @@ def test_masks_by_hand(processor):
         rtol=0,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_masks_of_zeros_and_ones_are_refused(dtype, processor):
+    values = np.zeros((32, 32), dtype=dtype)
+    empty = processor(images=[random_picture(32, 32)], visual_explanations=[Image.fromarray(values)])
+    assert not empty["visual_explanations"].any() and empty["has_visual_explanation"].all()
+    values[8:24, 8:24] = 1
+    message = (
+        r"`visual_explanations\[1\]` must be an integer visual explanation in 0..255, got one with 0 and 1 only, "
+        "which would be almost black: multiply it by 255, or store floats or booleans"
+    )
+    with pytest.raises(ValueError, match=message):
+        processor(images=[random_picture(32, 32)] * 2, visual_explanations=[None, Image.fromarray(values)])
+    for right in (values * np.array(255, dtype), values.astype(bool), values.astype(np.float32)):
+        batch = processor(images=[random_picture(32, 32)], visual_explanations=[Image.fromarray(right)])
+        assert torch.equal(batch["visual_explanations"][0], as_mask(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds"),
+    [
+        (np.array([[0, 65536]], np.int32), "I must have values in 0..65535, got 0 to 65536"),
+        (np.array([[-1, 255]], np.int32), "I must have values in 0..255, got -1 to 255"),
+        (np.array([[0, 255]], np.float32), "F must have values in 0..1, got 0 to 255"),
+        (np.array([[-0.5, 1]], np.float32), "F must have values in 0..1, got -0.5 to 1"),
+        (np.array([[np.nan, 1]], np.float32), "F must have values in 0..1, got nan to nan"),
+    ],
+)
+def test_masks_out_of_range_are_refused(values, bounds, processor):
+    mask = Image.fromarray(values.repeat(8, axis=0).repeat(4, axis=1))
+    with pytest.raises(ValueError, match=rf"`visual_explanations\[0\]` of mode {bounds}: rescale the mask"):
+        processor(images=[random_picture(8, 8)], visual_explanations=[mask])
+
+
+def test_masks_with_colours_and_transparency(processor):
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    opacity = np.where(np.arange(32) < 16, 255, 0).astype(np.uint8).repeat(32).reshape(32, 32)
+    palette = Image.fromarray(grey // 128).convert("P")
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    rgb = np.stack([grey, grey // 2, 0 * grey], axis=2)
+    expected = {
+        "RGB": (Image.fromarray(rgb), rgb.astype(np.float64).mean(axis=2) / 255),
+        "LA": (Image.merge("LA", [Image.fromarray(x) for x in (grey, opacity)]), grey / 255 * opacity / 255),
+        "RGBA": (
+            Image.merge("RGBA", [Image.fromarray(x) for x in (grey,) * 3 + (opacity,)]),
+            grey * (opacity / 65025),
+        ),
+        "P": (palette, grey // 128),
+    }
+    # Eight bits in 16: the builders read them so as well.
+    expected["I;16"] = (Image.fromarray(grey.astype(np.uint16)), grey / 255)
+    assert [mask.mode for mask, _ in expected.values()] == list(expected)
+    masks = [mask for mask, _ in expected.values()]
+    batch = processor(images=[random_picture(32, 32)] * len(masks), visual_explanations=masks)
+    for found, (mask, values) in zip(batch["visual_explanations"], expected.values(), strict=True):
+        torch.testing.assert_close(found, as_mask(values), rtol=0, atol=0.6 / 255, msg=mask.mode)
+    dark = palette.copy()
+    dark.putpalette([0, 0, 0, 1, 1, 1])
+    with pytest.raises(ValueError, match="0 and 1 only"):
+        processor(images=[random_picture(32, 32)], visual_explanations=[dark])
+
+
+def test_a_mask_is_still(processor, tmp_path):
+    random_mask(8, 8).save(tmp_path / "mask.gif", save_all=True, append_images=[random_mask(8, 8, 1)])
+    with pytest.raises(ValueError, match=r"`visual_explanations\[0\]` must be a still picture, got 2 frames"):
+        processor(images=[random_picture(8, 8)], visual_explanations=[Image.open(tmp_path / "mask.gif")])
 
 
 def test_no_masks_at_all(processor):
@@ -276,6 +459,146 @@ def test_image_processor_of_a_vision_model_loses_its_crop(tmp_path):
     assert not getattr(loaded, "do_center_crop", False)
     assert list(loaded.image_mean) == MEAN and list(loaded.image_std) == STD
     assert loaded.resample == Image.Resampling.BICUBIC
+
+
+SIZE, EDGE, CROP = {"height": 40, "width": 40}, {"shortest_edge": 46}, {"height": 40, "width": 40}
+CLIPPED = {"size": EDGE, "crop_size": CROP, "resample": Image.Resampling.BICUBIC}
+# Image processors with their published peculiarities, all for 40 x 40 pixels: the class, its settings, and whether
+# our own is of the same class. Others crop by what they call `size`, and nothing else sets them apart from ViT's.
+IMAGE_PROCESSORS = {
+    "vit": ("ViT", {"size": SIZE}, True),
+    "vit_unnormalised": ("ViT", {"size": SIZE, "do_normalize": False}, True),
+    "vit_rescaled": (
+        "ViT",
+        {"size": SIZE, "rescale_factor": 1 / 127.5, "image_mean": [1] * 3, "image_std": [1] * 3},
+        True,
+    ),
+    "vit_of_bytes": (
+        "ViT",
+        {"size": SIZE, "do_rescale": False, "image_mean": [127.0] * 3, "image_std": [64.0] * 3},
+        True,
+    ),
+    "deit": ("DeiT", {**CLIPPED, "size": {"height": 46, "width": 46}}, True),
+    "convnext": ("ConvNext", {"size": {"shortest_edge": 40}, "crop_pct": 0.875}, False),
+    "convnext_raw": ("ConvNext", {"size": {"shortest_edge": 40}, "rescale_factor": 0.5, "do_normalize": False}, False),
+    "efficientnet": ("EfficientNet", {"size": SIZE, "image_std": [0.48, 0.47, 0.46]}, True),
+    "efficientnet_offset": ("EfficientNet", {"size": SIZE, "rescale_factor": 1 / 127.5, "rescale_offset": True}, True),
+    "mobilevit": ("MobileViT", CLIPPED, True),
+    "mobilevit_rgb": ("MobileViT", {**CLIPPED, "do_flip_channel_order": False}, True),
+    "mobilenet_v2": ("MobileNetV2", CLIPPED, True),
+    "beit": ("Beit", {**CLIPPED, "size": {"height": 46, "width": 46}, "do_center_crop": True}, True),
+    "clip": ("CLIP", CLIPPED, True),
+    "siglip": ("Siglip", {"size": SIZE}, True),
+    "levit": ("Levit", {"size": {"shortest_edge": 40}, "crop_size": CROP}, True),
+    "poolformer": ("PoolFormer", {"size": {"shortest_edge": 40}, "crop_size": CROP, "crop_pct": 0.9}, False),
+    "bit": ("Bit", CLIPPED, True),
+    "perceiver": ("Perceiver", {"size": SIZE, "crop_size": {"height": 46, "width": 46}}, True),
+    "pvt": ("Pvt", {"size": SIZE}, True),
+    "segformer": ("Segformer", {"size": SIZE}, True),
+    "textnet": ("TextNet", {"size": {"shortest_edge": 64}}, False),
+    "donut": ("Donut", {"size": SIZE}, False),
+}
+
+
+@pytest.mark.parametrize("kind", list(IMAGE_PROCESSORS))
+def test_an_image_processor_makes_the_pixels_that_the_model_was_trained_on(kind, tokenizer, tmp_path):
+    name, settings, same_class = IMAGE_PROCESSORS[kind]
+    source = getattr(transformers, f"{name}ImageProcessorPil")(**settings)
+    source.save_pretrained(tmp_path / "vision")
+    MeglProcessor(load_image_processor(tmp_path / "vision"), tokenizer).save_pretrained(tmp_path / "megl")
+    processor = MeglProcessor.from_pretrained(tmp_path / "megl")
+    assert (type(processor.image_processor) is type(source)) == same_class
+    side = 64 if kind == "textnet" else 40
+    assert (processor.image_processor.size["height"], processor.image_processor.size["width"]) == (side, side)
+
+    picture = random_picture(side, side)
+    expected = source([picture], do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
+    found = processor(images=picture)["pixel_values"]
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+    if kind in ("efficientnet", "mobilevit", "vit_rescaled", "vit_of_bytes", "efficientnet_offset"):
+        plain = make_image_processor((40, 40), source.image_mean, source.image_std)
+        assert (plain([picture], return_tensors="pt")["pixel_values"] - expected).abs().max() > 0.1
+
+    # The whole of a picture that is larger, and its mask with it, whatever happens to colours.
+    corner = np.zeros((2 * side, 3 * side), dtype=np.uint8)
+    corner[:8, -8:] = 255
+    corner = Image.fromarray(corner)
+    batch = processor(images=[corner], visual_explanations=[corner])
+    (mask,) = batch["visual_explanations"]
+    assert (
+        mask.shape == (side, side) and mask[0, -1] == 1 and mask[side // 2 :].max() == mask[:, : side // 2].max() == 0
+    )
+    black, white = (processor(images=Image.new("RGB", (5, 5), c))["pixel_values"] for c in ("black", "white"))
+    masks = (batch["pixel_values"] - black) / (white - black)
+    torch.testing.assert_close(masks.clamp(0, 1)[0], mask.expand(3, -1, -1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "Siglip2",
+            {},
+            r"Siglip2ImageProcessorPil, makes no `pixel_values` of shape \(1, 3, height, width\) of a picture",
+        ),
+        ("ImageGPT", {}, r"ImageGPTImageProcessorPil, makes no `pixel_values` of shape \(1, 3, height, width\)"),
+        ("GLPN", {}, r"makes pictures of several sizes: of 320 x 320 pixels \(320, 320\), of 640 x 640 \(640, 640\)"),
+        ("ViT", {"do_resize": False}, "makes pictures of several sizes: .*. Give it `do_resize` and a `size`"),
+    ],
+)
+def test_an_image_processor_without_one_size_is_refused(name, settings, message, tmp_path):
+    getattr(transformers, f"{name}ImageProcessorPil")(**settings).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_image_processor(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+OWN_CODE = """
+from transformers import ViTImageProcessorPil
+
+class OwnImageProcessor(ViTImageProcessorPil):
+    def normalize(self, image, mean, std, **kwargs):
+        return {normalize}
+"""
+
+
+@pytest.mark.parametrize("as_usual", [True, False])
+def test_an_image_processor_with_code_of_its_own(as_usual, tmp_path, modules_cache):
+    normalize = "super().normalize(image, mean, std)" if as_usual else "image ** 2"
+    (tmp_path / "own.py").write_text(OWN_CODE.format(normalize=normalize))
+    ViTImageProcessorPil(size=SIZE).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    auto_map = {"AutoImageProcessor": "own.OwnImageProcessor"}
+    path.write_text(json.dumps({**settings, "image_processor_type": "OwnImageProcessor", "auto_map": auto_map}))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_image_processor(tmp_path, trust_remote_code=False)
+    if as_usual:  # which needs none of that code
+        assert type(load_image_processor(tmp_path, trust_remote_code=True)) is ViTImageProcessorPil
+    else:
+        with pytest.raises(ValueError, match="OwnImageProcessor, cannot resize a whole picture to 40 x 40 pixels and"):
+            load_image_processor(tmp_path, trust_remote_code=True)
+
+
+def test_vision_models_that_need_another_package_are_refused(tmp_path):
+    save_file({}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    AutoConfig.for_model("dinat").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"needs a package that is not installed: .* requires the natten") as caught:
+        MeglForImageClassification.from_vision_text_pretrained(str(tmp_path), {"model_type": "llama"}, ["a", "b"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_the_vision_model_does_not_take_is_refused_when_composing(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes)).save_pretrained(tmp_path)
+    text = {**TEXT_PRESETS["llama-tiny"], "vocab_size": 64}
+    for side, fits in ((32, True), (48, False)):
+        ViTImageProcessorPil(size={"height": side, "width": side}).save_pretrained(tmp_path)
+        if fits:
+            MeglForImageClassification.from_vision_text_pretrained(str(tmp_path), text, ["a", "b"])
+            continue
+        with pytest.raises(ValueError, match=r"\(batch_size, 3, 48, 48\): Input image size \(48\*48\) doesn't match"):
+            MeglForImageClassification.from_vision_text_pretrained(str(tmp_path), text, ["a", "b"])
 
 
 def test_gguf_paths():

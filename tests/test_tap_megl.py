@@ -3,8 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_vision import VISION_MODELS, make_vision_model, random_images, run
+from tiny_vision import (
+    MORE_VISION_MODELS,
+    TRANSFORMER,
+    VISION_MODELS,
+    make_model_of,
+    make_vision_model,
+    random_images,
+    run,
+)
+from transformers import AutoConfig
+from transformers.modeling_outputs import ImageClassifierOutput
 
+from modeling_megl.configuration_megl import infer_image_size
 from modeling_megl.tap_megl import count_prefix_tokens, find_tap, open_tap, probe_tap, token_grid
 
 
@@ -125,7 +136,302 @@ def test_tap_is_found_from_the_structure(model_type):
     maps.sum().backward()
 
 
-@pytest.mark.parametrize(("model_type", "before"), [("swin", "swin.encoder.layers.1"), ("ijepa", "ijepa.layers.1")])
+def grid_of(model, name, images):
+    """The features at the tap."""
+    with torch.no_grad(), open_tap(model, name, tuple(images.shape[2:]), create_graph=False) as tap:
+        tap(images)
+    return tap.to_grid(tap.output)
+
+
+@pytest.mark.parametrize("model_type", list(MORE_VISION_MODELS))
+def test_tap_of_further_kinds_lies_over_the_picture(model_type):
+    settings, name, num_prefix_tokens, grid = MORE_VISION_MODELS[model_type]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **settings)
+    model = make_model_of(config)
+    shape = infer_image_size(config)
+    assert (find_tap(model), count_prefix_tokens(model)) == (name, num_prefix_tokens)
+    channels = probe_tap(model, None, shape)
+    # What is changed in a corner of the picture changes the map's cells in that corner most.
+    images = random_images(1, 3, *shape).repeat(3, 1, 1, 1)
+    side = shape[0] // grid
+    images[1, :, :side, -side:] *= -1
+    images[2, :, -side:, :side] *= -1
+    features = grid_of(model, None, images)
+    assert features.shape == (3, channels, grid, grid)
+    change = (features[1:] - features[:1]).abs().sum(dim=1)
+    for found, (row, column) in zip(change, [(0, grid - 1), (grid - 1, 0)], strict=True):
+        top, left = divmod(int(found.argmax()), grid)
+        assert max(abs(top - row), abs(left - column)) <= int(grid > 2)
+    maps, _ = run(model, images)
+    assert maps.amax(dim=(1, 2)).max() == 1
+
+
+REFUSED = {
+    "vit_mae": (TRANSFORMER, r"ViTMAEModel answers the same picture differently each time, also in evaluation mode"),
+    "vit_mae_unmasked": (
+        {**TRANSFORMER, "model_type": "vit_mae", "mask_ratio": 0.0},
+        "ViTMAEModel answers the same picture differently each time .* mask or shuffle their patches",
+    ),
+    "siglip2_vision_model": (
+        {**TRANSFORMER, "num_patches": 16},
+        r"Siglip2VisionModel does not give class `logits` for `pixel_values` alone of shape \(batch_size, 3, 32, 32\):"
+        r" .* Its `forward` takes pixel_values, pixel_attention_mask, spatial_shapes",
+    ),
+    "pp_lcnet": (
+        {"scale": 0.25},
+        "PPLCNetForImageClassification does not give class `logits` .* no attribute 'logits'",
+    ),
+    "imagegpt": (
+        {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 33},
+        "ImageGPTForImageClassification does not give class `logits` .* Its `forward` takes input_ids",
+    ),
+    "perceiver": (
+        {
+            "num_latents": 8,
+            "d_latents": 16,
+            "num_self_attends_per_block": 1,
+            "num_self_attention_heads": 2,
+            "num_cross_attention_heads": 2,
+            "architectures": ["PerceiverForImageClassificationConvProcessing"],
+        },
+        "8 patch tokens do not tile an image of 32 x 32 pixels",
+    ),
+    "lw_detr_vit": (
+        {**TRANSFORMER, "num_windows": 4},
+        "The output of the module 'backbone.encoder.layer.1' of LwDetrViTBackbone has 4 rows for 1 pictures",
+    ),
+    "yolos": ({**TRANSFORMER, "image_size": [32, 32], "num_detection_tokens": 4}, "20 patch tokens do not tile"),
+    "sam_vision_model": (
+        {**TRANSFORMER, "output_channels": 8, "window_size": 2, "global_attn_indexes": [1], "num_pos_feats": 8},
+        "SamVisionModel does not give .*: its pooled features have 8 channels, where its config says 16",
+    ),
+    "videomae": (TRANSFORMER, r"VideoMAEModel does not give class `logits` .* \(expected 5, got 4\)"),
+    "mgp-str": (
+        {**TRANSFORMER, "image_size": [32, 32], "distilled": False},
+        "No stack of layers was found in MgpstrForSceneTextRecognition: name the module",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(REFUSED))
+def test_models_without_an_answer_or_a_grid_are_refused_for_their_true_reason(kind):
+    settings, message = REFUSED[kind]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{"model_type": kind, "image_size": 32, **settings})
+    with pytest.raises(ValueError, match=message) as caught:
+        probe_tap(make_model_of(config), None, 32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["blip", "chinese_clip", "owlvit_vision_model", "metaclip_2_vision_model"])
+def test_models_that_are_no_vision_encoders_are_refused(model_type):
+    with pytest.raises(ValueError, match="take an image classifier or a vision encoder") as caught:
+        make_model_of(AutoConfig.for_model(model_type))
+    assert model_type in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image_size", [24, (32, 48)])
+def test_a_size_that_the_model_does_not_take_is_refused(image_size):
+    height, width = (24, 24) if image_size == 24 else image_size
+    message = rf"ViTForImageClassification does not give .* \(batch_size, 3, {height}, {width}\): Input image size"
+    with pytest.raises(ValueError, match=message):
+        probe_tap(make_vision_model("vit"), None, image_size)
+
+
+def test_stages_that_the_class_token_has_not_joined():
+    settings, _, _, _ = MORE_VISION_MODELS["pvt"]
+    torch.manual_seed(0)
+    model = make_model_of(AutoConfig.for_model("pvt", **settings))
+    assert grid_of(model, "pvt.encoder.block.2.0", random_images(1, 3, 64, 64)).shape == (1, 32, 4, 4)
+    assert probe_tap(model, "pvt.encoder.block.2.0", 64) == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (AutoConfig.for_model("vit", image_size=384), (384, 384)),
+        (AutoConfig.for_model("vit", image_size=[48, 32]), (48, 32)),
+        (AutoConfig.for_model("textnet", image_size=(640, 512)), (640, 512)),
+        (AutoConfig.for_model("resnet"), (224, 224)),
+        (AutoConfig.for_model("clip", vision_config={"image_size": 336}), (336, 336)),
+        (AutoConfig.for_model("timm_wrapper", pretrained_cfg={"input_size": (3, 288, 320)}), (288, 320)),
+    ],
+)
+def test_image_size_of_any_config(config, size):
+    assert infer_image_size(config) == size
+
+
+class Permuted(torch.nn.Module):
+    """A model whose tokens come in another order, or with one row of the grid in another's place."""
+
+    def __init__(self, model, order):
+        super().__init__()
+        self.config, self.model, self.order = model.config, model, order
+        self.last = torch.nn.Identity()
+        model.ijepa.layernorm.register_forward_hook(lambda module, args, output: self.last(output[:, order]))
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values)
+
+
+def test_tokens_in_another_order_are_refused():
+    rows = torch.arange(16).view(4, 4)
+    model = make_vision_model("ijepa")
+    assert probe_tap(Permuted(model, rows.flatten()), "last", 32) == 16
+    for order, axis in ((rows.T, "rows"), (rows.flip(1), "columns"), (rows[[2, 0, 3, 1]], "rows")):
+        model = Permuted(make_vision_model("ijepa"), order.flatten())
+        with pytest.raises(ValueError, match=f"`saliency_layer='last'` does not lie over the picture .* other {axis}"):
+            probe_tap(model, "last", 32)
+
+
+class Drawn(torch.nn.Module):
+    """Answers with noise, a little or a lot."""
+
+    def __init__(self, model, noise):
+        super().__init__()
+        self.config, self.model, self.noise = model.config, model, noise
+
+    def forward(self, pixel_values):
+        logits = self.model(pixel_values).logits
+        return ImageClassifierOutput(logits=logits + self.noise * logits.abs().mean() * torch.randn_like(logits))
+
+
+def test_answers_that_are_drawn_are_refused():
+    torch.manual_seed(0)
+    assert probe_tap(Drawn(make_vision_model("resnet"), 0), "model.resnet.encoder.stages.1", 32) == 16
+    with pytest.raises(ValueError, match="Drawn answers the same picture differently each time"):
+        probe_tap(Drawn(make_vision_model("resnet"), 0.1), "model.resnet.encoder.stages.1", 32)
+
+
+def test_a_probe_leaves_the_model_and_the_random_numbers_as_they_were():
+    model = make_vision_model("resnet").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    probe_tap(model, None, 32)
+    assert model.training and torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.vit = None
+    with pytest.raises(ValueError, match="`saliency_layer='nothing'` is no module of ResNetForImageClassification"):
+        probe_tap(model, "nothing", 32)
+    assert model.training
+
+
+# ---- What happens to the tap's output behind it ----
+
+
+class InPlace(torch.nn.Module):
+    """A tap whose output is changed in place, shares memory with others, or comes several times."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config, self.kind = None, kind
+        self.stem, self.conv = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = torch.nn.Linear(4, 3)
+
+    def forward(self, pixel_values):
+        hidden = self.conv(self.stem(pixel_values))
+        if self.kind == "several calls":
+            hidden = self.conv(hidden.tanh())
+        if self.kind == "in place":
+            hidden.add_(0.1)
+            behind = F.relu(hidden, inplace=True)
+        else:
+            behind = (hidden + 0.1).relu()
+        return ImageClassifierOutput(logits=self.fc(behind.tanh().mean(dim=(2, 3))))
+
+
+class View(InPlace):
+    """The tap gives a view of a tensor that is changed in place."""
+
+    class Part(torch.nn.Module):
+        def forward(self, hidden):
+            return hidden[:, :4]
+
+    def __init__(self, in_place):
+        super().__init__("view")
+        self.in_place, self.part = in_place, self.Part()
+
+    def forward(self, pixel_values):
+        hidden = self.stem(pixel_values)
+        both = torch.cat([hidden, hidden], dim=1)
+        half = self.part(both)
+        half = half.relu_() if self.in_place else half.relu()
+        return ImageClassifierOutput(logits=self.fc(half.tanh().mean(dim=(2, 3))))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize(
+    ("model", "expected", "name"),
+    [
+        (InPlace("in place"), InPlace("by hand"), "conv"),
+        (View(in_place=True), View(in_place=False), "part"),
+    ],
+    ids=["activation", "view"],
+)
+def test_what_follows_the_tap_may_work_in_place(model, expected, name, create_graph):
+    images, target = random_images(2, 3, 8, 8) - 0.5, torch.tensor([0, 2])
+    results = []
+    for each in (model, expected):
+        each.zero_grad()
+        with torch.set_grad_enabled(create_graph), open_tap(each, name, (8, 8), create_graph) as tap:
+            logits = tap(images)
+        assert tap.output.min() < 0, "the features are those before the activation"
+        maps, _ = run(each, images, target, create_graph=create_graph, name=name, method="hires_cam")
+        if create_graph:
+            (maps * random_images(2, 8, 8)).sum().backward()
+        gradients = {n: p.grad for n, p in each.named_parameters() if create_graph and p.grad is not None}
+        results.append((logits, tap.output, maps, gradients))
+    (logits, features, maps, gradients), (*others, expected_gradients) = results
+    for found, wanted in zip((logits, features, maps), others, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert maps.max() == 1
+    if create_graph:
+        assert_same((maps.detach(), gradients), (others[2].detach(), expected_gradients))
+
+
+def test_features_are_what_the_module_gave_also_where_that_is_in_place():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(inplace=True), torch.nn.Flatten())
+    model.config, images = None, random_images(1, 3, 8, 8) - 0.5
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.config = model, None
+
+        def forward(self, pixel_values):
+            return ImageClassifierOutput(logits=self.body(pixel_values))
+
+    for create_graph in (False, True):
+        with open_tap(Logits(), "body.1", (8, 8), create_graph) as tap:
+            logits = tap(images)
+        torch.testing.assert_close(tap.output, model[0](images).relu())
+        (gradient,) = torch.autograd.grad(logits[0, 5], tap.output)
+        assert gradient.flatten().nonzero().tolist() == [[5]]
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_of_a_module_that_runs_several_times_the_last_output_counts(create_graph):
+    images, model = random_images(2, 3, 8, 8) - 0.5, InPlace("several calls")
+    with open_tap(model, "conv", (8, 8), create_graph) as tap:
+        logits = tap(images)
+        (gradient,) = torch.autograd.grad(logits[:, 0].sum(), tap.output)
+    hidden = model.conv(model.conv(model.stem(images)).tanh()).detach().requires_grad_()
+    expected = model.fc((hidden + 0.1).relu().tanh().mean(dim=(2, 3)))
+    torch.testing.assert_close(tap.output, hidden)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected[:, 0].sum(), hidden)[0])
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "before"),
+    [
+        ("swin", "swin.encoder.layers.1"),
+        ("ijepa", "ijepa.layers.1"),
+        ("focalnet", "focalnet.encoder.stages.1"),
+    ],
+)
 def test_behind_the_last_norm_a_score_is_the_sum_of_its_map_and_before_it_has_none(model_type, before):
     model = make_vision_model(model_type)
     torch.nn.init.normal_(model.classifier.bias)
@@ -134,7 +440,7 @@ def test_behind_the_last_norm_a_score_is_the_sum_of_its_map_and_before_it_has_no
         with open_tap(model, name, (32, 32), create_graph=False) as tap:
             logits = tap(random_images(2, 3, 32, 32))
             (gradients,) = torch.autograd.grad(logits[:, 1].sum(), tap.output)
-        return (tap.output * gradients).sum(dim=(1, 2)), logits[:, 1] - model.classifier.bias[1]
+        return (tap.output * gradients).flatten(1).sum(dim=1), logits[:, 1] - model.classifier.bias[1]
 
     found, expected = summed(None)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

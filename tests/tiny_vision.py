@@ -54,6 +54,13 @@ VISION_MODELS = {
     "mobilenet_v2": ({"depth_multiplier": 0.1, "output_stride": 8}, "mobilenet_v2.conv_1x1", 0),
     "clip_vision_model": (TRANSFORMER, "backbone.encoder.layers.1.layer_norm1", 1),
     "siglip_vision_model": (TRANSFORMER, "backbone.post_layernorm", 0),
+    "aimv2_vision_model": (TRANSFORMER, "backbone.rms_norm", 0),
+    "pixio": (TRANSFORMER, "backbone.layers.1.layernorm_before", 8),
+    "focalnet": (
+        {**STAGES, "embed_dim": 8, "focal_levels": [1, 1], "focal_windows": [3, 3], "patch_size": 4},
+        "focalnet.layernorm",
+        0,
+    ),
     # Exists as an `AutoBackbone` alone.
     "rt_detr_resnet": (
         {**STAGES, "embedding_size": 8, "layer_type": "basic", "out_features": ["stage2"]},
@@ -63,9 +70,109 @@ VISION_MODELS = {
 }
 
 
+_PYRAMID = {"image_size": 64, "depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}
+_DUAL = {
+    "vision_config": {**TRANSFORMER, "image_size": 32},
+    "text_config": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2},
+}
+
+# Further kinds, at image sizes of their own: settings, the name of the tap, its class and register tokens, its grid.
+MORE_VISION_MODELS = {
+    "bit": ({**STAGES, "embedding_size": 8, "num_groups": 2}, "bit.encoder.stages.1", 0, 28),
+    "clip": ({**_DUAL, "projection_dim": 8}, "vision_model.encoder.layers.1.layer_norm1", 1, 4),
+    "siglip": (_DUAL, "vision_model.post_layernorm", 0, 4),
+    "cvt": (
+        {"embed_dim": [8, 16, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3]},
+        "cvt.encoder.stages.2.layers.2.layernorm_before",
+        1,
+        14,
+    ),
+    "data2vec-vision": ({**TRANSFORMER, "image_size": 32}, "data2vec_vision.encoder.layer.1.layernorm_before", 1, 4),
+    "dinov3_vit": (
+        {**TRANSFORMER, "image_size": 32, "num_register_tokens": 4},
+        "backbone.model.layer.1.norm1",
+        5,
+        4,
+    ),
+    "donut-swin": ({**WINDOWS, "image_size": 32}, "donut.encoder.layers.1", 0, 4),
+    "glpn": (
+        {**_PYRAMID, "num_attention_heads": [1, 1, 2, 2], "image_size": 224},
+        "backbone.encoder.layer_norm.3",
+        0,
+        7,
+    ),
+    "hiera": (
+        {
+            "embed_dim": 8,
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+            "image_size": [32, 32],
+            "num_query_pool": 1,
+            "masked_unit_size": [4, 4],
+            "masked_unit_attention": [True, False],
+        },
+        "hiera.encoder.stages.1",
+        0,
+        4,
+    ),
+    "internvl_vision": (
+        {**TRANSFORMER, "image_size": [32, 32], "patch_size": [8, 8]},
+        "backbone.encoder.layer.1.layernorm_before",
+        1,
+        4,
+    ),
+    "poolformer": (_PYRAMID, "poolformer.encoder.block.3.0", 0, 2),
+    "pvt": (
+        {**_PYRAMID, "hidden_sizes": [16, 16, 32, 32], "num_attention_heads": [1, 2, 2, 2]},
+        "pvt.encoder.block.3.0.layer_norm_1",
+        1,
+        2,
+    ),
+    "pvt_v2": (
+        {**_PYRAMID, "hidden_sizes": [16, 16, 32, 32], "num_attention_heads": [1, 2, 2, 2]},
+        "pvt_v2.encoder.layers.3.layer_norm",
+        0,
+        2,
+    ),
+    "regnet": ({**STAGES, "embedding_size": 8, "groups_width": 4}, "regnet.encoder.stages.1", 0, 28),
+    "sapiens2": ({**TRANSFORMER, "image_size": 32}, "backbone.model.layer.1.norm1", 9, 4),
+    "segformer": (
+        {**_PYRAMID, "num_attention_heads": [1, 1, 2, 2]},
+        "segformer.stages.3.layer_norm",
+        0,
+        2,
+    ),
+    "swiftformer": (
+        {"image_size": 128, "depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]},
+        "swiftformer.encoder.network.6",
+        0,
+        4,
+    ),
+    "swinv2": ({**WINDOWS, "image_size": 32}, "swinv2.layernorm", 0, 4),
+    "textnet": (
+        {"image_size": [64, 64], "hidden_sizes": [8, 8, 8, 16, 16], "stem_num_channels": 3, "stem_out_channels": 8},
+        "textnet.encoder.stages.3",
+        0,
+        2,
+    ),
+    "vitdet": (
+        {**TRANSFORMER, "image_size": 32, "window_block_indices": [], "residual_block_indices": []},
+        "backbone.encoder.layer.1",
+        0,
+        4,
+    ),
+}
+
+
 def make_vision_model(model_type, seed=0, **settings):
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **{**VISION_MODELS[model_type][0], "image_size": 32, **settings})
+    default = VISION_MODELS.get(model_type, ({},))[0]
+    config = AutoConfig.for_model(model_type, **{"image_size": 32, **default, **settings})
+    return make_model_of(config)
+
+
+def make_model_of(config):
+    """A random model of three classes, in evaluation mode."""
     config.num_labels = 3
     if type(config) in AutoModelForImageClassification._model_mapping:
         return AutoModelForImageClassification.from_config(config).eval()
