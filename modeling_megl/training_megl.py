@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from .frozen_megl import FrozenLayers
@@ -514,18 +515,26 @@ def add_lora(model, rank):
     """
     A `PeftModel` that trains low-rank adapters (Hu et al. 2021) on the language model's linear layers, and the vision
     model and the grounding in full.
+
+    Raises:
+        `ValueError`: where `rank` is not positive, and where the language model has no linear layer.
     """
+    if rank < 1:
+        raise ValueError(f"`lora_rank` must be 1 or more, got {rank}.")
     head = model.get_output_embeddings()
-    layers = {
-        name.rsplit(".", 1)[-1]
+    # GPT-2 and its kind have `Conv1D`, a linear layer whose weight is transposed.
+    layers = [
+        f"language_model.{name}"
         for name, module in model.language_model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    if not layers:
+        raise ValueError(
+            f"`lora_rank` needs a language model with linear layers, {type(model.language_model).__name__} has none: "
+            "leave it out."
+        )
     config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=rf"language_model\..*\.({'|'.join(sorted(layers))})",
-        modules_to_save=["vision_model", "grounding"],
+        r=rank, lora_alpha=2 * rank, target_modules=layers, modules_to_save=["vision_model", "grounding"]
     )
     return get_peft_model(model, config)
 
