@@ -184,7 +184,7 @@ class MeglConfig(PreTrainedConfig):
                 f"{self.num_evidence_tokens}."
             )
         self.id2label = self.id2label  # now that there is a vision config to hear of it
-        self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         if self.feature_size is None:
             self.feature_size = infer_feature_size(self.vision_config)
         # Written into config.json, so that every Auto class finds its code in a saved checkpoint.

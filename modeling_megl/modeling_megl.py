@@ -488,15 +488,16 @@ class MeglForImageClassification(MeglPreTrainedModel):
             )
         if options.get("max_length") is not None:
             raise ValueError("`max_length` would count the evidence and the prompt: pass `max_new_tokens`.")
-        text_config, limit = self.config.text_config, max_positions(self.config.text_config)
+        limit = max_positions(self.config.text_config)
         if limit is not None and length >= limit:
             raise ValueError(
                 f"Evidence and prompt have {length} tokens, which leaves nothing for a rationale: the language model "
                 f"takes {limit}. Shorten the class names or the processor's `rationale_prompt`."
             )
         wanted = options.pop("max_new_tokens", None) or 40
-        eos_token_id = text_config.eos_token_id
-        pad_token_id = text_config.pad_token_id
+        # Not every config has these fields.
+        text_config = self.config.text_config.get_text_config()
+        eos_token_id, pad_token_id = (getattr(text_config, f"{name}_token_id", None) for name in ("eos", "pad"))
         if pad_token_id is None or pad_token_id < 0:
             pad_token_id = eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
         defaults = {
@@ -657,7 +658,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             language model has not, and where texts are longer than it takes.
         """
         processor.check_prompts(self.config.id2label.values())
-        text_config, rows = self.config.text_config, self.get_input_embeddings().weight.shape[0]
+        text_config, rows = self.config.text_config.get_text_config(), self.get_input_embeddings().weight.shape[0]
         last = max(processor.tokenizer.get_vocab().values())
         if last >= rows:
             raise ValueError(
@@ -670,7 +671,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 f"`max_rationale_length={processor.max_rationale_length}` and {num_tokens} tokens of evidence are "
                 f"more than the {limit} that the language model takes: choose {limit - num_tokens} or less."
             )
-        eos, known = processor.tokenizer.eos_token_id, text_config.eos_token_id
+        eos, known = processor.tokenizer.eos_token_id, getattr(text_config, "eos_token_id", None)
         if known is None:
             text_config.eos_token_id = eos
         elif eos not in (known if isinstance(known, list) else [known]):

@@ -194,7 +194,9 @@ class MeglProcessor(ProcessorMixin):
     def _rationale_ids(self, rationale):
         if not isinstance(rationale, str) or not rationale.strip():
             raise ValueError(f"A rationale must be a text that is not blank, got {rationale!r}.")
-        return self.tokenizer(" " + rationale.strip(), add_special_tokens=False)["input_ids"]
+        # A text that quotes the end-of-text token does not end there.
+        text = " " + rationale.strip()
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _pad_token_id(self):
         # Language models without a pad token are padded with the end of text, which the attention mask hides.

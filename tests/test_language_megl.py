@@ -191,6 +191,14 @@ def test_lora_trains_the_language_models_linear_layers_whatever_their_class(name
     assert not any("lm_head" in key for key in adapters)
 
 
+def test_lora_leaves_routers_alone(make, batch):
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+    model = add_lora(make("phimoe", {**LLAMA, **experts}), rank=2).train()
+    adapted = {name.split(".lora_B")[0].rsplit(".")[-1] for name, _ in model.named_parameters() if "lora_B" in name}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    model(**batch).loss.backward()
+
+
 def test_lora_of_no_rank_and_without_layers_is_refused(make):
     for rank in (0, -2):
         with pytest.raises(ValueError, match=f"`lora_rank` must be 1 or more, got {rank}"):
@@ -200,6 +208,18 @@ def test_lora_of_no_rank_and_without_layers_is_refused(make):
     message = "`lora_rank` needs a language model with linear layers, GPT2LMHeadModel has none"
     with pytest.raises(ValueError, match=message):
         add_lora(model, 2)
+
+
+def test_language_model_whose_config_has_no_padding_token(make, processor):
+    model = make("codegen", WORKING["codegen"])
+    text_config = model.config.text_config
+    del text_config.pad_token_id
+    assert not hasattr(text_config, "pad_token_id")
+    text_config.eos_token_id = None
+    inputs = {**processor.prompts(["cat"]), "evidence_tokens": torch.zeros(1, 3, 16), "max_new_tokens": 5}
+    assert model.generate_rationales(**inputs).shape == (1, 5)
+    model.match_processor(processor)
+    assert text_config.eos_token_id == processor.tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,14 @@ def test_a_tokenizer_without_an_end_of_text_is_refused(processor):
         MeglProcessor(processor.image_processor, tokenizer)
 
 
+def test_a_rationale_that_quotes_the_end_of_text_does_not_end_there(processor, tokenizer):
+    batch = processor(label_names=["owl"], rationales=["<eos> is <pad>"])
+    labels = batch["rationale_labels"][0]
+    assert (labels == tokenizer.eos_token_id).sum() == 1 and labels[-1] == tokenizer.eos_token_id
+    assert tokenizer.pad_token_id not in labels
+    assert processor.batch_decode_rationales(batch["rationale_labels"]) == ["<eos> is <pad>"]
+
+
 def test_prompts_are_padded_on_the_left(processor, tokenizer):
     batch = processor.prompts(["cat", "polar bear"])
     short, long = (tokenizer.encode(f"This is a {name} because") for name in ("cat", "polar bear"))
