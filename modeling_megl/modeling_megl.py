@@ -235,7 +235,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             self.vision_model = MeglPooledClassifier(config.vision_config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         # Some language models have embeddings that are narrower than their layers.
-        self.grounding = MeglGrounding(config, self.get_input_embeddings().weight.shape[1])
+        self.grounding = MeglGrounding(config, self.get_input_embeddings().embedding_dim)
         self.post_init()
 
     def get_input_embeddings(self):
@@ -474,7 +474,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         """What `generate` is told about a prompt of `length` tokens, evidence included."""
         if generation_config is not None:
             options = {**generation_config.to_diff_dict(), **options}
-            del options["transformers_version"]
+            options.pop("transformers_version", None)
         for name in _OTHER_ANSWERS:
             if options.get(name):
                 raise ValueError(
@@ -494,7 +494,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 f"Evidence and prompt have {length} tokens, which leaves nothing for a rationale: the language model "
                 f"takes {limit}. Shorten the class names or the processor's `rationale_prompt`."
             )
-        wanted = options.pop("max_new_tokens", None) or 40
+        wanted = options.pop("max_new_tokens", None)
+        wanted = 40 if wanted is None else wanted
         # Not every config has these fields.
         text_config = self.config.text_config.get_text_config()
         eos_token_id, pad_token_id = (getattr(text_config, f"{name}_token_id", None) for name in ("eos", "pad"))
@@ -658,7 +659,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             language model has not, and where texts are longer than it takes.
         """
         processor.check_prompts(self.config.id2label.values())
-        text_config, rows = self.config.text_config.get_text_config(), self.get_input_embeddings().weight.shape[0]
+        text_config, rows = self.config.text_config.get_text_config(), self.get_input_embeddings().num_embeddings
         last = max(processor.tokenizer.get_vocab().values())
         if last >= rows:
             raise ValueError(
