@@ -7,7 +7,10 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.configuration_utils import SubConfigSpec
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, resolve_trust_remote_code
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # Small language models that are trained from scratch; `vocab_size` comes from the tokenizer.
 _LLAMA_SMALL = {
@@ -127,7 +130,8 @@ class MeglConfig(PreTrainedConfig):
             [`~MeglForImageClassification.grounding_maps`]. `"uniform"`: every cell alike. `"random"`: the saliency map
             with its cells shuffled. `"visual_explanation"`: the human mask where one is given.
         id2label (`dict[int, str]`, *optional*):
-            Names of the classes; the rationale's prompt uses them.
+            Names of the classes, of ids 0, 1, …; the rationale's prompt uses them, and the vision model's head has a
+            row for each. `from_pretrained(..., id2label=..., ignore_mismatched_sizes=True)` makes a head for others.
 
     Example:
 
@@ -171,16 +175,16 @@ class MeglConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        if self.id2label is not None or self.label2id is not None:
+            self.id2label = _classes(self.id2label, self.label2id, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
         if self.num_evidence_tokens < 2:
             raise ValueError(
                 "`num_evidence_tokens` must be 2 or more, for what the map shows and where it lies, got "
                 f"{self.num_evidence_tokens}."
             )
-        # The head belongs to the vision model, so both configs must speak of the same classes.
-        self.vision_config.id2label = dict(self.id2label)
-        self.vision_config.label2id = {name: label for label, name in self.id2label.items()}
-        self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
+        self.id2label = self.id2label  # now that there is a vision config to hear of it
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         if self.feature_size is None:
             self.feature_size = infer_feature_size(self.vision_config)
         # Written into config.json, so that every Auto class finds its code in a saved checkpoint.
@@ -197,6 +201,14 @@ class MeglConfig(PreTrainedConfig):
                 ("image-classification", "MeglImageClassificationPipeline"),
             )
         }
+
+    def __setattr__(self, name, value):
+        # The head belongs to the vision model, so both configs must speak of the same classes, whoever names them.
+        super().__setattr__(name, value)
+        if name == "id2label" and value and isinstance(self.__dict__.get("vision_config"), PreTrainedConfig):
+            for config in (self, self.vision_config):
+                config.__dict__["id2label"] = {int(label): class_name for label, class_name in value.items()}
+                config.__dict__["label2id"] = {class_name: int(label) for label, class_name in value.items()}
 
     @classmethod
     def from_preset(cls, name, labels, **text_kwargs):
@@ -218,19 +230,90 @@ class MeglConfig(PreTrainedConfig):
         )
 
     @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As `PreTrainedConfig.from_dict`; classes in `kwargs` (`id2label`, `label2id`, `num_labels`)
+        replace those of the dict."""
+        id2label, label2id, num_labels = (kwargs.pop(name, None) for name in ("id2label", "label2id", "num_labels"))
+        if id2label is None and label2id is None and num_labels not in (None, len(config_dict.get("id2label") or ())):
+            id2label = {label: f"LABEL_{label}" for label in range(num_labels)}  # as Transformers names them
+        if id2label is not None or label2id is not None:
+            config_dict = {**config_dict, "id2label": _classes(id2label, label2id, num_labels), "label2id": None}
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, trust_remote_code=None, **kwargs):
         """
         As `PreTrainedConfig.from_pretrained`; besides, a vision model that brings its own code (an `auto_map` in
-        `vision_config`) is registered first. That code runs only if it is trusted: by `trust_remote_code=True`, or
-        because this class itself was already loaded, with trust, from the code of a checkpoint.
+        `vision_config`) is registered first. That code runs only if it is trusted: by `trust_remote_code=True`, or,
+        where nothing is said, because this class itself was loaded, with trust, from the code of a checkpoint, or the
+        code was before. `trust_remote_code=False` refuses it in any case.
+
+        Raises:
+            `ValueError`: where the checkpoint is no MEGL model, and where its code is not trusted.
         """
         config_dict, _ = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is no MEGL model: its `model_type` is "
+                f"{config_dict.get('model_type')!r}, expected {cls.model_type!r}. `init_megl.py` makes a MEGL model "
+                "of a vision and a language model."
+            )
         vision_config = config_dict.get("vision_config") or {}
-        if vision_config.get("model_type") not in CONFIG_MAPPING and "auto_map" in vision_config:
-            trust_remote_code = trust_remote_code or cls.__module__.startswith("transformers_modules.")
-            resolve_trust_remote_code(trust_remote_code, str(pretrained_model_name_or_path), False, True)
+        known = trust_remote_code is None and vision_config.get("model_type") in CONFIG_MAPPING
+        if trust_remote_code is None and (known or cls.__module__.startswith(_REMOTE)):
+            trust_remote_code = True
+        if check_remote_code(vision_config, pretrained_model_name_or_path, trust_remote_code) and not known:
             _register_vision_code(vision_config, pretrained_model_name_or_path, kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # "auto" is the model's business: the config keeps the type that the checkpoint has.
+        auto = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if kwargs.get(name) == "auto"}
+        config = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return (config[0], {**config[1], **auto}) if isinstance(config, tuple) else config
+
+
+# Where Transformers imports the code of checkpoints to.
+_REMOTE = "transformers_modules."
+
+
+def check_remote_code(config_dict, name, trust_remote_code):
+    """
+    Whether a model's code lies in its checkpoint; named in a warning where that is another repository.
+
+    Args:
+        config_dict (`dict`): The model's config.
+        name (`str`): The checkpoint, for errors.
+        trust_remote_code (`bool` or `None`): `None` asks on the terminal.
+
+    Raises:
+        `ValueError`: where there is such code and it is not trusted, also if it was earlier in this process.
+    """
+    entries, model_type = config_dict.get("auto_map") or {}, config_dict.get("model_type")
+    if model_type in CONFIG_MAPPING:
+        remote = CONFIG_MAPPING[model_type].__module__.startswith(_REMOTE)
+    else:
+        remote = bool(entries)
+    if not remote:
+        return False
+    others = sorted({entry.split("--")[0] for entry in entries.values() if entry and "--" in entry})
+    resolve_trust_remote_code(trust_remote_code, str(name), False, True, upstream_repo=", ".join(others) or None)
+    if others:
+        logger.warning(f"The vision model of {name} runs code of another repository: {', '.join(others)}.")
+    return True
+
+
+def _classes(id2label, label2id, num_labels):
+    """Names of the classes by their ids, of what `from_pretrained` was told; refused where that contradicts itself."""
+    if id2label is None:
+        id2label = {label: name for name, label in label2id.items()}
+    id2label = {int(label): name for label, name in id2label.items()}
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ValueError(f"`id2label` must name the ids 0, 1, …, one class each, got the ids {sorted(id2label)}.")
+    if len(set(id2label.values())) < len(id2label):
+        raise ValueError(f"`id2label` must name each class once, got {list(id2label.values())}.")
+    if label2id is not None and {int(label): name for name, label in label2id.items()} != id2label:
+        raise ValueError(f"`id2label` and `label2id` contradict each other: {id2label} and {label2id}.")
+    if num_labels not in (None, len(id2label)):
+        raise ValueError(f"`num_labels={num_labels}` contradicts `id2label`, which has {len(id2label)} classes.")
+    return id2label
 
 
 def _register_vision_code(vision_config, pretrained_model_name_or_path, kwargs):

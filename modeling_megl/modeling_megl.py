@@ -14,6 +14,8 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
@@ -22,7 +24,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import ModelOutput
 
-from .configuration_megl import MeglConfig, infer_feature_size, infer_image_size
+from .configuration_megl import MeglConfig, check_remote_code, infer_feature_size, infer_image_size
+from .language_megl import check_causal, check_language_model, max_positions, place_evidence, probe_language_model
 from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
 from .processing_megl import load_image_processor, split_gguf
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
@@ -122,12 +125,15 @@ class MeglGrounding(nn.Module):
     map still tell the language model the whole picture, and its rationale then ignores the map. The positions have a
     token of their own since the features, which differ from picture to picture, would drown them in a common sum:
     small language models then name places at random.
+
+    Args:
+        config ([`MeglConfig`]): The model's configuration.
+        hidden_size (`int`): Width of the language model's input embeddings.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, hidden_size):
         super().__init__()
         self.num_feature_tokens = config.num_evidence_tokens - 1
-        hidden_size = config.text_config.get_text_config().hidden_size
         self.norm = nn.LayerNorm(config.feature_size)
         self.feature_projection = nn.Linear(config.feature_size, config.evidence_size)
         self.expansion = nn.Linear(config.evidence_size, self.num_feature_tokens * hidden_size)
@@ -154,6 +160,15 @@ class MeglGrounding(nn.Module):
 
 
 _NUM_FREQUENCIES = 4
+
+# Options of `generate` that make it return more than tokens.
+_OTHER_ANSWERS = (
+    "return_dict_in_generate",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+)
 
 
 def _position_features(height, width, device, dtype):
@@ -184,6 +199,8 @@ class MeglPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     _supports_sdpa = True
+    # Of the vision model up to the tap and of the language model; what follows the tap is differentiated twice.
+    supports_gradient_checkpointing = True
     # The Trainer would take `**kwargs` for a loss that is already divided over accumulation steps.
     accepts_loss_kwargs = False
 
@@ -199,7 +216,10 @@ class MeglPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, trust_remote_code=None, **kwargs):
-        """As `PreTrainedModel.from_pretrained`; `trust_remote_code` also covers a vision model's own code."""
+        """
+        As `PreTrainedModel.from_pretrained`; `trust_remote_code` also covers a vision model's own code. Classes
+        (`id2label`, `label2id`, `num_labels`) with `ignore_mismatched_sizes=True` give the model a new head for them.
+        """
         if config is None and pretrained_model_name_or_path is not None:
             config, kwargs = cls.config_class.from_pretrained(
                 pretrained_model_name_or_path,
@@ -207,6 +227,8 @@ class MeglPreTrainedModel(PreTrainedModel):
                 return_unused_kwargs=True,
                 **kwargs,
             )
+        elif trust_remote_code is False and isinstance(config, PreTrainedConfig):
+            check_remote_code(config.vision_config.to_dict(), pretrained_model_name_or_path, trust_remote_code)
         return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     def save_pretrained(self, save_directory, *args, save_original_format=False, **kwargs):
@@ -250,7 +272,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         else:
             self.vision_model = MeglPooledClassifier(config.vision_config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.grounding = MeglGrounding(config)
+        # Some language models have embeddings that are narrower than their layers.
+        self.grounding = MeglGrounding(config, self.get_input_embeddings().embedding_dim)
         self.post_init()
 
     def get_input_embeddings(self):
@@ -282,6 +305,10 @@ class MeglForImageClassification(MeglPreTrainedModel):
         the vision model, or one at which every map would be zero.
         """
         return probe_tap(self._active_vision_model, self._tap_name, infer_image_size(self.config.vision_config))
+
+    def probe_language_model(self):
+        """A `ValueError` with the reason where the language model cannot learn or write rationales."""
+        probe_language_model(self.language_model, self.config.num_evidence_tokens)
 
     def _open_tap(self, pixel_values, create_graph):
         reads = SALIENCY_METHODS[self.config.saliency_method].reads
@@ -441,10 +468,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         """Evidence, then text: `inputs_embeds` and `attention_mask` of the language model."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        embeddings = self.get_input_embeddings()(input_ids)
-        inputs_embeds = torch.cat([evidence_tokens.to(embeddings.dtype), embeddings], dim=1)
-        seen = attention_mask.new_ones(evidence_tokens.shape[:2])
-        return inputs_embeds, torch.cat([seen, attention_mask], dim=1)
+        return place_evidence(evidence_tokens, self.get_input_embeddings()(input_ids), attention_mask)
 
     def _score_rationales(self, evidence_tokens, input_ids, attention_mask):
         inputs_embeds, attention_mask = self._embed(evidence_tokens, input_ids, attention_mask)
@@ -468,31 +492,63 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 Normalised images; or
             evidence_tokens (`torch.FloatTensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`):
                 what a forward pass has made of them.
-            generate_kwargs: As in `GenerationMixin.generate`; by default greedy, at most 40 new tokens.
+            generate_kwargs: As in `GenerationMixin.generate`; by default greedy, at most 40 new tokens. Never more
+                than the language model has positions for.
 
         Returns:
             `torch.LongTensor` of shape `(batch_size, new_tokens)`: the rationales' tokens, without the prompts.
+
+        Raises:
+            `ValueError`: where the prompts leave no room for a rationale, and for options that make something else of
+            the answer than one row of tokens for each image.
         """
         if (pixel_values is None) == (evidence_tokens is None):
             raise ValueError("Pass either `pixel_values` or the `evidence_tokens` of a forward pass.")
         if evidence_tokens is None:
             evidence_tokens = self(pixel_values).evidence_tokens
         inputs_embeds, attention_mask = self._embed(evidence_tokens, input_ids, attention_mask)
-        text_config = self.config.text_config
-        eos_token_id = text_config.eos_token_id
-        pad_token_id = text_config.pad_token_id
-        if pad_token_id is None:
+        options = self._generation_options(inputs_embeds.shape[1], **generate_kwargs)
+        return self.language_model.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **options)
+
+    def _generation_options(self, length, generation_config=None, **options):
+        """What `generate` is told about a prompt of `length` tokens, evidence included."""
+        if generation_config is not None:
+            options = {**generation_config.to_diff_dict(), **options}
+            options.pop("transformers_version", None)
+        for name in _OTHER_ANSWERS:
+            if options.get(name):
+                raise ValueError(
+                    f"`{name}` is no option here: a rationale is a row of tokens for each image. Call "
+                    "`model.language_model.generate` yourself for more."
+                )
+        if options.get("num_return_sequences", 1) != 1:
+            raise ValueError(
+                f"`num_return_sequences` must be 1, got {options['num_return_sequences']}: an explanation has one "
+                "rationale. Repeat the images, with `do_sample=True`, for several."
+            )
+        if options.get("max_length") is not None:
+            raise ValueError("`max_length` would count the evidence and the prompt: pass `max_new_tokens`.")
+        limit = max_positions(self.config.text_config)
+        if limit is not None and length >= limit:
+            raise ValueError(
+                f"Evidence and prompt have {length} tokens, which leaves nothing for a rationale: the language model "
+                f"takes {limit}. Shorten the class names or the processor's `rationale_prompt`."
+            )
+        wanted = options.pop("max_new_tokens", None)
+        wanted = 40 if wanted is None else wanted
+        # Not every config has these fields.
+        text_config = self.config.text_config.get_text_config()
+        eos_token_id, pad_token_id = (getattr(text_config, f"{name}_token_id", None) for name in ("eos", "pad"))
+        if pad_token_id is None or pad_token_id < 0:
             pad_token_id = eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
         defaults = {
-            "max_new_tokens": 40,
+            "max_new_tokens": wanted if limit is None else min(wanted, limit - length),
             "do_sample": False,
             "use_cache": True,
             "eos_token_id": eos_token_id,
             "pad_token_id": pad_token_id,
         }
-        return self.language_model.generate(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, **{**defaults, **generate_kwargs}
-        )
+        return {**defaults, **options}
 
     @torch.no_grad()
     def explain(self, images, processor, target=None, foil=None, batch_size=8, **generate_kwargs):
@@ -512,25 +568,27 @@ class MeglForImageClassification(MeglPreTrainedModel):
             `"saliency"` (`np.ndarray` of the picture's height and width, float32 in [0, 1]) and `"rationale"` (`str`).
 
         Raises:
-            `ValueError`: in training mode, and where `target` or `foil` is no class of the model or both are the same.
+            `ValueError`: in training mode, where `target` or `foil` is no class of the model, and where `foil` is the
+            class to explain: `target` or, without one, what the model predicts.
         """
         images = processor.load_images(images)
         explanations = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-            explained = self.explain_pixels(pixel_values, processor, target, foil, **generate_kwargs)
+            explained = self.explain_pixels(pixel_values, processor, target, foil, start, **generate_kwargs)
             sizes = [(image.height, image.width) for image in batch]
             explanations += self.read_explanations(explained, sizes, processor)
         return explanations
 
-    def explain_pixels(self, pixel_values, processor, target=None, foil=None, **generate_kwargs):
+    def explain_pixels(self, pixel_values, processor, target=None, foil=None, start=0, **generate_kwargs):
         """
         What [`~MeglForImageClassification.explain`] gives, as tensors, of images that are processed already.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): The images.
             processor, target, foil, generate_kwargs: As in `explain`.
+            start (`int`, *optional*, defaults to 0): The first image's number, for errors.
 
         Returns:
             `dict`: `"labels"` and `"scores"` of shape `(batch_size,)`, `"saliency"` `(batch_size, map_height,
@@ -552,6 +610,12 @@ class MeglForImageClassification(MeglPreTrainedModel):
         )
         output = self(pixel_values, target=target, foil=foil)
         labels = output.logits.argmax(dim=-1) if target is None else target
+        if foil is not None and (labels == foil).any():
+            index = (labels == foil).nonzero()[0].item()
+            raise ValueError(
+                f"`foil` must be another class than the one to explain, got {self.config.id2label[foil[0].item()]!r}, "
+                f"which the model predicts for `images[{start + index}]`: pass the class to explain as `target`."
+            )
         scores = output.logits.float().softmax(dim=-1).gather(1, labels[:, None])[:, 0]
         prompts = processor.prompts([self.config.id2label[label] for label in labels.tolist()]).to(self.device)
         rationales = self.generate_rationales(**prompts, evidence_tokens=output.evidence_tokens, **generate_kwargs)
@@ -592,16 +656,22 @@ class MeglForImageClassification(MeglPreTrainedModel):
             text (`str`, `dict` or `PreTrainedConfig`): Hub id or local folder of a causal language model, or a GGUF
                 file in a local folder; or the configuration of one to be trained from scratch.
             labels (`list[str]`): Names of the classes, in the order of their ids.
-            trust_remote_code (`bool`, *optional*, defaults to `False`): Whether `vision` may run its own code.
+            trust_remote_code (`bool`, *optional*, defaults to `False`): Whether `vision` may run its own code. A
+                language model with its own code is refused, as a checkpoint does not carry it.
             config_kwargs: Fields of [`MeglConfig`], such as `saliency_layer`.
+
+        Raises:
+            `ValueError`: where a part cannot be used, tried on one random image, with the reason.
         """
         id2label = dict(enumerate(labels))
+        check_remote_code(PreTrainedConfig.get_config_dict(vision)[0], vision, trust_remote_code)
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
         language_model = load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
         image_size = _picture_size(vision, vision_config, trust_remote_code)
         feature_size = probe_tap(vision_model, saliency_layer, image_size)
+        attentions = vision_config._attn_implementation, text_config._attn_implementation
         config = MeglConfig(
             **{"feature_size": feature_size, **config_kwargs},
             vision_config=vision_config,
@@ -609,9 +679,45 @@ class MeglForImageClassification(MeglPreTrainedModel):
             id2label=id2label,
             label2id={name: label for label, name in id2label.items()},
         )
+        # Which a new config takes from the parts' configs: they are in use.
+        vision_config._attn_implementation, text_config._attn_implementation = attentions
+        # What a chat model is to generate with is no matter of rationales, and no part of a MEGL checkpoint.
+        language_model.generation_config = GenerationConfig.from_model_config(text_config)
         model = cls(config)
         model.vision_model, model.language_model = vision_model, language_model
+        model.probe_language_model()
         return model.eval()
+
+    def match_processor(self, processor):
+        """
+        Make sure that a processor's texts fit the language model, and let rationales end at its end of text.
+
+        Args:
+            processor ([`MeglProcessor`]): The processor.
+
+        Raises:
+            `ValueError`: where a prompt leaves nothing for a rationale, where the tokenizer has tokens that the
+            language model has not, and where texts are longer than it takes.
+        """
+        processor.check_prompts(self.config.id2label.values())
+        text_config, rows = self.config.text_config.get_text_config(), self.get_input_embeddings().num_embeddings
+        last = max(processor.tokenizer.get_vocab().values())
+        if last >= rows:
+            raise ValueError(
+                f"The tokenizer is not the language model's: it has a token of id {last}, while the model has "
+                f"{rows} embeddings."
+            )
+        limit, num_tokens = max_positions(text_config), self.config.num_evidence_tokens
+        if limit is not None and num_tokens + processor.max_rationale_length > limit:
+            raise ValueError(
+                f"`max_rationale_length={processor.max_rationale_length}` and {num_tokens} tokens of evidence are "
+                f"more than the {limit} that the language model takes: choose {limit - num_tokens} or less."
+            )
+        eos, known = processor.tokenizer.eos_token_id, getattr(text_config, "eos_token_id", None)
+        if known is None:
+            text_config.eos_token_id = eos
+        elif eos not in (known if isinstance(known, list) else [known]):
+            text_config.eos_token_id = [eos, *(known if isinstance(known, list) else [known])]
 
 
 def _load_vision_model(vision, id2label, trust_remote_code):
@@ -648,12 +754,19 @@ def _picture_size(vision, vision_config, trust_remote_code):
 
 
 def load_language_model(text):
-    """A causal language model by Hub id, folder or GGUF file, or with random weights by its configuration."""
+    """
+    A causal language model by Hub id, folder or GGUF file, or with random weights by its configuration; a `ValueError`
+    where it is none, or one with code of its own.
+    """
     if not isinstance(text, str):
         config = AutoConfig.for_model(**text) if isinstance(text, dict) else text
+        check_causal(config, f"A {config.model_type!r} model")
         return AutoModelForCausalLM.from_config(config)
     folder, gguf_kwargs = split_gguf(text)
-    language_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf_kwargs)
+    check_language_model(text)
+    language_model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, **gguf_kwargs
+    )
     # The weights are read by now: what is saved from here on is an ordinary checkpoint.
     if hasattr(language_model.config, "quantization_config"):
         del language_model.config.quantization_config

@@ -22,6 +22,7 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from .configuration_megl import PRESETS
+from .language_megl import check_language_model
 
 
 class MeglProcessor(ProcessorMixin):
@@ -32,9 +33,12 @@ class MeglProcessor(ProcessorMixin):
         image_processor: Resizes the whole picture to one size, without cropping: the map then covers the picture.
         tokenizer: The language model's tokenizer.
         rationale_prompt (`str`, *optional*, defaults to `"This is a {label} because"`):
-            What the rationale continues, with the class name for `{label}`.
+            What the rationale continues, with the class name for `{label}`, in any language.
         max_rationale_length (`int`, *optional*, defaults to 64):
-            Tokens of prompt, rationale and end-of-text; longer rationales are cut.
+            Tokens of prompt, rationale and end-of-text; longer rationales are cut, and then have no end-of-text.
+
+    Raises:
+        `ValueError`: where the prompt has no place for the class name, and where the tokenizer has no end of text.
     """
 
     def __init__(
@@ -47,6 +51,13 @@ class MeglProcessor(ProcessorMixin):
     ):
         if "{label}" not in rationale_prompt:
             raise ValueError(f"`rationale_prompt` must contain '{{label}}', got {rationale_prompt!r}.")
+        if max_rationale_length < 1:
+            raise ValueError(f"`max_rationale_length` must be 1 or more, got {max_rationale_length}.")
+        if tokenizer is not None and tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"The tokenizer ({type(tokenizer).__name__}) has no end-of-text token, which ends each rationale: "
+                "choose another language model, or set its `eos_token`."
+            )
         self.rationale_prompt = rationale_prompt
         self.max_rationale_length = max_rationale_length
         super().__init__(image_processor, tokenizer, **kwargs)
@@ -55,6 +66,11 @@ class MeglProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, trust_remote_code=False, **kwargs):
         """As `ProcessorMixin.from_pretrained`. The parts need no code of the checkpoint, so none is asked for."""
         processor_dict, unused_kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "rationale_prompt" not in processor_dict:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is no MEGL model: it has no `processor_config.json` with a "
+                "`rationale_prompt`. `init_megl.py` makes a MEGL model of a vision and a language model."
+            )
         parts = [
             AutoImageProcessor.from_pretrained(
                 pretrained_model_name_or_path, trust_remote_code=trust_remote_code, **kwargs
@@ -145,10 +161,14 @@ class MeglProcessor(ProcessorMixin):
             raise ValueError("`rationales` need `label_names` of the same length: the prompt names the class.")
         rows = []
         for name, rationale in zip(label_names, rationales, strict=True):
-            prompt, text = self._prompt_ids(name), []
+            prompt = self._prompt_ids(name)
+            # What is cut has no end, so that none is learnt.
+            room = self.max_rationale_length - len(prompt)
+            if room < 1:
+                self.check_prompts([name])
+            text = []
             if rationale is not None:
-                text = self._rationale_ids(rationale)
-                text = text[: max(self.max_rationale_length - len(prompt) - 1, 1)] + [self.tokenizer.eos_token_id]
+                text = [*self._rationale_ids(rationale), self.tokenizer.eos_token_id][:room]
             rows.append((prompt, text))
         length = max(len(prompt) + len(text) for prompt, text in rows)
         input_ids = torch.full((len(rows), length), self._pad_token_id())
@@ -162,12 +182,34 @@ class MeglProcessor(ProcessorMixin):
         return {"input_ids": input_ids, "attention_mask": attention_mask, "rationale_labels": labels}
 
     def _prompt_ids(self, label_name):
-        return self.tokenizer(self.rationale_prompt.format(label=label_name), add_special_tokens=False)["input_ids"]
+        # Not `format`: other braces of a prompt are its own.
+        return self.tokenizer(self.rationale_prompt.replace("{label}", label_name), add_special_tokens=False)[
+            "input_ids"
+        ]
+
+    def check_prompts(self, label_names):
+        """Raise a `ValueError` where the prompt of a class leaves nothing of `max_rationale_length`."""
+        name, length = max(((name, len(self._prompt_ids(name))) for name in label_names), key=lambda pair: pair[1])
+        if length >= self.max_rationale_length:
+            raise ValueError(
+                f"The prompt of the class {name!r} has {length} tokens, which leaves nothing for its rationales of "
+                f"`max_rationale_length={self.max_rationale_length}`: choose a larger one, or shorter names."
+            )
+
+    def rationale_lengths(self, label_names, rationales):
+        """Tokens of prompt, rationale and end-of-text of each, a list; those above `max_rationale_length` are cut."""
+        prompts = {name: len(self._prompt_ids(name)) for name in set(label_names)}
+        return [
+            prompts[name] + len(self._rationale_ids(text)) + 1
+            for name, text in zip(label_names, rationales, strict=True)
+        ]
 
     def _rationale_ids(self, rationale):
         if not isinstance(rationale, str) or not rationale.strip():
             raise ValueError(f"A rationale must be a text that is not blank, got {rationale!r}.")
-        return self.tokenizer(" " + rationale.strip(), add_special_tokens=False)["input_ids"]
+        # A text that quotes the end-of-text token does not end there.
+        text = " " + rationale.strip()
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _pad_token_id(self):
         # Language models without a pad token are padded with the end of text, which the attention mask hides.
@@ -207,7 +249,8 @@ class MeglProcessor(ProcessorMixin):
         normalisation, without its crop, and the language model's tokenizer.
         """
         folder, gguf_kwargs = split_gguf(text)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **gguf_kwargs)
+        check_language_model(text)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf_kwargs)
         return cls(load_image_processor(vision, trust_remote_code), tokenizer, **kwargs)
 
     @classmethod

@@ -1,16 +1,19 @@
-"""Makes an untrained MEGL model for the classes of a data set, from a preset or from pretrained parts.
+"""Makes a MEGL model for the classes of a data set, from a preset, from pretrained parts or from a trained MEGL model.
 
 ```
 python scripts/init_megl.py --preset megl-resnet-tiny --dataset object_me --output megl-tiny
 python scripts/init_megl.py --vision microsoft/resnet-18 --text HuggingFaceTB/SmolLM2-135M \
     --dataset object_me --output megl-resnet18-smollm2
+python scripts/init_megl.py --model megl-trained --dataset action_me --output megl-action
 ```
 
 `--text` takes a Hub id, a local folder, a GGUF file in a local folder, or the name of a small Llama to be trained from
-scratch on the data set's rationales: `llama-small` or `llama-tiny`.
+scratch on the data set's rationales: `llama-small` or `llama-tiny`. Of `--model`, everything is kept but the vision
+model's head, which is new: classes that both data sets name keep their rows of it.
 """
 
 import argparse
+import copy
 import sys
 
 import torch
@@ -23,6 +26,8 @@ from support.tables import add_column_arguments, column_arguments, open_table
 
 # Options that are fields of `MeglConfig`, which has the defaults.
 CONFIGURED = ("saliency_method", "saliency_layer", "saliency_score", "rationale_gradient", "grounding_map")
+# Options that are settings of `MeglProcessor`, which has the defaults.
+PROCESSED = ("rationale_prompt", "max_rationale_length")
 
 
 def make_parser():
@@ -30,10 +35,21 @@ def make_parser():
     vision = parser.add_mutually_exclusive_group(required=True)
     vision.add_argument("--preset", choices=sorted(PRESETS), help="known sizes, with random weights")
     vision.add_argument("--vision", help="Hub id or folder of a pretrained vision model")
-    parser.add_argument("--text", default="llama-small", help="language model to put behind --vision")
+    vision.add_argument("--model", help="Hub id or folder of a trained MEGL model, to be taken to the new classes")
+    parser.add_argument("--text", help="language model to put behind --vision (default: llama-small)")
     parser.add_argument("--dataset", required=True, help="data set whose classes and rationales the model is made for")
     parser.add_argument("--train_split", default="train", help="split that has them")
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
+    parser.add_argument(
+        "--rationale_prompt",
+        help="what the rationale continues, in any language, with {label} for the class "
+        "(default: 'This is a {label} because', or that of --model)",
+    )
+    parser.add_argument(
+        "--max_rationale_length",
+        type=int,
+        help="tokens of prompt, rationale and end of text; longer ones are cut (default: 64, or that of --model)",
+    )
     parser.add_argument("--saliency_method", choices=list(SALIENCY_METHODS), help="how the map is made")
     parser.add_argument("--saliency_layer", help="module of the vision model to compute maps on, if not the default")
     parser.add_argument("--saliency_score", choices=["logit", "contrast"], help="what the map explains")
@@ -48,16 +64,27 @@ def make_parser():
         help="which map weights the evidence that the rationale is written from; all but the first are ablations",
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the random weights")
-    parser.add_argument("--trust_remote_code", action="store_true", help="let --vision run its own code")
+    parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
     add_column_arguments(parser)
     return parser
+
+
+def parse_arguments():
+    parser = make_parser()
+    arguments = parser.parse_args()
+    if arguments.text and not arguments.vision:
+        parser.error("`--text` goes with `--vision`: a preset and a trained model have their language models")
+    return arguments
 
 
 def make_model(arguments, labels, rationales):
     """The model and its processor."""
     settings = {name: getattr(arguments, name) for name in CONFIGURED if getattr(arguments, name)}
+    texts = {name: getattr(arguments, name) for name in PROCESSED if getattr(arguments, name) is not None}
+    if arguments.model:
+        return take_to_classes(arguments.model, labels, settings, texts, arguments.trust_remote_code)
     if arguments.preset:
-        processor = MeglProcessor.from_preset(arguments.preset, labels, rationales)
+        processor = MeglProcessor.from_preset(arguments.preset, labels, rationales, **texts)
         config = MeglConfig.from_preset(arguments.preset, labels, **processor.text_config_kwargs())
         for name, value in settings.items():
             setattr(config, name, value)
@@ -65,18 +92,74 @@ def make_model(arguments, labels, rationales):
             config.feature_size = MeglForImageClassification(config).probe_saliency_layer()
         return MeglForImageClassification(config), processor
     parts = {"vision": arguments.vision, "trust_remote_code": arguments.trust_remote_code}
-    if arguments.text in TEXT_PRESETS:
-        processor = MeglProcessor.from_vision_pretrained(**parts, labels=labels, rationales=rationales)
-        text = {**TEXT_PRESETS[arguments.text], **processor.text_config_kwargs()}
+    text = arguments.text or "llama-small"
+    if text in TEXT_PRESETS:
+        processor = MeglProcessor.from_vision_pretrained(**parts, labels=labels, rationales=rationales, **texts)
+        text = {**TEXT_PRESETS[text], **processor.text_config_kwargs()}
     else:
-        processor = MeglProcessor.from_vision_text_pretrained(**parts, text=arguments.text)
-        text = arguments.text
+        processor = MeglProcessor.from_vision_text_pretrained(**parts, text=text, **texts)
     model = MeglForImageClassification.from_vision_text_pretrained(**parts, text=text, labels=labels, **settings)
     return model, processor
 
 
+def take_to_classes(name, labels, settings, texts, trust_remote_code):
+    """
+    A trained model and its processor with other classes: the vision model's body, the grounding and the language model
+    stay, and the head is new but for the rows of classes that stay.
+    """
+    old_processor = MeglProcessor.from_pretrained(name)
+    texts = {option: texts.get(option, getattr(old_processor, option)) for option in PROCESSED}
+    processor = MeglProcessor(old_processor.image_processor, old_processor.tokenizer, **texts)
+    trained = MeglForImageClassification.from_pretrained(
+        name, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
+    config = copy.deepcopy(trained.config)
+    config.id2label = dict(enumerate(labels))
+    for option, value in settings.items():
+        setattr(config, option, value)
+    model, old = MeglForImageClassification(config), trained.state_dict()
+    kept = [(labels.index(label), row) for row, label in trained.config.id2label.items() if label in labels]
+    head = head_names(config)
+    state = {}
+    for key, value in model.state_dict().items():
+        if key in head:
+            for row, old_row in kept:
+                value[row] = old[key][old_row]
+        state[key] = value if key in head else old[key]
+    model.load_state_dict(state)
+    if model.probe_saliency_layer() != config.feature_size:
+        raise ValueError(
+            f"`--saliency_layer {config.saliency_layer}` has {model.probe_saliency_layer()} channels, the trained "
+            f"grounding takes {config.feature_size}: leave the option out."
+        )
+    return model, processor
+
+
+def head_names(config):
+    """Names of the parameters that have a row for each class: those that another class changes the shape of."""
+    wider = copy.deepcopy(config)
+    wider.id2label = dict(enumerate(range(len(config.id2label) + 1)))
+    with torch.device("meta"):
+        shapes, wider_shapes = (
+            {key: value.shape for key, value in MeglForImageClassification(each).state_dict().items()}
+            for each in (config, wider)
+        )
+    return {key for key, shape in shapes.items() if wider_shapes[key] != shape}
+
+
+def report_cut(processor, label_names, rationales):
+    """How many rationales are longer than the processor takes, a line; nothing where none is."""
+    lengths = processor.rationale_lengths(label_names, rationales)
+    cut = sum(length > processor.max_rationale_length for length in lengths)
+    if cut:
+        print(
+            f"{cut} of {len(lengths)} rationales are longer than {processor.max_rationale_length} tokens with their "
+            f"prompt, and will be cut: none would be at --max_rationale_length {max(lengths)}."
+        )
+
+
 def main():
-    arguments = make_parser().parse_args()
+    arguments = parse_arguments()
     torch.manual_seed(arguments.seed)
     try:
         train = open_table(
@@ -84,8 +167,15 @@ def main():
         )
         with new_folder(arguments.output) as folder:
             labels = train.features["label"].names
-            rationales = [text for texts in train["textual_explanations"] for text in texts]
+            pairs = [
+                (labels[label], text)
+                for label, texts in zip(train["label"], train["textual_explanations"], strict=True)
+                for text in texts or ()  # rationales may be missing
+            ]
+            label_names, rationales = [name for name, _ in pairs], [text for _, text in pairs]
             model, processor = make_model(arguments, labels, rationales)
+            model.match_processor(processor)
+            report_cut(processor, label_names, rationales)
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
     except (ValueError, OSError) as error:

@@ -1,5 +1,7 @@
 """A saved model is a complete repository: it works in a process that has never seen this project."""
 
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,10 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoProcessor
 
+from modeling_megl import MeglConfig
+
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CODE = [
     "configuration_megl.py",
+    "language_megl.py",
     "losses_megl.py",
     "modeling_megl.py",
     "pipeline_megl.py",
@@ -104,7 +109,7 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 from efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig
 from efficientnet_lite.modeling_efficientnet_lite import EfficientNetLiteForImageClassification
-from modeling_megl import TEXT_PRESETS, MeglForImageClassification, MeglProcessor
+from modeling_megl import TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.processing_megl import make_image_processor
 
 EfficientNetLiteConfig.register_for_auto_class()
@@ -133,6 +138,22 @@ except ValueError as error:
 else:
     raise AssertionError("loaded without trust")
 loaded = MeglForImageClassification.from_pretrained(folder, trust_remote_code=True)
+# Nor does the trust of before weigh more than a word against it.
+for load in (
+    lambda: MeglForImageClassification.from_pretrained(folder, trust_remote_code=False),
+    lambda: MeglForImageClassification.from_pretrained(folder, config=loaded.config, trust_remote_code=False),
+    lambda: MeglConfig.from_pretrained(folder, trust_remote_code=False),
+    lambda: MeglForImageClassification.from_vision_text_pretrained(
+        folder + "-vision", loaded.config.text_config, ["a", "b"], trust_remote_code=False
+    ),
+):
+    try:
+        load()
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        raise AssertionError("loaded without trust")
+assert type(MeglForImageClassification.from_pretrained(folder).vision_model) is type(loaded.vision_model)
 assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
 image = torch.rand(1, 3, 32, 48)
 with torch.no_grad():
@@ -152,6 +173,12 @@ else:
     raise AssertionError("loaded without trust")
 expected = torch.load(state)
 model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+try:
+    type(model).from_pretrained(folder, trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code" in str(error), error
+else:
+    raise AssertionError("loaded without trust")
 assert type(model.vision_model).__name__ == "EfficientNetLiteForImageClassification"
 assert type(model.vision_model).__module__.startswith("transformers_modules."), type(model.vision_model).__module__
 assert model.state_dict().keys() == expected["state"].keys()
@@ -319,6 +346,30 @@ def test_code_is_refused_without_trust(doors, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *args: "n")
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         AutoModel.from_pretrained(folder)
+
+
+def test_code_of_another_repository_is_named_before_it_runs(make_config, tmp_path, modules_cache, monkeypatch, caplog):
+    config = make_config("megl-resnet-tiny").to_dict()
+    entry = "another/repository--own.Own"
+    names = ("AutoConfig", "AutoModelForImageClassification")
+    config["vision_config"] |= {"model_type": "own", "auto_map": dict.fromkeys(names, entry)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    for trust in (False, None):
+        with pytest.raises(ValueError, match="references custom code contained in another/repository which must be"):
+            MeglConfig.from_pretrained(tmp_path, trust_remote_code=trust)
+
+    def load(reference, *_, **__):
+        said.extend(record.getMessage() for record in caplog.records)
+        raise OSError(reference)
+
+    said = []
+    monkeypatch.setattr("modeling_megl.configuration_megl.get_class_from_dynamic_module", load)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("modeling_megl"), "propagate", True)
+    with pytest.raises(OSError, match=entry):
+        MeglConfig.from_pretrained(tmp_path, trust_remote_code=True)
+    assert f"The vision model of {tmp_path} runs code of another repository: another/repository." in said
 
 
 def test_vision_model_with_its_own_code_goes_along(tmp_path):

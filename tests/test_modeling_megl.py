@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import GenerationConfig, ViTConfig
 
-from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification
+from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.losses_megl import VISUAL_LOSSES
 from modeling_megl.saliency_megl import compute_saliency, explained_scores
 from modeling_megl.tap_megl import open_tap
@@ -63,6 +64,44 @@ def test_wrong_configurations_are_refused(make_config):
         make_config(VIT, grounding_map="noise")
     with pytest.raises(ValueError, match="The width of the features of a 'mobilenet_v2' model.* pass `feature_size`"):
         MeglConfig(vision_config={"model_type": "mobilenet_v2"}, text_config={"model_type": "llama"})
+
+
+def test_classes_are_told_in_any_of_transformers_ways(make_config):
+    config = make_config(VIT)
+    parts = {"vision_config": config.vision_config, "text_config": config.text_config}
+    names = {0: "a", 1: "b"}
+    for given in (
+        {"id2label": names},
+        {"id2label": {"0": "a", "1": "b"}},
+        {"label2id": {"a": 0, "b": 1}},
+        {"id2label": names, "label2id": {"a": "0", "b": "1"}, "num_labels": 2},
+    ):
+        config = MeglConfig(**parts, **given)
+        for each in (config, config.vision_config):
+            assert (each.id2label, each.label2id, each.num_labels) == (names, {"a": 0, "b": 1}, 2)
+    for given, message in (
+        ({"id2label": names, "label2id": {"a": 1, "b": 0}}, "`id2label` and `label2id` contradict each other"),
+        ({"id2label": names, "num_labels": 3}, "`num_labels=3` contradicts `id2label`, which has 2 classes"),
+        (
+            {"id2label": {0: "a", 2: "b"}},
+            r"`id2label` must name the ids 0, 1, …, one class each, got the ids \[0, 2\]",
+        ),
+        ({"id2label": {0: "a", 1: "a"}}, r"`id2label` must name each class once, got \['a', 'a'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MeglConfig(**parts, **given)
+        with pytest.raises(ValueError, match=message):
+            MeglConfig.from_dict(config.to_dict(), **given)
+
+
+def test_classes_that_are_changed_later_are_the_heads_too(make_config):
+    config = make_config(RESNET)
+    config.id2label = {"0": "day", "1": "night"}
+    assert config.id2label == config.vision_config.id2label == {0: "day", 1: "night"}
+    assert config.label2id == config.vision_config.label2id == {"day": 0, "night": 1}
+    assert MeglForImageClassification(config)(random_images(1, 3, 32, 32)).logits.shape == (1, 2)
+    config.num_labels = 5
+    assert config.vision_config.num_labels == 5 and config.id2label[4] == "LABEL_4"
 
 
 # ---- Outputs and losses ----
@@ -529,6 +568,49 @@ def test_rationales_need_either_images_or_evidence(make_model, processor):
         )
 
 
+@torch.no_grad()
+def test_options_of_generate_are_kept_or_refused(make_model, processor):
+    model = make_model(VIT)
+    prompts = processor.prompts(["cat", "polar bear"])
+    evidence_tokens = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+
+    def generate(**options):
+        return model.generate_rationales(**prompts, evidence_tokens=evidence_tokens, **options)
+
+    greedy = generate(max_new_tokens=6)
+    assert generate(num_return_sequences=1, num_beams=3, max_new_tokens=6).shape[0] == 2
+    assert torch.equal(generate(generation_config=GenerationConfig(max_new_tokens=6)), greedy)
+    torch.manual_seed(0)
+    sampled = generate(generation_config=GenerationConfig(do_sample=True, max_new_tokens=6, temperature=3.0))
+    torch.manual_seed(0)
+    assert torch.equal(generate(do_sample=True, max_new_tokens=6, temperature=3.0), sampled)
+    assert not torch.equal(sampled, greedy)
+    for name in ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions"):
+        with pytest.raises(ValueError, match=f"`{name}` is no option here: a rationale is a row of tokens"):
+            generate(**{name: True})
+        assert torch.equal(generate(**{name: False}, max_new_tokens=6), greedy)
+    with pytest.raises(ValueError, match="`num_return_sequences` must be 1, got 2: an explanation has one rationale"):
+        generate(num_return_sequences=2, do_sample=True)
+    with pytest.raises(ValueError, match="`num_return_sequences` must be 1, got 2"):
+        generate(generation_config=GenerationConfig(num_return_sequences=2, do_sample=True))
+    with pytest.raises(ValueError, match="`max_length` would count the evidence and the prompt: pass `max_new_tok"):
+        generate(max_length=20)
+
+
+@torch.no_grad()
+def test_rationales_end_where_the_language_model_has_no_more_positions(make_model, processor):
+    model = make_model(VIT, text={**GPT2, "n_positions": 64, "eos_token_id": None})
+    model.config.text_config.eos_token_id = None
+    prompts = processor.prompts(["cat"])
+    length = 3 + prompts["input_ids"].shape[1]
+    evidence_tokens = torch.zeros(1, 3, 32)
+    tokens = model.generate_rationales(**prompts, evidence_tokens=evidence_tokens, max_new_tokens=200)
+    assert tokens.shape == (1, 64 - length)
+    long = processor.prompts(["x" * 500])
+    with pytest.raises(ValueError, match=r"Evidence and prompt have 5\d\d tokens, .*: the language model takes 64"):
+        model.generate_rationales(**long, evidence_tokens=evidence_tokens)
+
+
 # ---- Whole explanations ----
 
 
@@ -585,6 +667,21 @@ def test_explain_a_class_of_choice_and_why_not_another(make_model, processor):
         model.explain(image, processor, target=2, foil="owl")
 
 
+def test_foil_that_is_predicted_is_refused(make_model, processor):
+    model = make_model(VIT)
+    generator = np.random.default_rng(1)
+    images = [Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(8)]
+    labels = [explanation["label"] for explanation in model.explain(images, processor, max_new_tokens=1)]
+    assert len(set(labels)) > 1
+    foil = labels[-1] if labels[-1] not in labels[:-1] else next(name for name in labels if name != labels[0])
+    first = labels.index(foil)
+    message = rf"`foil` must be another class .*, got '{foil}', which the model predicts for `images\[{first}\]`"
+    for batch_size in (8, 2):
+        with pytest.raises(ValueError, match=message):
+            model.explain(images, processor, foil=foil, batch_size=batch_size, max_new_tokens=1)
+    assert len(model.explain(images[:first], processor, foil=foil, max_new_tokens=1)) == first
+
+
 def test_explain_needs_evaluation_mode(make_model, processor):
     model = make_model(VIT).train()
     with pytest.raises(ValueError, match=r"`explain` needs the model in evaluation mode: call `model.eval\(\)` first"):
@@ -611,6 +708,66 @@ def test_saved_model_is_loaded_as_it_was(preset, make_model, tmp_path):
         assert torch.equal(loaded(pixel_values)[name], value), name
     # The heads of small Llamas are tied to their embeddings, and stay so.
     assert loaded.language_model.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+@BOTH
+def test_other_classes_give_a_new_head_on_the_same_body(preset, make_model, processor, tmp_path):
+    donor = make_model(preset)
+    donor.save_pretrained(tmp_path / "old")
+    names = {0: "day", 1: "night"}
+    for number, classes in enumerate(
+        (
+            {"id2label": names, "label2id": {"day": 0, "night": 1}},
+            {"id2label": {"0": "day", "1": "night"}},
+            {"label2id": {"day": 0, "night": 1}},
+            {"id2label": names, "num_labels": 2},
+        )
+    ):
+        model = MeglForImageClassification.from_pretrained(
+            tmp_path / "old", **classes, ignore_mismatched_sizes=True
+        ).eval()
+        assert model.config.id2label == model.vision_model.config.id2label == names
+        assert model(random_images(2, 3, 32, 32)).logits.shape == (2, 2)
+        model.save_pretrained(tmp_path / str(number))
+        again = MeglForImageClassification.from_pretrained(tmp_path / str(number))
+        assert again.config.label2id == {"day": 0, "night": 1}
+        old = donor.state_dict()
+        for name, value in again.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name])
+            if ".classifier." not in name:
+                assert torch.equal(value, old[name]), name
+    assert model.explain(Image.new("RGB", (32, 32)), processor, max_new_tokens=1)[0]["label"] in names.values()
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        MeglForImageClassification.from_pretrained(tmp_path / "old", id2label=names)
+    with pytest.raises(ValueError, match="`num_labels=4` contradicts `id2label`, which has 2 classes"):
+        MeglForImageClassification.from_pretrained(tmp_path / "old", id2label=names, num_labels=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_automatic_dtype_is_the_checkpoints(dtype, make_model, tmp_path):
+    make_model(VIT).to(dtype).save_pretrained(tmp_path)
+    for name in ("dtype", "torch_dtype"):
+        model = MeglForImageClassification.from_pretrained(tmp_path, **{name: "auto"})
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        assert model.config.dtype == dtype
+        assert MeglConfig.from_pretrained(tmp_path, **{name: "auto"}).dtype == dtype
+    assert MeglForImageClassification.from_pretrained(tmp_path, dtype="float16").dtype == torch.float16
+
+
+def test_checkpoints_of_other_models_are_refused(make_model, processor, tmp_path):
+    make_model(VIT).language_model.save_pretrained(tmp_path / "llama")
+    ViTConfig(image_size=32).save_pretrained(tmp_path / "vit")
+    for model_type in ("llama", "vit"):
+        folder = tmp_path / model_type
+        processor.image_processor.save_pretrained(folder)
+        processor.tokenizer.save_pretrained(folder)
+        for door in (MeglForImageClassification, MeglConfig):
+            with pytest.raises(
+                ValueError, match=f"{model_type} is no MEGL model: its `model_type` is '{model_type}', "
+            ):
+                door.from_pretrained(folder)
+        with pytest.raises(ValueError, match=f"{model_type} is no MEGL model: it has no `processor_config.json` with"):
+            MeglProcessor.from_pretrained(folder)
 
 
 def test_evidence_needs_a_token_for_each_of_its_parts(make_model):
@@ -657,3 +814,101 @@ def test_tap_without_a_gradient_is_refused_when_composing(make_model, tmp_path):
         MeglForImageClassification.from_vision_text_pretrained(
             str(tmp_path), donor.config.text_config, ["a", "b"], saliency_layer="vit.layers.2"
         )
+
+
+def test_language_models_are_tried_when_composing(make_model, tmp_path):
+    make_model(RESNET).vision_model.save_pretrained(tmp_path / "vision")
+
+    def compose(text):
+        return MeglForImageClassification.from_vision_text_pretrained(str(tmp_path / "vision"), text, ["a", "b"])
+
+    gpt = {"model_type": "openai-gpt", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 32}
+    with pytest.raises(
+        ValueError, match="OpenAIGPTLMHeadModel cannot generate from embeddings, which the evidence is"
+    ):
+        compose(gpt)
+    with pytest.raises(ValueError, match="A 'vit' model is no causal language model: its `model_type` is 'vit'"):
+        compose({"model_type": "vit"})
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="vit is no causal language model: its `model_type` is 'vit'"):
+        compose(str(tmp_path / "vit"))
+    # OPT-350m's embeddings are narrower than its layers.
+    opt = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 1}
+    model = compose({**opt, "num_attention_heads": 2, "vocab_size": 32})
+    assert model(random_images(1, 3, 32, 32)).evidence_tokens.shape == (1, 4, 16)
+
+
+def test_a_language_models_own_ways_of_generating_are_left_behind(make_model, processor, tmp_path):
+    donor = make_model(RESNET)
+    donor.vision_model.save_pretrained(tmp_path / "vision")
+    donor.language_model.generation_config = GenerationConfig(repetition_penalty=5.0, num_beams=3)
+    donor.language_model.save_pretrained(tmp_path / "text")
+    model = MeglForImageClassification.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), ["a", "b"], num_evidence_tokens=3
+    )
+    assert model.language_model.generation_config.repetition_penalty in (None, 1.0)
+    inputs = {**processor.prompts(["a"]), "evidence_tokens": torch.randn(1, 3, 32)}
+    assert torch.equal(
+        model.generate_rationales(**inputs), donor.generate_rationales(**inputs, num_beams=1, repetition_penalty=1.0)
+    )
+    model.save_pretrained(tmp_path / "model")
+    again = MeglForImageClassification.from_pretrained(tmp_path / "model")
+    assert torch.equal(again.generate_rationales(**inputs), model.generate_rationales(**inputs))
+
+
+def test_processor_is_matched_with_the_language_model(make_model, processor):
+    model = make_model(RESNET, text={**GPT2, "n_positions": 48})
+    model.match_processor(processor)
+    end = processor.tokenizer.eos_token_id
+    for known, expected in ((None, end), (end, end), (5, [end, 5]), ([5, end], [5, end])):
+        model.config.text_config.eos_token_id = known
+        model.match_processor(processor)
+        assert model.config.text_config.eos_token_id == expected
+
+    def with_settings(**settings):
+        return MeglProcessor(processor.image_processor, processor.tokenizer, **settings)
+
+    model.match_processor(with_settings(max_rationale_length=45))
+    with pytest.raises(
+        ValueError, match="`max_rationale_length=46` and 3 tokens of evidence are more than the 48 .* 45"
+    ):
+        model.match_processor(with_settings(max_rationale_length=46))
+    with pytest.raises(
+        ValueError, match="The prompt of the class 'polar bear' has .* leaves nothing for its rationales"
+    ):
+        model.match_processor(with_settings(max_rationale_length=5))
+    model.language_model.resize_token_embeddings(200)
+    last = len(processor.tokenizer) - 1
+    with pytest.raises(ValueError, match=f"a token of id {last}, while the model has 200 embeddings"):
+        model.match_processor(processor)
+
+
+# ---- Gradient checkpointing ----
+
+
+@BOTH
+@pytest.mark.parametrize("use_reentrant", [None, False, True])
+def test_checkpointing_computes_stem_and_language_model_again_with_the_same_gradients(
+    preset, use_reentrant, make_model, make_batch
+):
+    batch, gradients = make_batch(), []
+    kwargs = None if use_reentrant is None else {"use_reentrant": use_reentrant}
+    for enabled in (False, True):
+        model, runs = make_model(preset).train(), []
+        if enabled:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        norms = [model.language_model.model.layers[0].input_layernorm]
+        if preset == VIT:  # a ResNet has no layers that could be computed again
+            norms.append(model.vision_model.vit.layers[0].layernorm_before)
+        for norm in norms:
+            norm.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        model(**batch).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        assert len(runs) == len(norms) * (1 + enabled)
+    for name, expected in gradients[0].items():
+        if expected is None:
+            assert gradients[1][name] is None
+        else:
+            torch.testing.assert_close(gradients[1][name], expected, rtol=1e-5, atol=1e-7, msg=name)
+    model.gradient_checkpointing_disable()
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

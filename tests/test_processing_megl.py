@@ -380,15 +380,76 @@ def test_rationales_by_hand(processor, tokenizer):
     assert processor.batch_decode_rationales(batch["rationale_labels"]) == [text.strip() for text in texts]
 
 
-def test_long_rationales_are_cut_before_their_end(processor, tokenizer):
-    processor = MeglProcessor(processor.image_processor, tokenizer, max_rationale_length=12)
-    batch = processor(label_names=["owl"], rationales=["two round eyes look out of the feathers " * 3])
-    assert batch["input_ids"].shape == (1, 12)
-    assert batch["input_ids"][0, -1] == tokenizer.eos_token_id == batch["rationale_labels"][0, -1]
-    # At least one token of the rationale is left, however long the prompt is.
-    processor.max_rationale_length = 1
-    batch = processor(label_names=["owl"], rationales=["two round eyes"])
-    assert (batch["rationale_labels"] != -100).sum() == 2
+def test_long_rationales_are_cut_and_have_no_end(processor, tokenizer):
+    text = "two round eyes look out of the feathers"
+    prompt, words = tokenizer.encode("This is a owl because"), tokenizer.encode(f" {text}")
+    whole = len(prompt) + len(words) + 1
+    for length in (len(prompt) + 1, whole - 2, whole - 1, whole, whole + 9):
+        processor = MeglProcessor(processor.image_processor, tokenizer, max_rationale_length=length)
+        batch = processor(label_names=["owl"], rationales=[text])
+        expected = [*words, tokenizer.eos_token_id][: length - len(prompt)]
+        assert batch["input_ids"][0].tolist() == prompt + expected
+        assert batch["rationale_labels"][0].tolist() == [-100] * len(prompt) + expected
+        assert (tokenizer.eos_token_id in expected) == (length >= whole)
+        # What is said to be cut is cut.
+        (said,) = processor.rationale_lengths(["owl"], [text])
+        assert said == whole
+
+
+def test_a_prompt_that_leaves_nothing_for_the_rationale_is_refused(processor, tokenizer):
+    short, long = (len(tokenizer.encode(f"This is a {name} because")) for name in ("owl", "polar bear"))
+    processor = MeglProcessor(processor.image_processor, tokenizer, max_rationale_length=long)
+    processor.check_prompts(["owl"])
+    message = f"The prompt of the class 'polar bear' has {long} tokens, which leaves nothing .*_length={long}`"
+    with pytest.raises(ValueError, match=message):
+        processor.check_prompts(["owl", "polar bear"])
+    with pytest.raises(ValueError, match=message):
+        processor(label_names=["owl", "polar bear"], rationales=["it", "it"])
+    with pytest.raises(ValueError, match="The prompt of the class 'xxx.* has 5.. tokens"):
+        processor.check_prompts(["x" * 500])
+    with pytest.raises(ValueError, match="`max_rationale_length` must be 1 or more, got 0"):
+        MeglProcessor(processor.image_processor, tokenizer, max_rationale_length=0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("Это {label}, потому что", "Это сова, потому что"),
+        ("これは{label}です。なぜなら、", "これは сова です。なぜなら、"),
+        ("Porque es un {label}", "Porque es un сова"),
+        ("هذا {label} لأن", "هذا сова لأن"),
+        ("{label}", "сова"),
+        ('{"class": "{label}", "{}": {0}}', '{"class": "сова", "{}": {0}}'),
+        ("{label}: a {label} because", "сова: a сова because"),
+    ],
+)
+def test_prompts_of_any_language_and_with_braces(prompt, expected, processor, tokenizer):
+    processor = MeglProcessor(processor.image_processor, tokenizer, rationale_prompt=prompt, max_rationale_length=200)
+    expected = expected.replace("これは сова です", "これはсоваです")
+    assert tokenizer.decode(processor.prompts(["сова"])["input_ids"][0]) == expected
+    batch = processor(label_names=["сова"], rationales=["у неё круглые глаза"])
+    assert tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True) == expected + " у неё круглые глаза"
+    assert processor.batch_decode_rationales(batch["rationale_labels"]) == ["у неё круглые глаза"]
+
+
+def test_a_class_named_like_the_place_holder_is_named_so(processor, tokenizer):
+    processor = MeglProcessor(processor.image_processor, tokenizer, rationale_prompt="{label}, as")
+    assert tokenizer.decode(processor.prompts(["{label} {0} {"])["input_ids"][0]) == "{label} {0} {, as"
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(processor):
+    tokenizer = train_rationale_tokenizer(["it has whiskers"], vocab_size=300)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="has no end-of-text token, which ends each rationale"):
+        MeglProcessor(processor.image_processor, tokenizer)
+
+
+def test_a_rationale_that_quotes_the_end_of_text_does_not_end_there(processor, tokenizer):
+    batch = processor(label_names=["owl"], rationales=["<eos> is <pad>"])
+    labels = batch["rationale_labels"][0]
+    assert (labels == tokenizer.eos_token_id).sum() == 1 and labels[-1] == tokenizer.eos_token_id
+    assert tokenizer.pad_token_id not in labels
+    assert processor.batch_decode_rationales(batch["rationale_labels"]) == ["<eos> is <pad>"]
 
 
 def test_prompts_are_padded_on_the_left(processor, tokenizer):

@@ -11,9 +11,11 @@ import torch
 from datasets import load_dataset
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import AutoConfig, AutoModelForCausalLM, ResNetConfig, ResNetForImageClassification
 
-from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.losses_megl import resize_masks
+from modeling_megl.processing_megl import make_image_processor, train_rationale_tokenizer
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +108,165 @@ def test_method_and_layer_of_the_map_are_chosen(run, dataset, tmp_path):
             *("--saliency_layer", "resnet.stage"),
         )
     assert not (tmp_path / "other").exists()
+
+
+def init(run, dataset, output, *options):
+    run("init_megl", "--dataset", dataset, "--output", output, *options)
+
+
+def test_cut_rationales_are_counted_and_prompts_and_lengths_chosen(run, dataset, tmp_path, capsys):
+    preset = ("--preset", "megl-resnet-tiny")
+    init(run, dataset, tmp_path / "default", *preset)
+    assert "will be cut" not in capsys.readouterr().out
+    options = ("--rationale_prompt", "Это {label}, потому что", "--max_rationale_length", "44")
+    init(run, dataset, tmp_path / "short", *preset, *options)
+    said = capsys.readouterr().out
+    processor = MeglProcessor.from_pretrained(tmp_path / "short")
+    assert (processor.rationale_prompt, processor.max_rationale_length) == (options[1], 44)
+    rows = load_dataset(str(dataset), split="train")
+    names = rows.features["label"].names
+    lengths = [
+        len(processor.tokenizer.encode(f"Это {names[row['label']]}, потому что {text}")) + 1
+        for row in rows
+        for text in row["textual_explanations"]
+    ]
+    cut = sum(length > 44 for length in lengths)
+    assert 0 < cut < len(lengths)
+    assert f"{cut} of {len(lengths)} rationales are longer than 44 tokens" in said
+    assert f"none would be at --max_rationale_length {max(lengths)}." in said
+    init(run, dataset, tmp_path / "long", *preset, *options[:2], "--max_rationale_length", max(lengths))
+    assert "will be cut" not in capsys.readouterr().out
+    for wrong, message in (
+        (("--rationale_prompt", "Because"), r"`rationale_prompt` must contain '\{label\}', got 'Because'"),
+        (("--max_rationale_length", 0), "`max_rationale_length` must be 1 or more, got 0"),
+        (("--max_rationale_length", 4), "The prompt of the class .* leaves nothing for its rationales of `max_rat"),
+        (("--max_rationale_length", 125), "`max_rationale_length=125` and 4 tokens .* the 128 .*: choose 124 or less"),
+    ):
+        with pytest.raises(SystemExit, match=f"init_megl: {message}"):
+            init(run, dataset, tmp_path / "wrong", *preset, *wrong)
+        assert not (tmp_path / "wrong").exists()
+
+
+@pytest.fixture()
+def parts(tmp_path):
+    """`parts(model_type, tokenizer, **settings)`: `--vision` and `--text` of tiny models in folders."""
+
+    def make(model_type, tokenizer, **settings):
+        sizes = {"layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+        torch.manual_seed(0)
+        ResNetForImageClassification(ResNetConfig(**sizes, image_size=32)).save_pretrained(tmp_path / "vision")
+        make_image_processor((32, 32), [0.5] * 3, [0.5] * 3).save_pretrained(tmp_path / "vision")
+        config = AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **settings})
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "text")
+        tokenizer.save_pretrained(tmp_path / "text")
+        return ("--vision", tmp_path / "vision", "--text", tmp_path / "text")
+
+    return make
+
+
+GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128}
+
+
+def test_language_model_without_an_end_of_text_takes_the_tokenizers(run, dataset, parts, tokenizer, tmp_path):
+    options = parts("gpt2", tokenizer, **GPT2, eos_token_id=None, bos_token_id=None, pad_token_id=None)
+    init(run, dataset, tmp_path / "model", *options, "--max_rationale_length", 124)
+    config = MeglForImageClassification.from_pretrained(tmp_path / "model").config
+    assert config.text_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_language_models_that_do_not_fit_are_refused_before_anything_is_written(
+    run, dataset, parts, tokenizer, tmp_path
+):
+    endless = train_rationale_tokenizer(["it has a roof"], vocab_size=300)
+    endless.eos_token = None
+    for model_type, tokens, settings, message in (
+        ("openai-gpt", tokenizer, GPT2, "OpenAIGPTLMHeadModel cannot generate from embeddings"),
+        ("gpt2", endless, GPT2, "The tokenizer .* has no end-of-text token"),
+        (
+            "gpt2",
+            tokenizer,
+            {**GPT2, "vocab_size": 100},
+            r"it has a token of id \d+, while the model has 100 embeddings",
+        ),
+        (
+            "gpt2",
+            tokenizer,
+            {**GPT2, "n_positions": 64},
+            "are more than the 64 that the language model takes: choose 60",
+        ),
+    ):
+        options = parts(model_type, tokens, **settings)
+        with pytest.raises(SystemExit, match=f"init_megl: .*{message}"):
+            init(run, dataset, tmp_path / "model", *options)
+        assert not (tmp_path / "model").exists()
+    config = json.loads((tmp_path / "text" / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (tmp_path / "text" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "text" / "own.py").write_text("raise SystemError('run')")
+    for trust in ((), ("--trust_remote_code",)):
+        with pytest.raises(SystemExit, match="text is a model with code of its own, which a MEGL checkpoint does not"):
+            init(run, dataset, tmp_path / "model", *options, *trust)
+    with pytest.raises(SystemExit, match="vision is no causal language model: its `model_type` is 'resnet'"):
+        init(run, dataset, tmp_path / "model", *options[:2], "--text", tmp_path / "vision")
+
+
+def test_text_goes_with_vision(run, dataset, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        init(run, dataset, tmp_path / "model", "--preset", "megl-resnet-tiny", "--text", "llama-tiny")
+    assert "`--text` goes with `--vision`" in capsys.readouterr().err
+
+
+def test_trained_model_is_taken_to_new_classes(run, dataset, tmp_path):
+    old_labels = load_dataset(str(dataset), split="train").features["label"].names
+    processor = MeglProcessor.from_preset(
+        "megl-resnet-tiny", ["dog", "owl"], ["it has eyes"], rationale_prompt="A {label}, as", max_rationale_length=120
+    )
+    # Of as many classes, so that no shape tells the heads apart; one of them stays.
+    labels = [*(f"other {i}" for i in range(len(old_labels) - 1)), old_labels[2]]
+    torch.manual_seed(5)
+    old = MeglForImageClassification(
+        MeglConfig.from_preset("megl-resnet-tiny", labels, **processor.text_config_kwargs())
+    )
+    with torch.no_grad():
+        old.vision_model.classifier[1].bias += torch.arange(len(labels)) + 1.0
+    old.save_pretrained(tmp_path / "old")
+    processor.save_pretrained(tmp_path / "old")
+    for seed in (0, 1):
+        options = ("--model", tmp_path / "old", "--saliency_score", "logit", "--seed", seed)
+        init(run, dataset, tmp_path / f"new{seed}", *options)
+    new, other = (MeglForImageClassification.from_pretrained(tmp_path / f"new{seed}") for seed in (0, 1))
+    assert list(new.config.id2label.values()) == old_labels and new.config.saliency_score == "logit"
+    for name, value in new.state_dict().items():
+        before = old.state_dict()[name]
+        if ".classifier." not in name:
+            assert torch.equal(value, before), name
+            continue
+        assert torch.equal(value[2], before[-1])
+        fresh = [row for row in range(len(old_labels)) if row != 2]
+        assert not any(torch.equal(value[row], before[row]) for row in fresh)
+        if name.endswith("weight"):
+            assert not torch.equal(value[fresh], other.state_dict()[name][fresh]), "drawn by the seed"
+    again = MeglProcessor.from_pretrained(tmp_path / "new0")
+    assert (again.rationale_prompt, again.max_rationale_length) == ("A {label}, as", 120)
+    assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    with pytest.raises(SystemExit, match=r"`--saliency_layer resnet.encoder.stages.0` has 48 channels, .* takes 96"):
+        init(run, dataset, tmp_path / "wrong", *options[:2], "--saliency_layer", "resnet.encoder.stages.0")
+    train(run, tmp_path / "new0", dataset, tmp_path / "trained")
+
+
+def test_checkpoint_that_is_no_megl_model_is_one_clear_error(run, dataset, parts, tokenizer, tmp_path):
+    parts("gpt2", tokenizer, **GPT2)
+    for name in ("vision", "text"):
+        model, output = tmp_path / name, tmp_path / "out"
+        for call in (
+            ("init_megl", "--model", model, "--dataset", dataset, "--output", output),
+            ("evaluate_megl", "--model", model, "--dataset", dataset, "--output", output),
+            ("explain", "--model", model, ROOT / "docs" / "example.png", "--output", output),
+            ("train_megl", "--model_name_or_path", model, "--dataset_name", dataset, "--output_dir", output),
+        ):
+            with pytest.raises(SystemExit, match=f"{call[0]}: .*{name} is no MEGL model"):
+                run(*call)
+            assert not output.exists()
 
 
 def test_subsets_of_the_explanations_are_nested_and_follow_from_the_ids(run, dataset):

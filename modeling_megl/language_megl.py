@@ -1,0 +1,185 @@
+"""The language model: where the evidence stands in its input, and whether it can be used at all."""
+
+from contextlib import contextmanager
+from inspect import signature
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+
+def place_evidence(evidence_tokens, embeddings, attention_mask):
+    """
+    Evidence, then text, without a gap: padding on the left of a text is moved in front of its evidence. Not every
+    language model takes no notice of padding that has something before it.
+
+    Args:
+        evidence_tokens (`torch.Tensor` of shape `(batch_size, num_evidence_tokens, hidden_size)`): The evidence.
+        embeddings (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): The text.
+        attention_mask (`torch.Tensor` of shape `(batch_size, length)`): 0 where the text is padding.
+
+    Returns:
+        `inputs_embeds` `(batch_size, num_evidence_tokens + length, hidden_size)` and its `attention_mask`. What is at
+        `length` `t` of the text comes to `num_evidence_tokens + t`, unless it is padding on the left.
+    """
+    evidence_tokens = evidence_tokens.to(embeddings.dtype)
+    inputs_embeds = torch.cat([evidence_tokens, embeddings], dim=1)
+    seen = attention_mask.new_ones(evidence_tokens.shape[:2])
+    mask = torch.cat([seen, attention_mask], dim=1)
+    on_the_left = torch.cat([torch.zeros_like(seen), attention_mask.cumsum(dim=1) == 0], dim=1)
+    order = on_the_left.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return inputs_embeds.gather(1, order[:, :, None].expand_as(inputs_embeds)), mask.gather(1, order)
+
+
+def max_positions(text_config):
+    """The most tokens, evidence included, that a language model is made for; `None` where nothing limits them."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions"):
+        value = getattr(text_config.get_text_config(), name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def check_language_model(text):
+    """
+    Look at a checkpoint's config before anything is loaded.
+
+    Args:
+        text (`str`): Hub id or folder of a language model, or a GGUF file, of which nothing is looked at.
+
+    Raises:
+        `ValueError`: where it is no causal language model, and where it has code of its own.
+    """
+    if text.endswith(".gguf"):
+        return
+    config_dict, _ = PreTrainedConfig.get_config_dict(text)
+    if config_dict.get("model_type") not in CONFIG_MAPPING and "auto_map" in config_dict:
+        raise ValueError(
+            f"{text} is a model with code of its own, which a MEGL checkpoint does not carry: choose a language model "
+            "that Transformers has."
+        )
+    check_causal(AutoConfig.from_pretrained(text, trust_remote_code=False), text)
+
+
+def check_causal(config, name):
+    """Raise a `ValueError` where there is no causal language model of this configuration."""
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(f"{name} is no causal language model: its `model_type` is {config.model_type!r}.")
+
+
+@torch.random.fork_rng(devices=[])
+def probe_language_model(language_model, num_evidence_tokens):
+    """
+    Try a language model on random evidence: a training step, and rationales of two prompts of different lengths.
+
+    Args:
+        language_model (`PreTrainedModel`): A causal language model.
+        num_evidence_tokens (`int`): Number of tokens in front of the prompt.
+
+    Raises:
+        `ValueError`: where it cannot be used, with the reason.
+    """
+    name = type(language_model).__name__
+    embed = language_model.get_input_embeddings()
+    vocab_size, width = embed.weight.shape
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(vocab_size, (n,), generator=generator).to(embed.weight.device) for n in (5, 2)]
+    evidence = torch.randn(2, num_evidence_tokens, width, generator=generator).to(embed.weight)
+    evidence *= embed.weight.detach().std()
+
+    def score(tokens, row):
+        """The scores of what follows the evidence of a row and some tokens, at each position."""
+        embeds = torch.cat([evidence[row], embed(tokens)])[None]
+        return language_model(inputs_embeds=embeds, attention_mask=_ones(embeds), use_cache=False).logits[0]
+
+    with _refused(f"{name} cannot be trained on embeddings, which the evidence is given as"):
+        _train(language_model, evidence, embed(prompts[0])[None])
+    with torch.no_grad(), _in_evaluation_mode(language_model):
+        with _refused(f"{name} cannot generate from embeddings, which the evidence is given as"):
+            tokens, scores = _generate(language_model, evidence, prompts, embed)
+        for row, prompt in enumerate(prompts):
+            expected = score(torch.cat([prompt, tokens[row, :-1]]), row)
+            if not _close(score(prompt, row), expected[: -tokens.shape[1] + 1]):
+                raise ValueError(
+                    f"{name} cannot be used as a language model: it sees what follows a token, so that it is no "
+                    "causal one. An encoder such as BERT is one with `is_decoder: true` in its config."
+                )
+            if not _close(scores[row], expected[-tokens.shape[1] :]):
+                # Only the second prompt, the shorter one, is padded.
+                reason = (
+                    "its answer depends on the padding in front of a prompt"
+                    if row
+                    else "it generates otherwise than it was trained, from the same evidence and prompt"
+                )
+                raise ValueError(f"{name} cannot be used as a language model: {reason}. Choose another one.")
+
+
+def _train(language_model, evidence, embeddings):
+    """A forward and a backward pass as in training, from the text to the evidence, which must be reached."""
+    training = language_model.training
+    evidence = evidence[:1].clone().requires_grad_()
+    embeds = torch.cat([evidence, embeddings.detach()], dim=1)
+    try:
+        logits = language_model.train()(inputs_embeds=embeds, attention_mask=_ones(embeds), use_cache=False).logits
+        (gradient,) = torch.autograd.grad(logits[0, -1].float().logsumexp(dim=-1), evidence)
+    finally:
+        language_model.train(training)
+    if not gradient.isfinite().all():
+        raise ValueError("the gradient is not finite")
+    if not gradient.any():
+        raise ValueError("the evidence does not reach what is written")
+
+
+def _generate(language_model, evidence, prompts, embed):
+    """Tokens `(rows, 3)` that a batch of prompts is continued by, and the scores `(rows, 3, vocab_size)` of each."""
+    ids, mask = (
+        pad_sequence(rows, batch_first=True, padding_side="left")
+        for rows in (prompts, [torch.ones_like(prompt) for prompt in prompts])
+    )
+    if "inputs_embeds" not in signature(language_model.prepare_inputs_for_generation).parameters:
+        raise TypeError("its class takes tokens alone")
+    inputs_embeds, mask = place_evidence(evidence, embed(ids), mask)
+    output = language_model.generate(
+        inputs_embeds=inputs_embeds,
+        attention_mask=mask,
+        max_new_tokens=3,
+        min_new_tokens=3,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return output.sequences, torch.stack(output.logits, dim=1)
+
+
+def _ones(embeds):
+    return torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+
+
+def _close(found, expected):
+    """Whether scores are the same but for rounding."""
+    tolerance = 0.3 * torch.finfo(expected.dtype).eps ** 0.5
+    return (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@contextmanager
+def _in_evaluation_mode(model):
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _refused(reason):
+    """What goes wrong in the block as one `ValueError`: models fail in many ways on what they were not made for."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        raise ValueError(f"{reason} ({type(error).__name__}: {lines[0]}). Choose another one.") from error
