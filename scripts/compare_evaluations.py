@@ -18,6 +18,7 @@ from support.bootstrap import LEVEL, paired_tests
 from support.output_folder import new_folder
 from support.report import interval_text
 from support.scores import at, headlines
+from support.terminal import one_line, print_anywhere
 
 
 def parse_arguments():
@@ -29,8 +30,9 @@ def parse_arguments():
     arguments = parser.parse_args()
     if len(arguments.evaluations) < 2:
         parser.error("two or more folders are needed")
-    if arguments.resamples < 1:
-        parser.error(f"`--resamples` must be 1 or more, got {arguments.resamples}")
+    for name, least in {"resamples": 1, "seed": 0}.items():
+        if getattr(arguments, name) < least:
+            parser.error(f"`--{name}` must be {least} or more, got {getattr(arguments, name)}")
     return arguments
 
 
@@ -42,6 +44,8 @@ def read_evaluation(folder):
         items = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder} holds a file that is no JSON ({error}): run evaluate_megl.py again.") from error
+    if not all(isinstance(part, dict) for part in (metrics, *items)):
+        raise ValueError(f"{folder} holds a file that is not of an evaluation: run evaluate_megl.py again.")
     if "intervals" not in metrics or not all("per_item" in item for item in items):
         raise ValueError(f"{folder} has no scores of each item: it is of an older evaluate_megl.py; run it again.")
     return metrics, items
@@ -121,7 +125,7 @@ def write_comparison(folder, runs, resamples, seed):
     (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
     text = markdown(runs, comparison)
     (folder / "comparison.md").write_text(text, encoding="utf-8")
-    print(text)
+    print_anywhere(text)
 
 
 def run_names(folders):
@@ -140,7 +144,7 @@ def main():
         with new_folder(arguments.output) as folder:
             write_comparison(folder, runs, arguments.resamples, arguments.seed)
     except (ValueError, OSError) as error:
-        sys.exit(f"compare_evaluations: {error}")
+        sys.exit(f"compare_evaluations: {one_line(error)}")
 
 
 if __name__ == "__main__":
