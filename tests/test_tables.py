@@ -112,15 +112,16 @@ def test_what_optional_columns_lack(write):
 def test_columns_of_other_names_and_kinds(write):
     buffer = io.BytesIO()
     PICTURES[3].save(buffer, "PNG")
+    stored = {"bytes": Value("binary"), "path": Value("string")}
     folder = write(
         img=([buffer.getvalue()] * 4, Value("binary")),
         fine_label=LABELS,
-        mask=([{"bytes": buffer.getvalue(), "path": None}, None, None, None], {"bytes": Value("binary"), "path": Value("string")}),
+        mask=([{"bytes": buffer.getvalue(), "path": None}, None, None, None], stored),
         caption=(["a cat", None, " ", "a dog"], Value("string")),
         number=([4, 5, 6, 7], Value("int64")),
         group=([0, 1, -1, 0], ClassLabel(names=["g", "h"])),
         label=([0.5] * 4, Value("float32")),
-    )  # fmt: skip
+    )
     names = ColumnArguments("img", "fine_label", "mask", "caption", "number")
     table = open_table(folder, "test", names)
     assert table.features == features(["x", "y"])
