@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.image_utils import is_valid_image
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import ModelOutput
@@ -556,7 +558,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         The whole answer for each image: why the predicted class, or why `target`, or why `target` rather than `foil`?
 
         Args:
-            images (`PIL.Image.Image` or `list[PIL.Image.Image]`): Pictures of any size and mode.
+            images (`PIL.Image.Image` or `Iterable[PIL.Image.Image]`): Pictures of any size; a batch of them is
+                decoded at a time.
             processor ([`MeglProcessor`]): The checkpoint's processor.
             target (`str` or `int`, *optional*): Class to explain, by name or id; by default the predicted one.
             foil (`str` or `int`, *optional*): Class that it is contrasted with in the map.
@@ -571,10 +574,14 @@ class MeglForImageClassification(MeglPreTrainedModel):
             `ValueError`: in training mode, where `target` or `foil` is no class of the model, and where `foil` is the
             class to explain: `target` or, without one, what the model predicts.
         """
-        images = processor.load_images(images)
-        explanations = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
+        single = is_valid_image(images) or isinstance(images, str)
+        explanations, waiting = [], iter([images] if single else images)
+        # A few at a time: all of a folder of photographs would not fit into memory as RGB.
+        while batch := list(islice(waiting, batch_size)):
+            try:
+                batch = processor.load_images(batch)
+            except ValueError as error:
+                raise ValueError(f"{error} (Counted from image {len(explanations)} on.)") from error
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
             explained = self.explain_pixels(pixel_values, processor, target, foil, start, **generate_kwargs)
             sizes = [(image.height, image.width) for image in batch]

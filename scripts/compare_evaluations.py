@@ -18,6 +18,7 @@ from support.bootstrap import LEVEL, paired_tests
 from support.output_folder import new_folder
 from support.report import interval_text
 from support.scores import at, headlines
+from support.terminal import one_line, print_anywhere
 
 
 def parse_arguments():
@@ -29,10 +30,9 @@ def parse_arguments():
     arguments = parser.parse_args()
     if len(arguments.evaluations) < 2:
         parser.error("two or more folders are needed")
-    if arguments.resamples < 1:
-        parser.error(f"`--resamples` must be 1 or more, got {arguments.resamples}")
-    if arguments.seed < 0:
-        parser.error(f"`--seed` must be 0 or more, got {arguments.seed}")
+    for name, least in {"resamples": 1, "seed": 0}.items():
+        if getattr(arguments, name) < least:
+            parser.error(f"`--{name}` must be {least} or more, got {getattr(arguments, name)}")
     return arguments
 
 
@@ -156,7 +156,7 @@ def write_comparison(folder, runs, resamples, seed):
     (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
     text = markdown(runs, comparison)
     (folder / "comparison.md").write_text(text, encoding="utf-8")
-    print(text)
+    print_anywhere(text)
 
 
 def run_names(folders):
@@ -176,7 +176,7 @@ def main():
         with new_folder(arguments.output) as folder:
             write_comparison(folder, runs, arguments.resamples, arguments.seed)
     except (ValueError, OSError) as error:
-        sys.exit(f"compare_evaluations: {error}")
+        sys.exit(f"compare_evaluations: {one_line(error)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from evaluate_megl import metrics_table
 from modeling_megl.training_megl import check_labels
 from support.llava import parse_answer, write_answers
 from support.output_folder import new_folder
-from support.scores import classification_scores, rationale_scores, with_intervals
+from support.scores import classification_scores, text_scores, with_intervals
 from support.tables import add_column_arguments, column_arguments, open_table
 
 
@@ -80,7 +80,7 @@ def compute_metrics(arguments, predictions, dataset, class_names):
         "dataset": arguments.dataset,
         "split": arguments.split,
         "saliency": None,
-        "rationale": rationale_scores(predictions, dataset["textual_explanations"], class_names),
+        "rationale": text_scores(predictions, dataset["textual_explanations"], class_names),
         **classification_scores(predictions),
         "unanswered": sum(item["prediction"] is None for item in predictions) / len(predictions),
     }

@@ -3,34 +3,52 @@
 ```
 python scripts/evaluate_megl.py --model megl-trained --dataset object_me --split test --output evaluation
 python scripts/evaluate_megl.py --model megl-plain megl-trained --dataset object_me --output evaluations
+torchrun --nproc_per_node 4 scripts/evaluate_megl.py --model megl-trained --dataset object_me --output evaluation
 ```
 
 Writes `metrics.json` (figures with bootstrap intervals; docs/evaluation.md says what each is), `predictions.jsonl`
-(one line an image, with its scores), `index.html` (the report) and `examples.png` (a few pictures), fills the model's
-card (`README.md` and `.eval_results` in `--model`) from `model_card.md`, and prints a table. With `--clip` (a Hub id
-or folder of a CLIP model) it also computes CLIPScore and the grounding of the rationales, with `--faithfulness`
-whether the class scores depend on what the maps show. Several models go into a folder each, and are compared as
-`compare_evaluations.py` does.
+(one line an image, with its scores), `index.html` (the report), `examples.png` (a few pictures) and `model_card.md`,
+and prints a table. The model's folder stays as it is; `--update_card` enters the figures into its `README.md` and its
+`.eval_results`, and keeps what else stands there. With `--clip` (a Hub id or folder of a CLIP model) it also computes
+CLIPScore and the grounding of the rationales, with `--faithfulness` whether the class scores depend on what the maps
+show. Several models go into a folder each, and are compared as `compare_evaluations.py` does. Under `torchrun` the
+pictures are shared over the processes. The data set's columns may have other names, and all but the pictures and the
+labels may be missing: what there is is scored, and each figure says of how many images it is.
 """
 
 import argparse
 import json
 import sys
+from collections import Counter
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
-from tqdm import tqdm
+from accelerate import PartialState
+from transformers import CLIPConfig, PreTrainedConfig
 
 from compare_evaluations import write_comparison
-from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.training_megl import check_labels
-from support.card import write_card
-from support.output_folder import new_folder
-from support.pictures import mask_array, write_sheet
+from support.card import card_facts, update_card, write_card
+from support.output_folder import check_new, new_folder
+from support.pictures import write_sheet
+from support.predictions import predict
 from support.report import interval_head, interval_text, write_report
-from support.scores import at, compute_scores, faithfulness_scores, headlines, with_intervals
+from support.scores import (
+    at,
+    compute_scores,
+    count_of,
+    faithfulness_scores,
+    headlines,
+    joined,
+    saliency_scores,
+    sanity_check,
+    with_intervals,
+)
+from support.tables import add_column_arguments, column_arguments, open_table
+from support.terminal import one_line, print_anywhere
 
 
 def make_parser():
@@ -54,98 +72,96 @@ def make_parser():
         "--examples", type=int, default=24, help="pictures in the report, evenly spaced over the split"
     )
     parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
+    parser.add_argument("--seed", type=int, default=0, help="draws the resamples, and the pairs of the control")
+    parser.add_argument(
+        "--update_card",
+        action="store_true",
+        help="enter the figures into the README.md of the model's folder, and keep what else stands there",
+    )
     parser.add_argument("--dataset_id", help="Hub id of the data set for the card, where --dataset is a folder")
     parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
+    add_column_arguments(parser)
     return parser
 
 
 def parse_arguments():
     parser = make_parser()
     arguments = parser.parse_args()
-    for name in ("resamples", "max_new_tokens"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"`--{name}` must be 1 or more, got {getattr(arguments, name)}")
+    lowest = {"batch_size": 1, "max_new_tokens": 1, "examples": 0, "resamples": 1, "seed": 0}
+    for name, least in lowest.items():
+        if getattr(arguments, name) < least:
+            parser.error(f"`--{name}` must be {least} or more, got {getattr(arguments, name)}")
     return arguments
 
 
-@torch.no_grad()
-def predict(model, processor, dataset, batch_size, max_new_tokens=40):
-    """
-    One dictionary for each item: `label` and `prediction` (class names), `score`, `saliency` (the map at its own
-    resolution), `rationale`, and `shuffled_rationale`: what the model writes of the same picture when it is given
-    another picture's map, the control for whether the rationale follows the map.
-    """
-    predictions, names, previous = [], model.config.id2label, None
-    for start in tqdm(range(0, len(dataset), batch_size), desc="predict"):
-        rows = dataset[start : start + batch_size]
-        # Only a model whose evidence is weighted by human masks, an upper bound, is shown them.
-        masks = rows["visual_explanation"] if model.config.grounding_map == "visual_explanation" else None
-        inputs = processor(images=rows["image"], visual_explanations=masks).to(model.device)
-        pixel_values = inputs.pop("pixel_values")
-        output = model(pixel_values, **inputs)
-        scores, labels = output.logits.softmax(dim=-1).max(dim=-1)
-        prompts = processor.prompts([names[label] for label in labels.tolist()]).to(model.device)
-        maps = model.grounding_maps(output.saliency, **inputs)
-        # The map of the item before, over the ends of batches too.
-        others = maps.roll(1, dims=0)
-        if previous is not None:
-            others[0] = previous
-        previous = maps[-1]
-        shuffled = model.ground(output.features, others)
-        texts, shuffled_texts = (
-            processor.batch_decode_rationales(
-                model.generate_rationales(**prompts, evidence_tokens=evidence, max_new_tokens=max_new_tokens)
-            )
-            for evidence in (output.evidence_tokens, shuffled)
+def open_dataset(arguments, name):
+    """The split with the classes of a model; a `ValueError` where they are others."""
+    config = MeglConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
+    classes = [label for _, label in sorted(config.id2label.items())]
+    dataset = open_table(arguments.dataset, arguments.split, column_arguments(arguments), classes)
+    check_labels(config.id2label, dataset)
+    return dataset
+
+
+def check_arguments(arguments, dataset):
+    """Refuse before the work what would only be found after it."""
+    check_new(arguments.output)
+    if arguments.clip is not None:
+        check_clip(arguments.clip)
+    for name in arguments.model if arguments.update_card else []:
+        if not Path(name).is_dir():
+            raise ValueError(f"`--update_card` needs the folder of a model, got {name}, which is no folder.")
+    key, times = Counter(dataset["id"]).most_common(1)[0]
+    if len(arguments.model) > 1 and times > 1:
+        raise ValueError(
+            f"models are compared item by item, and {times} items have the id {key!r}: name a column of ids that "
+            "differ by `--id_column`, or evaluate one model."
         )
-        for index, label in enumerate(rows["label"]):
-            predictions.append(
-                {
-                    "id": rows["id"][index],
-                    "group": rows["group"][index],
-                    "label": names[label],
-                    "prediction": names[labels[index].item()],
-                    "score": scores[index].item(),
-                    "saliency": output.saliency[index].cpu().numpy(),
-                    "rationale": texts[index],
-                    "shuffled_rationale": shuffled_texts[index],
-                }
-            )
-    return predictions
 
 
-def metrics_table(metrics):
-    """The headline figures, a line each, with their intervals."""
-    lines = [f"{'':<34}{'value':>8}   {interval_head(metrics)}"]
-    for path, name, value in headlines(metrics):
-        lines.append(f"{name:<34}{value:>8.3f}   {interval_text(at(metrics['intervals'], path))}".rstrip())
-    return "\n".join(lines)
+def check_clip(name):
+    try:
+        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    except OSError as error:
+        raise ValueError(f"`--clip` must be the Hub id or folder of a CLIP model: {one_line(error)}") from error
+    if model_type != CLIPConfig.model_type:
+        raise ValueError(f"`--clip` must be a CLIP model, got {name}, whose `model_type` is {model_type!r}.")
 
 
-def evaluate_model(arguments, name, dataset, folder):
-    """Write the evaluation of one model into a folder; its metrics and items are returned."""
+def evaluate(arguments, name, dataset):
+    """The items of a model, scored as far as no other item is needed, and what its evaluation is written from."""
     processor = MeglProcessor.from_pretrained(name)
     model = MeglForImageClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    state = PartialState()
+    model.to(state.device if state.device.type == "cuda" else "cpu")
     model.vision_model.to(memory_format=torch.channels_last)  # as in training, the fastest for convolutions
-    check_labels(model.config.id2label, dataset)
-    torch.manual_seed(arguments.seed)  # an ablation draws its maps at random
-    items = predict(model, processor, dataset, arguments.batch_size, arguments.max_new_tokens)
-    masks = [mask_array(mask) for mask in dataset["visual_explanation"]]
-    classes = list(model.config.id2label.values())
-    faithfulness = arguments.faithfulness and partial(
-        faithfulness_scores,
-        model=model,
-        processor=processor,
-        baseline=arguments.faithfulness,
-        batch_size=arguments.batch_size,
-    )
+    baseline, batch_size = arguments.faithfulness, arguments.batch_size
+    scorers = {"saliency": lambda items, places, pixel_values: saliency_scores(items, places, dataset)}
+    if baseline:
+        scorers["faithfulness"] = partial(faithfulness_scores, model=model, baseline=baseline, batch_size=batch_size)
+    items, parts = predict(model, processor, dataset, batch_size, arguments.max_new_tokens, arguments.seed, scorers)
+    scores = {part: joined(items, f"{part}.", found) for part, found in parts.items()}
+    if baseline and state.is_main_process:
+        check = sanity_check(items, dataset, model, processor, batch_size)
+        scores["faithfulness"] = {"baseline": baseline, **scores["faithfulness"], "sanity_check": check}
+    return {
+        "name": name,
+        "dataset": dataset,
+        "items": items,
+        "scores": scores,
+        "facts": card_facts(name, model, processor),
+    }
+
+
+def write_evaluation(arguments, run, folder):
+    """Write the evaluation of one model into a folder; its metrics are returned."""
+    dataset, items = run["dataset"], run["items"]
+    classes = dataset.features["label"].names
     metrics = {
-        "model": name,
+        "model": run["name"],
         "dataset": arguments.dataset,
         "split": arguments.split,
-        **compute_scores(items, dataset, masks, classes, arguments.clip, faithfulness),
+        **compute_scores(items, dataset, classes, arguments.clip, **run["scores"]),
     }
     metrics = with_intervals(metrics, items, arguments.resamples, arguments.seed)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -154,28 +170,56 @@ def evaluate_model(arguments, name, dataset, folder):
             lines.write(json.dumps({**item, "saliency": item["saliency"].round(4).tolist()}) + "\n")
     write_report(folder / "index.html", dataset, items, metrics, arguments.examples)
     write_sheet(folder / "examples.png", dataset, items)
-    write_card(name, model, metrics, arguments.dataset_id)
-    print(f"{name} on {arguments.split} of {arguments.dataset}, {len(dataset)} images")
-    print(metrics_table(metrics))
-    return metrics, items
+    write_card(folder / "model_card.md", run["facts"], metrics, arguments.dataset_id)
+    print_anywhere(f"{run['name']} on {arguments.split} of {arguments.dataset}, {len(dataset)} images")
+    print_anywhere(metrics_table(metrics))
+    return metrics
+
+
+def metrics_table(metrics):
+    """The headline figures, a line each, with their intervals and how many images they are of."""
+    lines = [f"{'':<34}{'value':>8}   {interval_head(metrics):<18}{'images':>8}"]
+    for path, name, value in headlines(metrics):
+        interval = interval_text(at(metrics["intervals"], path))
+        lines.append(f"{name:<34}{value:>8.3f}   {interval:<18}{count_of(metrics, path):>8,}")
+    return "\n".join(lines)
+
+
+def write_all(arguments, runs):
+    """Write what the models gave, all of it or nothing; then the cards in the models' folders, if asked for."""
+    with new_folder(arguments.output) as folder:
+        several = len(runs) > 1
+        names = [f"{number}-{Path(run['name']).name}" for number, run in enumerate(runs, start=1)]
+        compared = {}
+        for name, run in zip(names, runs, strict=True):
+            own = folder / name if several else folder
+            own.mkdir(exist_ok=True)
+            compared[name] = (write_evaluation(arguments, run, own), run["items"])
+        if several:
+            write_comparison(folder, compared, arguments.resamples, arguments.seed)
+    for run, (metrics, _) in zip(runs if arguments.update_card else [], compared.values(), strict=False):
+        try:
+            update_card(run["name"], run["facts"], metrics, arguments.dataset_id)
+        except OSError as error:
+            line = f"evaluate_megl: the evaluation is whole, but {run['name']} cannot be written: {one_line(error)}"
+            print(line, file=sys.stderr)
 
 
 def main():
     arguments = parse_arguments()
+    # Some processes may have far fewer or smaller pictures than others.
+    state = PartialState(timeout=timedelta(days=1))
     try:
-        with new_folder(arguments.output) as folder:
-            dataset = load_dataset(arguments.dataset, split=arguments.split)
-            if len(arguments.model) == 1:
-                evaluate_model(arguments, arguments.model[0], dataset, folder)
-                return
-            runs = {}
-            for number, name in enumerate(arguments.model, start=1):
-                run = f"{number}-{Path(name).name}"
-                (folder / run).mkdir()
-                runs[run] = evaluate_model(arguments, name, dataset, folder / run)
-            write_comparison(folder, runs, arguments.resamples, arguments.seed)
+        # All that can be known before the work is checked before it.
+        datasets = [open_dataset(arguments, name) for name in arguments.model]
+        check_arguments(arguments, datasets[0])
+        runs = [evaluate(arguments, *pair) for pair in zip(arguments.model, datasets, strict=True)]
+        # From here on one process works alone.
+        state.destroy_process_group()
+        if state.is_main_process:
+            write_all(arguments, runs)
     except (ValueError, OSError) as error:
-        sys.exit(f"evaluate_megl: {error}")
+        sys.exit(f"evaluate_megl: {one_line(error)}" if state.is_main_process else 1)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,26 @@
 python scripts/explain.py --model megl-trained picture.png another.jpg --output explanations
 python scripts/explain.py --model megl-trained picture.png --target house --foil tree --output why-house-not-tree
 ```
+
+A file that is no picture is reported and costs no other: the rest is explained, and the exit status is 1.
 """
 
 import argparse
 import json
+import os
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+import torch
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from modeling_megl import MeglForImageClassification, MeglProcessor
-from support.output_folder import new_folder
+from support.output_folder import check_new, new_folder
 from support.pictures import overlay
+from support.terminal import one_line, print_anywhere
 
 
 def parse_arguments():
@@ -25,53 +31,124 @@ def parse_arguments():
     parser.add_argument("--model", required=True, help="Hub id or folder of a MEGL model")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
-    parser.add_argument("--target", help="class to explain; by default the predicted one")
+    parser.add_argument("--target", help="class to explain, by name or id; by default the predicted one")
     parser.add_argument("--foil", help="class that it is contrasted with: why --target rather than that?")
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures at a time")
     parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.batch_size < 1:
+        parser.error(f"`--batch_size` must be 1 or more, got {arguments.batch_size}")
+    return arguments
 
 
-def open_image(path):
-    try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+class Pictures:
+    """Files that are opened one at a time; why some cannot be read is in `bad`, by place."""
+
+    def __init__(self, paths):
+        self.paths, self.bad = paths, {}
+
+    def read(self, places, make):
+        """The places whose files can be read, and what `make` makes of the open picture."""
+        found = []
+        for place in places:
+            try:
+                with Image.open(self.paths[place]) as image:
+                    found.append((place, make(image)))
+            except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
+                self.bad[place] = f"{shown(self.paths[place])} cannot be read as an image: {one_line(error)}"
+        return found
+
+
+def shown(argument):
+    """An argument as text, also where the locale cannot read its bytes."""
+    return os.fsencode(argument).decode("utf-8", "replace")
+
+
+def class_id(name, option, config):
+    """The id of a class that is given by its name or its id."""
+    if name is None:
+        return None
+    name = shown(name)
+    if name in config.label2id:
+        return config.label2id[name]
+    if name.isdecimal() and int(name) in config.id2label:
+        return int(name)
+    raise ValueError(f"`--{option}` must be one of {sorted(config.label2id)} or its id, got {name!r}.")
+
+
+def prepare(image, processor):
+    """The model's input, and the picture at 320 pixels: all that is kept of it."""
+    (image,) = processor.load_images([image])
+    scale = 320 / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return processor(images=[image])["pixel_values"], image.resize(size, Image.Resampling.LANCZOS)
 
 
 def draw(image, explanation):
     """Picture and overlay side by side, with label, probability and rationale beneath."""
-    scale = 320 / max(image.size)
-    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    size = image.size
     font = ImageFont.load_default(size=16)
     lines = [f"{explanation['label']}  {explanation['score']:.0%}"]
     lines += textwrap.wrap(explanation["rationale"], width=max(2 * size[0] // 9, 20))
     canvas = Image.new("RGB", (2 * size[0] + 24, size[1] + 24 + 22 * len(lines)), "white")
-    canvas.paste(image.resize(size, Image.Resampling.LANCZOS), (8, 8))
-    canvas.paste(overlay(image, explanation["saliency"]).resize(size, Image.Resampling.LANCZOS), (size[0] + 16, 8))
+    canvas.paste(image, (8, 8))
+    canvas.paste(overlay(image, explanation["saliency"]), (size[0] + 16, 8))
     ImageDraw.Draw(canvas).text((8, size[1] + 14), "\n".join(lines), fill="black", font=font, spacing=4)
     return canvas
 
 
+@torch.no_grad()
+def answers(model, processor, prepared, target, foil):
+    """The explanations of prepared pictures."""
+    if not prepared:
+        return []
+    pixel_values = torch.cat([pixels for pixels, _ in prepared]).to(model.device, model.dtype)
+    explained = model.explain_pixels(pixel_values, processor, target, foil)
+    return model.read_explanations(explained, [(image.height, image.width) for _, image in prepared], processor)
+
+
+def explain(arguments, pictures, places, model, processor, folder):
+    """Explain the pictures at these places, as far as they can be decoded, into the folder."""
+    target, foil = (class_id(getattr(arguments, name), name, model.config) for name in ("target", "foil"))
+    with open(folder / "explanations.jsonl", "w", encoding="utf-8") as lines:
+        for start in tqdm(range(0, len(places), arguments.batch_size)):
+            chosen = places[start : start + arguments.batch_size]
+            read = pictures.read(chosen, partial(prepare, processor=processor))
+            explanations = answers(model, processor, [prepared for _, prepared in read], target, foil)
+            for (place, (_, image)), explanation in zip(read, explanations, strict=True):
+                path = shown(arguments.images[place])
+                # Numbered, as pictures of two folders may share a name; not longer than file systems take.
+                picture = f"{place:04d}_{Path(path).stem[:50]}.png"
+                draw(image, explanation).save(folder / os.fsdecode(picture.encode()))  # UTF-8 in any locale
+                record = {key: explanation[key] for key in ("label", "score", "rationale")}
+                line = json.dumps({"image": path, "picture": picture, **record}, ensure_ascii=False)
+                lines.write(line + "\n")
+                print_anywhere(line)
+    if len(pictures.bad) == len(arguments.images):
+        raise ValueError("; ".join(pictures.bad.values()))
+
+
 def main():
     arguments = parse_arguments()
+    pictures = Pictures(arguments.images)
     try:
-        images = [open_image(path) for path in arguments.images]
+        check_new(arguments.output)
+        places = [place for place, _ in pictures.read(range(len(arguments.images)), lambda image: None)]
+        if not places:
+            raise ValueError("; ".join(pictures.bad.values()))
         processor = MeglProcessor.from_pretrained(arguments.model)
         model = MeglForImageClassification.from_pretrained(
             arguments.model, trust_remote_code=arguments.trust_remote_code
         ).eval()
-        with new_folder(arguments.output) as folder, open(folder / "explanations.jsonl", "w") as lines:
-            for number, (path, image) in enumerate(zip(tqdm(arguments.images), images, strict=True)):
-                explanation = model.explain(image, processor, arguments.target, arguments.foil)[0]
-                # Numbered, as pictures of two folders may share a name.
-                picture = f"{number:04d}_{Path(path).stem}.png"
-                draw(image, explanation).save(folder / picture)
-                record = {key: explanation[key] for key in ("label", "score", "rationale")}
-                line = json.dumps({"image": path, "picture": picture, **record}, ensure_ascii=False)
-                lines.write(line + "\n")
-                print(line)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        with new_folder(arguments.output) as folder:
+            explain(arguments, pictures, places, model, processor, folder)
     except (ValueError, OSError) as error:
-        sys.exit(f"explain: {error}")
+        sys.exit(f"explain: {one_line(error)}")
+    if pictures.bad:
+        lines = [reason for _, reason in sorted(pictures.bad.items())]
+        lines.append(f"{len(lines)} of {len(arguments.images)} files were left out, the others are done")
+        sys.exit("\n".join(f"explain: {line}" for line in lines))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, Features, Value, load_dataset
+from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, ResNetConfig, ResNetForImageClassification
@@ -62,7 +67,9 @@ def train(run, model, dataset, output, *arguments):
 def test_from_data_to_explanation(run, dataset, untrained, tmp_path, capsys):
     trained, evaluation, explanations = tmp_path / "trained", tmp_path / "evaluation", tmp_path / "explanations"
     train(run, untrained, dataset, trained)
+    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
     run("evaluate_megl", "--model", trained, "--dataset", dataset, "--split", "test", "--output", evaluation)
+    assert {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
 
     metrics = json.loads((evaluation / "metrics.json").read_text())
     lines = [json.loads(line) for line in (evaluation / "predictions.jsonl").read_text().splitlines()]
@@ -72,17 +79,18 @@ def test_from_data_to_explanation(run, dataset, untrained, tmp_path, capsys):
         assert value == np.mean([line["label"] == line["prediction"] for line in lines if line["group"] == group])
     assert metrics["worst_group_accuracy"] == min(metrics["accuracy_by_group"].values())
     assert {"iou", "precision", "recall", "f1", "energy", "pointing_game", "n"} <= set(metrics["saliency"])
-    named = {f"{name}_accuracy" for name in ("kind", "colour", "place", "shuffled_place")}
+    named = {f"{name}_accuracy" for name in ("kind", "colour", "place", "shuffled_place", "no_evidence_place")}
     assert {"bleu_4", "rouge_l", "n", *named} <= set(metrics["rationale"])
     assert metrics["clip_score"] is None
     page = (evaluation / "index.html").read_text()
     assert page.count('class="item"') == SIZES["test"] and "http" not in page.split("</style>")[1]
 
-    card = ModelCard.load(trained / "README.md")
+    card = ModelCard.load(evaluation / "model_card.md")
     figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert figures["accuracy"] == pytest.approx(metrics["accuracy"], abs=1e-4)
     assert figures["iou"] == pytest.approx(metrics["saliency"]["iou"], abs=1e-4)
     assert "visual_loss_weight | 3.0" in card.content and "{{" not in card.content
+    assert "prompt names the predicted class (`This is a {label} because`)" in card.content
 
     picture = tmp_path / "wide.jpg"
     Image.new("RGB", (90, 40), "green").save(picture)
@@ -317,6 +325,8 @@ def test_training_without_masks_has_no_visual_loss(run, dataset, untrained, tmp_
 
 def test_ablations_are_chosen_when_the_model_is_made(run, dataset, tmp_path):
     """The upper bound is shown the human masks by the evaluation: its rationales are those under the masks."""
+    from support.predictions import partners
+
     path, output = tmp_path / "model", tmp_path / "evaluation"
     options = ("--rationale_gradient", "none", "--grounding_map", "visual_explanation")
     run("init_megl", "--preset", "megl-resnet-tiny", "--dataset", dataset, "--output", path, *options)
@@ -344,7 +354,8 @@ def test_ablations_are_chosen_when_the_model_is_made(run, dataset, tmp_path):
     own = torch.tensor([item["saliency"] for item in items])
     masks = resize_masks(inputs["visual_explanations"], own.shape[1:])
     assert [item["rationale"] for item in items] == rationales(masks) != rationales(own)
-    assert [item["shuffled_rationale"] for item in items] == rationales(masks.roll(1, dims=0)) != rationales(masks)
+    others = partners([image.tobytes() for image in rows["image"]], seed=0)
+    assert [item["shuffled_rationale"] for item in items] == rationales(masks[others]) != rationales(masks)
 
 
 def test_outputs_are_never_overwritten(run, dataset, untrained, tmp_path):
@@ -380,6 +391,170 @@ def test_unreadable_picture_is_one_clear_error(run, untrained, tmp_path):
     with pytest.raises(SystemExit, match="broken.png cannot be read as an image"):
         run("explain", "--model", untrained, broken, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_bad_file_costs_no_other_picture(run, untrained, tmp_path, capsys):
+    good, cut, output = tmp_path / "good.png", tmp_path / "cut.png", tmp_path / "out"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(good)
+    cut.write_bytes(good.read_bytes()[:2000])  # its head can be read
+    (tmp_path / "text.png").write_bytes(b"text")
+    names = [tmp_path / "absent.png", good, cut, tmp_path / "text.png", good]
+    with pytest.raises(SystemExit) as caught:
+        run("explain", "--model", untrained, *names, "--output", output, "--batch_size", 1)
+    first, second, third, last = str(caught.value).splitlines()
+    assert "absent.png cannot be read as an image: [Errno 2]" in first and "text.png cannot be read" in third
+    assert "cut.png cannot be read as an image: image file is truncated" in second
+    assert last == "explain: 3 of 5 files were left out, the others are done"
+    records = [json.loads(line) for line in (output / "explanations.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["picture"] for record in records] == ["0001_good.png", "0004_good.png"]
+    assert records[0]["rationale"] == records[1]["rationale"]
+    assert {path.name for path in output.iterdir()} == {"explanations.jsonl", "0001_good.png", "0004_good.png"}
+
+
+def test_pictures_are_explained_as_by_the_model_whatever_the_batches(run, untrained, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        Image.effect_noise((90, 60), 90).convert("RGB").save(path)
+    model = MeglForImageClassification.from_pretrained(untrained).eval()
+    processor = MeglProcessor.from_pretrained(untrained)
+    expected = model.explain((Image.open(path) for path in paths), processor, target=1, batch_size=2)
+    for batch_size in (1, 2, 8):
+        output = tmp_path / str(batch_size)
+        run("explain", "--model", untrained, *paths, "--output", output, "--batch_size", batch_size, "--target", 1)
+        records = [json.loads(line) for line in (output / "explanations.jsonl").read_text().splitlines()]
+        assert [(record["label"], record["rationale"]) for record in records] == [
+            (answer["label"], answer["rationale"]) for answer in expected
+        ]
+        assert [record["score"] for record in records] == pytest.approx([answer["score"] for answer in expected])
+    assert expected[0]["label"] == model.config.id2label[1]
+
+
+def test_no_more_than_one_picture_is_decoded_at_a_time(run, untrained, tmp_path, monkeypatch):
+    """And of a batch that the model explains, no more than the batch."""
+    import explain  # `run` has put the scripts on the path
+
+    opened, alive = [], []
+
+    def open_image(path):
+        alive.append(sum(reference() is not None for reference in opened))
+        image = Image.open(path)
+        opened.append(weakref.ref(image))
+        return image
+
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path in paths:
+        Image.new("RGB", (64, 64)).save(path)
+    monkeypatch.setattr(explain, "Image", SimpleNamespace(open=open_image, new=Image.new, Resampling=Image.Resampling))
+    run("explain", "--model", untrained, *paths, "--output", tmp_path / "out")
+    # First the heads alone. When a file is opened, the picture before it is there still, but nothing of the new one.
+    assert len(alive) == 8 and max(alive) == 1
+
+    model = MeglForImageClassification.from_pretrained(untrained).eval()
+    processor = MeglProcessor.from_pretrained(untrained)
+    taken, batches, load_images = [], [], MeglProcessor.load_images
+    monkeypatch.setattr(MeglProcessor, "load_images", lambda images: batches.append(len(taken)) or load_images(images))
+    model.explain((taken.append(path) or Image.open(path) for path in paths), processor, batch_size=3)
+    assert sorted(set(batches)) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--target", "7"], "explain: `--target` must be one of .* or its id, got '7'"),
+        (["--target", "house", "--foil", "owl"], "explain: `--foil` must be one of"),
+        (["--target", "house", "--foil", "house"], "explain: `foil` must be another class than `target`"),
+    ],
+)
+def test_explain_refuses_what_is_no_class(run, untrained, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        run("explain", "--model", untrained, ROOT / "docs" / "example.png", "--output", tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_too_large_to_decode_is_named(run, untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(SystemExit, match="example.png cannot be read as an image: Image size .* exceeds limit"):
+        run("explain", "--model", untrained, ROOT / "docs" / "example.png", "--output", tmp_path / "out")
+
+
+def test_a_table_of_other_columns_goes_all_the_way(run, tmp_path, capsys):
+    """Class names as texts, one of them unknown; one rationale a picture; no ids, no groups, no maps."""
+    texts = ["it has a tail", "it has ears", "it barks", "it purrs"]
+    rows = {
+        "img": [Image.effect_noise((40, 40), 60).convert("RGB") for _ in range(4)],
+        "kind": ["dog", "cat", "", "cat"],
+        "caption": texts,
+    }
+    kinds = Features({"img": ImageFeature(), "kind": Value("string"), "caption": Value("string")})
+    (tmp_path / "table").mkdir()
+    for split in ("training", "test"):
+        Dataset.from_dict(rows, features=kinds).to_parquet(tmp_path / "table" / f"{split}.parquet")
+    files = tmp_path / "table"
+    (files / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: training\n    path: training.parquet\n"
+        "  - split: test\n    path: test.parquet\n---\n"
+    )
+    names = ("--image_column", "img", "--label_column", "kind", "--textual_explanations_column", "caption")
+    model, output = tmp_path / "model", tmp_path / "evaluation"
+    preset = ("--preset", "megl-resnet-tiny", "--dataset", files)
+    with pytest.raises(SystemExit, match="init_megl: `--train_split` must name a split of .*'training', 'test'"):
+        run("init_megl", *preset, "--output", model, *names)
+    run("init_megl", *preset, "--output", model, *names, "--train_split", "training")
+    assert json.loads((model / "config.json").read_text())["id2label"] == {"0": "cat", "1": "dog"}
+    train(run, model, files, tmp_path / "trained", *names, "--train_split", "training")
+    run("evaluate_megl", "--model", tmp_path / "trained", "--dataset", files, "--output", output, *names)
+    assert "1 of 4 items of split `test`" in capsys.readouterr().err
+    items = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    assert [(item["id"], item["label"], item["group"]) for item in items] == [
+        ("0", "dog", None),
+        ("1", "cat", None),
+        ("3", "cat", None),
+    ]
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["rationale"]["n"] == 3 and metrics["saliency"] is None
+
+
+def test_a_mistyped_split_names_those_that_are_there(run, dataset, untrained, tmp_path):
+    splits = "Its splits are .'train', 'validation', 'test'."
+    for option in ("--train_split", "--eval_split"):
+        with pytest.raises(SystemExit, match=f"train_megl: `{option}` must name a split of .*, got 'tset'. {splits}"):
+            train(run, untrained, dataset, tmp_path / "trained", option, "tset")
+    with pytest.raises(SystemExit, match=f"evaluate_megl: `--split` must name a split of .*, got 'tset'. {splits}"):
+        run(
+            *("evaluate_megl", "--model", untrained, "--dataset", dataset, "--split", "tset"),
+            *("--output", tmp_path / "out"),
+        )
+
+
+def test_files_are_utf_8_and_tables_printed_where_the_locale_is_ascii(run, tmp_path):
+    """A class, a file and a rationale with letters that ASCII lacks."""
+    rows = {
+        "image": [Image.effect_noise((40, 40), 60).convert("RGB") for _ in range(4)],
+        "label": ["Vögel", "猫"] * 2,
+        "textual_explanations": ["die Flügel"] * 4,
+        "group": ["früh"] * 4,
+    }
+    for split in ("train", "test"):
+        kinds = Features({name: Value("string") for name in rows} | {"image": ImageFeature()})
+        Dataset.from_dict(rows, features=kinds).to_parquet(tmp_path / "table" / f"{split}.parquet")
+    run("init_megl", "--preset", "megl-resnet-tiny", "--dataset", tmp_path / "table", "--output", tmp_path / "model")
+    Image.new("RGB", (32, 32)).save(tmp_path / "schön.png")
+    calls = [
+        ["evaluate_megl", "--model", "model", "--dataset", "table", "--output", "evaluation", "--update_card"],
+        ["explain", "--model", "model", "schön.png", "--target", "猫", "--output", "explanations"],
+    ]
+    code = f"import os, sys\nfor name, *rest in {ascii(calls)}:\n"
+    code += "    sys.argv = [name, *(os.fsdecode(one.encode()) for one in rest)]\n    __import__(name).main()"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}"}
+    environment.pop("PYTHONIOENCODING", None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy, fr\\xfch" in done.stdout
+    record = json.loads((tmp_path / "explanations" / "explanations.jsonl").read_text(encoding="utf-8"))
+    assert (record["image"], record["label"], record["picture"]) == ("schön.png", "猫", "0000_schön.png")
+    assert (tmp_path / "explanations" / "0000_schön.png").is_file()
+    for path in ("evaluation/index.html", "evaluation/model_card.md", "model/README.md"):
+        assert "Vögel" in (tmp_path / path).read_text(encoding="utf-8"), path
 
 
 def test_failing_block_leaves_nothing_behind(run, tmp_path):

@@ -37,6 +37,8 @@ Args:
     device (`str`, *optional*): where images are put; that of the model's parameters if it is a `torch.nn.Module`, else
         the CPU.
     seed (`int`, defaults to 0): draws the control, the noise, and the order of pixels of equal saliency.
+    first (`int`, defaults to 0): the first item's place in the whole of which the items are a part, for the control's
+        draw: parts that are computed one by one score as they do together.
     per_item (`bool`, defaults to `False`): also return the scores of each item.
 Returns:
     `deletion` (in [0, 1], lower is better): area under the explained class's probability over the share of pixels
@@ -143,6 +145,7 @@ class Faithfulness(evaluate.Metric):
         batch_size=32,
         device=None,
         seed=0,
+        first=0,
         per_item=False,
     ):
         check_options(outputs, baseline, steps, shares, batch_size)
@@ -153,7 +156,7 @@ class Faithfulness(evaluate.Metric):
 
         orders = {"": maps}
         if control:
-            orders["random_"] = [shuffle_cells(one_map, [seed, index]) for index, one_map in enumerate(maps)]
+            orders["random_"] = [shuffle_cells(one_map, [seed, place]) for place, one_map in enumerate(maps, first)]
         names = [prefix + name for prefix in orders for name in SCORES]
         items = {name: np.zeros(len(maps)) for name in [*names, "full", "blank"]}
         constant = np.array([one_map.min() == one_map.max() for one_map in maps], dtype=bool)

@@ -26,6 +26,15 @@ def overlay(image, saliency, strength=0.6):
     return Image.fromarray((np.asarray(image) * (1 - opacity) + colour * opacity).round().astype(np.uint8))
 
 
+def read_row(dataset, place):
+    """A row with its pictures decoded; the `ValueError` of one that cannot be names the item."""
+    try:
+        return dataset[place]
+    except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
+        key = dataset.select_columns(["id"])[place]["id"]
+        raise ValueError(f"item {key!r}: its picture or map cannot be read: {error}") from error
+
+
 def evenly_spaced(count, total):
     """The places of at most `count` of `total` items, evenly spaced over them, as `int`."""
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
@@ -38,7 +47,7 @@ def write_sheet(path, dataset, predictions, columns=2, rows=3, side=160):
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for position, index in enumerate(chosen):
         corner = (position % columns * width + 16, position // columns * height + 12)
-        _paste_item(sheet, corner, side, dataset[index], predictions[index])
+        _paste_item(sheet, corner, side, read_row(dataset, index), predictions[index])
     sheet.save(path)
 
 
@@ -90,7 +99,7 @@ def item_html(row, prediction, kind="item", note=""):
     pictures = [figure(picture, caption) for picture, caption in _pictures(row, prediction)]
     right = prediction["prediction"] == prediction["label"]
     verdict = "" if right else f" (it is: {html.escape(prediction['label'])})"
-    references = "".join(f'<p class="reference">{html.escape(text)}</p>' for text in row["textual_explanations"])
+    references = "".join(f'<p class="reference">{html.escape(text)}</p>' for text in row["textual_explanations"] or [])
     details = f'<p class="figures">{html.escape(note)}</p>' if note else ""
     return f"""<div class="{kind}"><div class="pictures">{"".join(pictures)}</div>
 <p class="{"right" if right else "wrong"}"><b>{html.escape(prediction["prediction"])}</b>

@@ -6,7 +6,7 @@ import numpy as np
 
 from .charts import STYLE, bars, curve, dot, matrix, named_dots, table, unit_chart
 from .html_page import document
-from .pictures import evenly_spaced, item_html
+from .pictures import evenly_spaced, item_html, read_row
 from .scores import at, headlines
 
 
@@ -189,7 +189,7 @@ def _quality(item):
 
 
 def _cases(dataset, items, title, explanation, indices):
-    shown = "".join(item_html(dataset[int(i)], items[i], "item case", _note(items[i])) for i in indices)
+    shown = "".join(item_html(read_row(dataset, int(i)), items[i], "item case", _note(items[i])) for i in indices)
     return f"""<h2>{title}</h2><p class="figures">{explanation[0].upper()}{explanation[1:]}.</p>
 <div class="items">{shown}</div>"""
 
@@ -202,6 +202,6 @@ def _note(item):
 
 def _examples(dataset, items, count):
     chosen = evenly_spaced(count, len(items))
-    shown = "".join(item_html(dataset[index], items[index]) for index in chosen)
+    shown = "".join(item_html(read_row(dataset, index), items[index]) for index in chosen)
     return f"""<h2>Examples</h2><p class="figures">{len(chosen)} images, evenly spaced over the split.</p>
 <div class="items">{shown}</div>"""

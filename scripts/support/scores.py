@@ -13,10 +13,11 @@ import torch
 from dataset_builders import COLOURS, PLACES
 
 from .bootstrap import LEVEL, METRICS, intervals, point_figures
-from .pictures import evenly_spaced
+from .pictures import evenly_spaced, mask_array, read_row
 
 
 BINS = 10
+PIXELS_AT_ONCE = 2**20  # of masks that are scored together: a megapixel takes 100 MB as the module stores it
 
 # What tables show, of what there is: path in `metrics.json` to its name in words.
 HEADLINES = {
@@ -49,10 +50,15 @@ HEADLINES = {
     ("rationale", "meteor"): "rationale METEOR",
     ("rationale", "rouge_l"): "rationale ROUGE-L",
     ("rationale", "cider"): "rationale CIDEr",
+    ("rationale", "no_evidence_bleu_4"): "  BLEU-4, of the label alone",
+    ("rationale", "no_evidence_cider"): "  CIDEr, of the label alone",
     ("rationale", "kind_accuracy"): "rationale names the kind",
+    ("rationale", "no_evidence_kind_accuracy"): "  of the label alone",
     ("rationale", "colour_accuracy"): "rationale names the colour",
+    ("rationale", "no_evidence_colour_accuracy"): "  of the label alone",
     ("rationale", "place_accuracy"): "rationale names the place",
     ("rationale", "shuffled_place_accuracy"): "  with another picture's map",
+    ("rationale", "no_evidence_place_accuracy"): "  of the label alone",
     ("explained_accuracy", "iou_overall"): "accuracy x IoU where right",
     ("explained_accuracy", "cider_overall"): "accuracy x CIDEr where right",
     ("clip_score",): "CLIPScore",
@@ -62,29 +68,26 @@ HEADLINES = {
 }
 
 
-def compute_scores(items, dataset, masks, class_names, clip=None, faithfulness=None):
+def compute_scores(items, dataset, class_names, clip=None, saliency=None, faithfulness=None):
     """
     Args:
-        items (`list[dict]`): What `predict` in `evaluate_megl.py` gives; filled with `per_item`.
+        items (`list[dict]`): What [`predict`] gives, with the scores of their maps; filled with those of their texts.
         dataset: The split, with the columns of the data set builders.
-        masks (`list[np.ndarray or None]`): Visual explanations in [0, 1].
         class_names (`list[str]`): In the order of their ids.
         clip (`str`, *optional*): Hub id or folder of a CLIP model.
-        faithfulness (`callable`, *optional*): Items and data set to the part `faithfulness`.
+        saliency, faithfulness (`dict`, *optional*): These parts, of all items ([`joined`]).
 
     Returns:
         `dict`: the parts of `metrics.json` that need no resampling.
     """
-    for item in items:
-        item["per_item"] = {}
-    references = dataset["textual_explanations"]
+    references = [texts or [] for texts in dataset["textual_explanations"]]
     scores = {
-        "saliency": saliency_scores(items, masks),
-        "faithfulness": None if faithfulness is None else faithfulness(items, dataset),
-        "rationale": rationale_scores(items, references, class_names),
+        "saliency": saliency,
+        "faithfulness": faithfulness,
+        "rationale": text_scores(items, references, class_names),
         **clip_scores(items, dataset, references, clip),
     }
-    scores["explained_accuracy"] = explained_accuracy(items, references, scores["saliency"])
+    scores["explained_accuracy"] = explained_accuracy(items, references, saliency)
     return {
         **classification_scores(items),
         **scores,
@@ -113,40 +116,84 @@ def classification_scores(items):
     }
 
 
-def saliency_scores(items, masks):
-    """The metrics of `metrics/saliency` on the items that have a visual explanation, or `None` where none has."""
-    given = [(item, mask) for item, mask in zip(items, masks, strict=True) if mask is not None]
-    if not given:
+def saliency_scores(items, places, dataset):
+    """
+    The metrics of `metrics/saliency` on the items of a batch that have a visual explanation. The masks are read one by
+    one and scored a few at a time, as many as `PIXELS_AT_ONCE` allows.
+    """
+    masks = dataset.select_columns(["id", "visual_explanation"])
+    parts, waiting, pixels = [], [], 0
+    for item, place in zip(items, places, strict=True):
+        mask = mask_array(read_row(masks, place)["visual_explanation"])
+        if mask is None:
+            continue
+        if waiting and pixels + mask.size > PIXELS_AT_ONCE:
+            parts.append(_score_maps(waiting))
+            waiting, pixels = [], 0
+        waiting.append((item, mask))
+        pixels += mask.size
+    if waiting:
+        parts.append(_score_maps(waiting))
+    return joined(items, "saliency.", parts)
+
+
+def _score_maps(pairs):
+    items, masks = zip(*pairs, strict=True)
+    maps = [item["saliency"] for item in items]
+    result = load("saliency", keep_in_memory=True).compute(predictions=maps, references=list(masks), per_item=True)
+    return keep_per_item(items, "saliency.", result)
+
+
+def joined(items, prefix, parts):
+    """
+    What a module gives for all items, from what it gave for parts of them and left in their `per_item` under `prefix`:
+    means over the items, and sums of what is counted (`n`, `n_...`). `None` where nothing was scored.
+    """
+    parts = [part for part in parts if part is not None]
+    if not parts:
         return None
-    maps, masks = [item["saliency"] for item, _ in given], [mask for _, mask in given]
-    result = load("saliency").compute(predictions=maps, references=masks, per_item=True)
-    return keep_per_item([item for item, _ in given], "saliency.", result)
+    results = {}
+    for name, value in parts[0].items():
+        scored = [item["per_item"][prefix + name] for item in items if prefix + name in item["per_item"]]
+        if scored:
+            values = [score for score in scored if score is not None]
+            results[name] = float(np.mean(values)) if values else None
+        elif name.split("_")[0] == "n":
+            results[name] = sum(part[name] for part in parts)
+        else:  # a setting, such as the threshold
+            results[name] = next((part[name] for part in parts if part[name] is not None), value)
+    return results
 
 
-def faithfulness_scores(items, dataset, model, processor, baseline, batch_size):
+def faithfulness_scores(items, places, pixel_values, model, baseline, batch_size):
     """
-    The metrics of `metrics/faithfulness` for the maps of the predicted classes, with the `baseline` that stands in for
-    pixels; and, on at most `batch_size` items, its `sanity_check`, where the vision model's weights are randomised.
+    The metrics of `metrics/faithfulness` for a batch's maps of the predicted classes, with the `baseline` that stands
+    in for pixels.
     """
-    metric = load("faithfulness")
-    classes = [model.config.label2id[item["prediction"]] for item in items]
-    for start in range(0, len(items), batch_size):
-        part = slice(start, start + batch_size)
-        metric.add_batch(
-            predictions=[item["saliency"] for item in items[part]],
-            images=processor(images=dataset[part]["image"])["pixel_values"],
-            references=classes[part],
-        )
-    result = metric.compute(
-        model=lambda pixel_values: model(pixel_values, output_saliency=False).logits,
+    result = load("faithfulness", keep_in_memory=True).compute(
+        predictions=[item["saliency"] for item in items],
+        images=pixel_values.float().cpu(),
+        references=[model.config.label2id[item["prediction"]] for item in items],
+        model=lambda images: model(images.to(model.dtype), output_saliency=False).logits,
         baseline=baseline,
         batch_size=batch_size,
         device=model.device,
+        first=places[0],
         per_item=True,
     )
-    chosen = evenly_spaced(batch_size, len(items))
-    pixel_values = processor(images=dataset[chosen]["image"])["pixel_values"].to(model.device)
-    target = torch.tensor([classes[index] for index in chosen], device=model.device)
+    return keep_per_item(items, "faithfulness.", result)
+
+
+def sanity_check(items, dataset, model, processor, count):
+    """
+    The `sanity_check` of `metrics/faithfulness`, where the vision model's weights are randomised, on at most `count`
+    items, evenly spaced over the data set.
+    """
+    chosen = evenly_spaced(count, len(items))
+    pictures = [processor(images=[read_row(dataset, place)["image"]])["pixel_values"] for place in chosen]
+    pixel_values = torch.cat(pictures).to(model.device, model.dtype)
+    classes = [model.config.label2id[items[place]["prediction"]] for place in chosen]
+    target = torch.tensor(classes, device=model.device)
 
     @torch.no_grad()
     def explain(model):
@@ -157,8 +204,34 @@ def faithfulness_scores(items, dataset, model, processor, baseline, batch_size):
         for name, module in model.vision_model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
-    check = metric.sanity_check(model, explain, layers[::-1])
-    return {"baseline": baseline, **keep_per_item(items, "faithfulness.", result), "sanity_check": check}
+    return load("faithfulness").sanity_check(model, explain, layers[::-1])
+
+
+def text_scores(items, references, class_names):
+    """
+    [`rationale_scores`] of the items that have references, `n`, with how many have none; and `no_evidence_...`, what
+    the same rationales score that the model writes of the label alone, where the items have one.
+    """
+    given = [place for place, texts in enumerate(references) if texts]
+    items_given, references_given = [items[place] for place in given], [references[place] for place in given]
+    result = rationale_scores(items_given, references_given, class_names)
+    result["n_without_reference"] = len(items) - len(given)
+    for item in items if given else []:
+        item.setdefault("bleu_statistics", [0] * 10)  # which add nothing to the corpus
+    if not all("no_evidence_rationale" in item for item in items):
+        return result
+    control = load("rationale").compute(
+        predictions=[item["no_evidence_rationale"] for item in items_given],
+        references=references_given,
+        phrases={"kind": class_names, "colour": list(COLOURS), "place": list(PLACES)},
+        meteor=False,
+        per_item=True,
+    )
+    names = ("bleu_4", "cider", "kind_accuracy", "colour_accuracy", "place_accuracy")
+    result |= {f"no_evidence_{name}": control[name] for name in names}
+    of_items = {f"no_evidence_{name}": control["per_item"][name] for name in names[1:]}
+    keep_per_item(items_given, "rationale.", {"per_item": of_items})
+    return result
 
 
 def rationale_scores(items, references, class_names):
@@ -190,15 +263,21 @@ def clip_scores(items, dataset, references, clip):
     names = ("clip_score", "ref_clip_score", "n_truncated")
     if clip is None:
         return {**dict.fromkeys(names[:2]), "clip_n_truncated": None, "grounding": None}
-    texts, images, maps = [item["rationale"] for item in items], list(dataset["image"]), [x["saliency"] for x in items]
-    common = {"predictions": texts, "images": images, "model_name_or_path": clip, "per_item": True}
-    result = keep_per_item(items, "", load("clip_score").compute(references=references, **common))
-    score, ref_score, truncated = (result[name] for name in names)
+    clip_score, grounding = load("clip_score"), load("grounding")
+    for place, (item, texts) in enumerate(zip(items, references, strict=True)):
+        # Without its format, in which it would be compressed anew. The modules keep the pictures on disk.
+        picture = read_row(dataset, place)["image"].convert("RGB")
+        given = {"predictions": [item["rationale"]], "images": [picture]}
+        clip_score.add_batch(references=[texts], **given)
+        grounding.add_batch(maps=[item["saliency"]], **given)
+    options = {"model_name_or_path": clip, "per_item": True}
+    result = keep_per_item(items, "", clip_score.compute(**options))
+    score, ref_score, truncated = (result.get(name) for name in names)
     return {
         "clip_score": score,
         "ref_clip_score": ref_score,
         "clip_n_truncated": truncated,
-        "grounding": keep_per_item(items, "grounding.", load("grounding").compute(maps=maps, **common)),
+        "grounding": keep_per_item(items, "grounding.", grounding.compute(**options)),
     }
 
 
@@ -287,6 +366,21 @@ def headlines(metrics):
                 yield (*path, part) if part else path, name.format(part), number
 
 
+def count_of(metrics, path):
+    """How many images the figure at a path is of."""
+    part, name = path[0], path[-1]
+    if part == "accuracy_by_group":
+        return metrics["n"][name]
+    if part == "rationale":
+        name = name.removeprefix("shuffled_").removeprefix("no_evidence_")
+        return metrics[part][f"{name.removesuffix('_accuracy')}_n" if name.endswith("_accuracy") else "n"]
+    if part == "ref_clip_score":
+        return metrics["rationale"]["n"]
+    if part in ("saliency", "faithfulness", "grounding"):
+        return (metrics[part] if len(path) == 2 else at(metrics, path[:-1]))["n"]
+    return metrics["n"]["accuracy"]
+
+
 def at(metrics, path):
     """The value at a path of nested dictionaries, or `None` where there is none."""
     for name in path:
@@ -296,8 +390,8 @@ def at(metrics, path):
     return metrics
 
 
-def load(name):
-    return evaluate.load(str(METRICS / name))
+def load(name, **options):
+    return evaluate.load(str(METRICS / name), **options)
 
 
 def keep_per_item(items, prefix, result):
