@@ -578,10 +578,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         explanations, waiting = [], iter([images] if single else images)
         # A few at a time: all of a folder of photographs would not fit into memory as RGB.
         while batch := list(islice(waiting, batch_size)):
-            try:
-                batch = processor.load_images(batch)
-            except ValueError as error:
-                raise ValueError(f"{error} (Counted from image {len(explanations)} on.)") from error
+            start = len(explanations)
+            batch = processor.load_images(batch, start)
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
             explained = self.explain_pixels(pixel_values, processor, target, foil, start, **generate_kwargs)
             sizes = [(image.height, image.width) for image in batch]

@@ -118,9 +118,9 @@ class MeglProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     @staticmethod
-    def load_images(images):
+    def load_images(images, start=0):
         """
-        Pictures as a list of upright RGB images (EXIF orientation applied).
+        Pictures as a list of upright RGB images (EXIF orientation applied); errors count them from `start` on.
 
         Raises:
             `ValueError`: where one is no `PIL.Image.Image` but, say, an array; has several frames; has more than 8
@@ -128,7 +128,8 @@ class MeglProcessor(ProcessorMixin):
                 `PIL.Image.MAX_IMAGE_PIXELS`.
         """
         single = isinstance(images, (Image.Image, str, np.ndarray, torch.Tensor))
-        return [_load_image(image, f"`images[{i}]`") for i, image in enumerate([images] if single else images)]
+        images = [images] if single else images
+        return [_load_image(image, f"`images[{index}]`") for index, image in enumerate(images, start)]
 
     def _masks(self, visual_explanations, images):
         if images is None or len(images) != len(visual_explanations):

@@ -485,7 +485,7 @@ def test_rationale_prompt_of_the_user(processor, tokenizer):
         MeglProcessor(processor.image_processor, tokenizer, rationale_prompt="Why?")
 
 
-@pytest.mark.parametrize("rationale", ["", "  ", None, ["it has whiskers"]])
+@pytest.mark.parametrize("rationale", ["", "  ", 7, ["it has whiskers"]])
 def test_a_rationale_is_a_text(rationale, processor):
     with pytest.raises(ValueError, match="A rationale must be a text that is not blank, got "):
         processor(label_names=["cat"], rationales=[rationale])
