@@ -58,9 +58,6 @@ def main():
         output = check_arguments(training_args)
         train = open_table(script_args.dataset_name, script_args.train_split, columns, option="--train_split")
         labels = train.features["label"].names
-        if not all(train["textual_explanations"]):
-            row = next(row for row, texts in enumerate(train["textual_explanations"]) if not texts)
-            raise ValueError(f"item {train['id'][row]!r} has no rationale: a LLaVA needs one for each picture.")
         rationales = [text for texts in train["textual_explanations"] for text in texts]
         model, processor = make_llava(script_args.vision, script_args.text, labels, rationales)
     except (ValueError, OSError) as error:

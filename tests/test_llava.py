@@ -262,6 +262,14 @@ def test_bad_inputs_are_one_clear_error(run, make, dataset, tmp_path, make_model
         assert not (tmp_path / "out").exists()
 
 
+def test_answers_of_class_names_in_any_script():
+    names = ["+", "C", "C++", "हिन्दी", "猫"]
+    for name in names:
+        assert llava.parse_answer(f"it is so Answer: {name}.", names) == ("it is so", name)
+    for answer in ("", "C+", "हि", "?"):
+        assert llava.parse_answer(f"it is so Answer: {answer}", names) == ("it is so", None)
+
+
 def test_row_without_a_rationale_is_answered_by_the_label_alone(make):
     row = {**ROWS[0], "image": Image.new("RGB", (8, 8)), "textual_explanations": []}
     model, processor = make()

@@ -3,7 +3,7 @@ The chain of thought that MEGL is compared with: LLaVA (Liu et al. 2023, arXiv:2
 classes, which is taught to write the rationale first and the label after it.
 """
 
-import re
+import sys
 
 import torch
 from transformers import (
@@ -26,6 +26,8 @@ from modeling_megl.processing_megl import (
     train_rationale_tokenizer,
 )
 from modeling_megl.training_megl import MeglDataCollator
+
+from .scores import load
 
 
 IMAGE_TOKEN = "<image>"
@@ -214,16 +216,15 @@ def write_answers(model, processor, images, max_new_tokens=96):
 
 def parse_answer(text, class_names):
     """
-    `(rationale, label)` of what the model wrote. The label is the longest class name that follows the last marker,
-    without regard to case, punctuation and what comes after; `None` where there is none, which counts as wrong.
+    The rationale and the label of what the model wrote. The label is the longest class name that follows the last
+    marker, without regard to case, punctuation and what comes after; `None`, which counts as wrong, where none does.
     """
     rationale, marker, answer = text.rpartition(MARKER)
     if not marker:
         return text.strip(), None
-    answer = _words(answer)
-    found = [name for name in class_names if (answer + " ").startswith(_words(name) + " ")]
+    # The words of any script, and the symbols of names such as "C++", as the scores of rationales take them.
+    metric = sys.modules[type(load("rationale")).__module__]
+    symbols = {character for name in class_names for character in metric.symbols_of(name)}
+    answer = f"{metric.words(answer, symbols)} "
+    found = [name for name in class_names if answer.startswith(f"{metric.words(name, symbols)} ")]
     return rationale.strip(), max(found, key=len, default=None)
-
-
-def _words(text):
-    return " ".join(re.findall(r"\w+", text.lower()))
