@@ -239,6 +239,8 @@ class MeglTrainer(Trainer):
 
     def _check_sharding(self):
         """Refuse what cannot be sharded as asked, with what can."""
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            raise ValueError("`fsdp` shards on accelerators alone, which there are none of: leave it out.")
         if self.is_fsdp_enabled and getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1) == 1:
             raise ValueError(
                 "FSDP 1 shards again after the gradient that a map is, inside the forward pass: use FSDP 2, "

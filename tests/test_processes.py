@@ -89,6 +89,13 @@ def test_killed_and_resumed_by_two_processes_is_one_process_alone(folder, whole,
     assert (folder / strategy / "modeling_megl.py").is_file()
 
 
+def test_fsdp_without_an_accelerator_is_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.args.fsdp = True
+    with pytest.raises(ValueError, match="`fsdp` shards on accelerators alone, .* leave it out"):
+        trainer._check_sharding()
+
+
 def test_zero_3_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(MeglTrainingArguments, "deepspeed_plugin", SimpleNamespace(zero_stage=3), raising=False)
     monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: None)
