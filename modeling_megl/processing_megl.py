@@ -75,7 +75,7 @@ class MeglProcessor(ProcessorMixin):
         """
         Args:
             images (`PIL.Image.Image` or `list[PIL.Image.Image]`, *optional*):
-                Pictures of any size and mode.
+                Still pictures of any size, of 8 bits a channel.
             visual_explanations (`list[PIL.Image.Image or None]`, *optional*):
                 Grey mask of each picture, of the same aspect ratio at any size, or `None`.
             label_names (`list[str]`, *optional*):
@@ -201,8 +201,8 @@ class MeglProcessor(ProcessorMixin):
     @classmethod
     def from_vision_text_pretrained(cls, vision, text, trust_remote_code=False, **kwargs):
         """
-        The processor of [`~MeglForImageClassification.from_vision_text_pretrained`]: the vision model's size and
-        normalisation, without its crop, and the language model's tokenizer.
+        The processor of [`~MeglForImageClassification.from_vision_text_pretrained`]: the vision model's image
+        processor, without its crop, and the language model's tokenizer.
         """
         folder, gguf_kwargs = split_gguf(text)
         tokenizer = AutoTokenizer.from_pretrained(folder, **gguf_kwargs)

@@ -316,14 +316,16 @@ def _answer(tap, images):
 
 
 def _check_repeatable(vision_model, first, second):
-    # Of class scores and features; sums in another order, as on GPUs, may differ in their last digits.
+    # Of class scores and features, whose number may be drawn as well; sums in another order, as on GPUs, may differ in their last digits.
     pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(first, second, strict=True)]
-    difference = max(((a - b).norm() / b.norm().clamp_min(1e-30)).item() for a, b in pairs)
+    difference = max(
+        ((a - b).norm() / b.norm().clamp_min(1e-30)).item() if a.shape == b.shape else 1.0 for a, b in pairs
+    )
     if difference > 1e-3:
         raise ValueError(
             f"{_class_name(vision_model)} answers the same picture differently each time, also in evaluation mode "
-            f"(by {difference:.1%}): a label and a map would be drawn at random. Models that "
-            "mask or shuffle their patches at random, as masked autoencoders do, cannot be explained."
+            f"(by {difference:.1%}): a label and a map would be drawn at random. Models that mask or shuffle their "
+            "patches at random, as masked autoencoders do, cannot be explained."
         )
 
 

@@ -171,7 +171,7 @@ REFUSED = {
     "vit_mae": (TRANSFORMER, r"ViTMAEModel answers the same picture differently each time, also in evaluation mode"),
     "vit_mae_unmasked": (
         {**TRANSFORMER, "model_type": "vit_mae", "mask_ratio": 0.0},
-        "ViTMAEModel answers the same picture differently each time .* mask or shuffle their patches",
+        "ViTMAEModel answers the same picture differently each time, .* mask or shuffle their patches",
     ),
     "siglip2_vision_model": (
         {**TRANSFORMER, "num_patches": 16},
