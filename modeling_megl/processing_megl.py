@@ -303,7 +303,7 @@ def _without_crop(source, height, width):
     """The image processor itself, told to resize to `height` x `width` and no more."""
     settings = {**source.to_dict(), "size": {"height": height, "width": width}, "do_resize": True}
     settings.update(do_center_crop=False, do_pad=False, do_convert_rgb=True)
-    if "auto_map" in settings:
+    if "AutoImageProcessor" in settings.get("auto_map", {}):
         raise ValueError("its code would have to go along with the checkpoint")
     processor = type(source).from_dict(settings)
     if (processor.size["height"], processor.size["width"]) != (height, width):

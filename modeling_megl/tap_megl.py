@@ -316,7 +316,8 @@ def _answer(tap, images):
 
 
 def _check_repeatable(vision_model, first, second):
-    # Of class scores and features, whose number may be drawn as well; sums in another order, as on GPUs, may differ in their last digits.
+    # Of class scores and features, whose number may be drawn as well. Sums in another order, as on GPUs, may differ in
+    # their last digits.
     pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(first, second, strict=True)]
     difference = max(
         ((a - b).norm() / b.norm().clamp_min(1e-30)).item() if a.shape == b.shape else 1.0 for a, b in pairs

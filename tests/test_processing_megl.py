@@ -500,6 +500,11 @@ IMAGE_PROCESSORS = {
 }
 
 
+def class_name(image_processor):
+    """Of either backend: Pillow's is what there is without torchvision."""
+    return type(image_processor).__name__.removesuffix("Pil")
+
+
 @pytest.mark.parametrize("kind", list(IMAGE_PROCESSORS))
 def test_an_image_processor_makes_the_pixels_that_the_model_was_trained_on(kind, tokenizer, tmp_path):
     name, settings, same_class = IMAGE_PROCESSORS[kind]
@@ -507,7 +512,7 @@ def test_an_image_processor_makes_the_pixels_that_the_model_was_trained_on(kind,
     source.save_pretrained(tmp_path / "vision")
     MeglProcessor(load_image_processor(tmp_path / "vision"), tokenizer).save_pretrained(tmp_path / "megl")
     processor = MeglProcessor.from_pretrained(tmp_path / "megl")
-    assert (type(processor.image_processor) is type(source)) == same_class
+    assert (class_name(processor.image_processor) == f"{name}ImageProcessor") == same_class
     side = 64 if kind == "textnet" else 40
     assert (processor.image_processor.size["height"], processor.image_processor.size["width"]) == (side, side)
 
@@ -574,7 +579,7 @@ def test_an_image_processor_with_code_of_its_own(as_usual, tmp_path, modules_cac
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_image_processor(tmp_path, trust_remote_code=False)
     if as_usual:  # which needs none of that code
-        assert type(load_image_processor(tmp_path, trust_remote_code=True)) is ViTImageProcessorPil
+        assert class_name(load_image_processor(tmp_path, trust_remote_code=True)) == "ViTImageProcessor"
     else:
         with pytest.raises(ValueError, match="OwnImageProcessor, cannot resize a whole picture to 40 x 40 pixels and"):
             load_image_processor(tmp_path, trust_remote_code=True)
