@@ -618,7 +618,10 @@ def _load_vision_parts(vision, id2label, trust_remote_code):
         )
     config.id2label = id2label
     vision_model = MeglPooledClassifier(config)
-    vision_model.backbone = _auto_class(config).from_pretrained(vision, config=config, dtype=torch.float32)
+    auto_class = _auto_class(config)
+    if auto_class is AutoBackbone:  # which looks for folders on the Hub
+        auto_class = AutoBackbone._model_mapping[type(config)]
+    vision_model.backbone = auto_class.from_pretrained(vision, config=config, dtype=torch.float32)
     return vision_model
 
 

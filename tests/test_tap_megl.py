@@ -15,6 +15,7 @@ from tiny_vision import (
 from transformers import AutoConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from modeling_megl import MeglForImageClassification
 from modeling_megl.configuration_megl import infer_image_size
 from modeling_megl.tap_megl import count_prefix_tokens, find_tap, open_tap, probe_tap, token_grid
 
@@ -165,6 +166,28 @@ def test_tap_of_further_kinds_lies_over_the_picture(model_type):
         assert max(abs(top - row), abs(left - column)) <= int(grid > 2)
     maps, _ = run(model, images)
     assert maps.amax(dim=(1, 2)).max() == 1
+
+
+# An encoder and a backbone without a classification class, a config of two parts, several class tokens, and a pyramid
+# whose class token joins the last stage.
+@pytest.mark.parametrize("kind", ["siglip_vision_model", "rt_detr_resnet", "clip", "pixio", "cvt"])
+def test_composed_with_vision_models_of_every_kind(kind, make_config, tmp_path):
+    torch.manual_seed(0)
+    table = VISION_MODELS if kind in VISION_MODELS else MORE_VISION_MODELS
+    settings = {"image_size": 32} if kind in VISION_MODELS else {}
+    vision = make_model_of(AutoConfig.for_model(kind, **settings, **table[kind][0]))
+    getattr(vision, "backbone", vision).save_pretrained(tmp_path / "vision")
+    text = make_config("megl-resnet-tiny").text_config
+    model = MeglForImageClassification.from_vision_text_pretrained(str(tmp_path / "vision"), text, ["day", "night"])
+    model.save_pretrained(tmp_path / "model")
+    loaded = MeglForImageClassification.from_pretrained(tmp_path / "model").eval()
+    assert loaded.probe_saliency_layer() == loaded.config.feature_size == model.config.feature_size
+    images = random_images(2, 3, *infer_image_size(model.config.vision_config))
+    with torch.no_grad():
+        expected, found = (each(images, target=torch.tensor([0, 1])) for each in (model, loaded))
+    assert expected.saliency.amax() == 1
+    for name in ("logits", "saliency", "evidence_tokens"):
+        torch.testing.assert_close(found[name], expected[name])
 
 
 REFUSED = {
