@@ -607,16 +607,15 @@ def _load_vision_model(vision, id2label, trust_remote_code):
 
 def _load_vision_parts(vision, id2label, trust_remote_code):
     config = AutoConfig.from_pretrained(vision, trust_remote_code=trust_remote_code)
+    config.id2label, config.label2id = id2label, {name: label for label, name in id2label.items()}
     if type(config) in AutoModelForImageClassification._model_mapping or "auto_map" in config.to_dict():
         return AutoModelForImageClassification.from_pretrained(
             vision,
-            id2label=id2label,
-            label2id={name: label for label, name in id2label.items()},
+            config=config,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
         )
-    config.id2label = id2label
     vision_model = MeglPooledClassifier(config)
     auto_class = _auto_class(config)
     if auto_class is AutoBackbone:  # which looks for folders on the Hub

@@ -65,7 +65,8 @@ class Tap:
         self.output = None
         if self.reads != "features":
             self._start_tail()
-            pixel_values = self.pixels = self._leaf(pixel_values)
+            self.pixels = self._leaf(pixel_values)
+            pixel_values = self.pixels.clone()  # as the model may normalise them in place
         if self.reads != "attentions":
             return self.vision_model(pixel_values).logits
         outputs = self.vision_model(pixel_values, output_attentions=True)
@@ -297,10 +298,11 @@ def _answer(tap, images):
             f"{model} does not give class `logits` for `pixel_values` alone of shape (batch_size, 3, {height}, "
             f"{width}): {reason}. Its `forward` takes {', '.join(others) or 'no pixels'}."
         ) from error
-    if scores.ndim != 2 or len(scores) != len(images):
+    num_labels = getattr(tap.vision_model.config, "num_labels", None)
+    if scores.ndim != 2 or len(scores) != len(images) or num_labels not in (None, scores.shape[1]):
         raise ValueError(
-            f"{model} must give `logits` of shape (batch_size, num_labels), got {tuple(scores.shape)} for "
-            f"{len(images)} pictures."
+            f"{model} must give `logits` of shape (batch_size, num_labels), ({len(images)}, {num_labels}) here, got "
+            f"{tuple(scores.shape)}."
         )
     if tap.output is None:
         raise TapError(

@@ -14,7 +14,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoProcessor, ViTConfig, ViTForImageClassification
+from transformers import AutoConfig, AutoProcessor, CLIPImageProcessorPil, ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from modeling_megl import TEXT_PRESETS, MeglForImageClassification, MeglProcessor
@@ -302,6 +302,13 @@ def test_masks_with_colours_and_transparency(processor):
         processor(images=[random_picture(32, 32)], visual_explanations=[dark])
 
 
+def test_a_mask_is_a_picture(processor):
+    with pytest.raises(
+        ValueError, match=r"`visual_explanations\[0\]` must be a `PIL.Image.Image` or `None`, got ndarray"
+    ):
+        processor(images=[random_picture(8, 8)], visual_explanations=[np.ones((8, 8))])
+
+
 def test_a_mask_is_still(processor, tmp_path):
     random_mask(8, 8).save(tmp_path / "mask.gif", save_all=True, append_images=[random_mask(8, 8, 1)])
     with pytest.raises(ValueError, match=r"`visual_explanations\[0\]` must be a still picture, got 2 frames"):
@@ -556,6 +563,32 @@ def test_an_image_processor_without_one_size_is_refused(name, settings, message,
     with pytest.raises(ValueError, match=message) as caught:
         load_image_processor(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+class LikeTimm:
+    """What timm's image processor has: a configuration of its own, and no options."""
+
+    def __init__(self, mean):
+        self.data_config = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
+        settings = {"image_mean": mean, "image_std": [0.2, 0.3, 0.4]}
+        self.transforms = CLIPImageProcessorPil(size={"shortest_edge": 46}, crop_size=SIZE, **settings)
+
+    def __call__(self, images, return_tensors):
+        return self.transforms(images, return_tensors=return_tensors)
+
+
+def test_timm_s_image_processors_become_plain_ones(monkeypatch):
+    source = LikeTimm([0.4, 0.5, 0.6])
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", lambda *args, **kwargs: source)
+    processor = load_image_processor("timm/model")
+    assert processor.resample == Image.Resampling.BICUBIC and processor.size["height"] == 40
+    picture = random_picture(40, 40)
+    expected = source.transforms([picture], do_resize=False, do_center_crop=False, return_tensors="pt")
+    found = processor([picture], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, expected["pixel_values"].float())
+    source = LikeTimm([0.4, 0.5, 0.5])  # whose configuration is not what it does
+    with pytest.raises(ValueError, match="The image processor of timm/model, LikeTimm, cannot resize a whole picture"):
+        load_image_processor("timm/model")
 
 
 OWN_CODE = """

@@ -327,6 +327,14 @@ def test_answers_that_are_drawn_are_refused():
         probe_tap(Drawn(make_vision_model("resnet"), 0.1), "model.resnet.encoder.stages.1", 32)
 
 
+def test_a_head_of_other_classes_is_refused():
+    model = make_vision_model("resnet")
+    model.classifier[1] = torch.nn.Linear(16, 5)
+    message = r"must give `logits` of shape \(batch_size, num_labels\), \(1, 3\) here, got \(1, 5\)"
+    with pytest.raises(ValueError, match=message):
+        probe_tap(model, None, 32)
+
+
 def test_a_probe_leaves_the_model_and_the_random_numbers_as_they_were():
     model = make_vision_model("resnet").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -412,6 +420,29 @@ def test_what_follows_the_tap_may_work_in_place(model, expected, name, create_gr
     assert maps.max() == 1
     if create_graph:
         assert_same((maps.detach(), gradients), (others[2].detach(), expected_gradients))
+
+
+class Normalising(torch.nn.Module):
+    """Normalises its pixels, in place or not."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.config, self.model, self.in_place = None, make_vision_model("resnet"), in_place
+
+    def forward(self, pixel_values):
+        pixel_values = pixel_values.sub_(0.5) if self.in_place else pixel_values - 0.5
+        return self.model(pixel_values)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_pixels_may_be_normalised_in_place(create_graph):
+    options = {"name": "model.resnet.encoder.stages.1", "method": "input_x_gradient", "create_graph": create_graph}
+    images = random_images(2, 3, 32, 32)
+    maps, logits = run(Normalising(in_place=True), images.clone(), **options)
+    expected, expected_logits = run(Normalising(in_place=False), images, **options)
+    torch.testing.assert_close(maps, expected)
+    torch.testing.assert_close(logits, expected_logits)
+    assert maps.max() == 1
 
 
 def test_features_are_what_the_module_gave_also_where_that_is_in_place():
