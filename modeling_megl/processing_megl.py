@@ -244,8 +244,9 @@ def load_image_processor(vision, trust_remote_code=False):
     height, width = _picture_size(source, vision)
     for make in (_without_crop, _plain):
         try:
-            if _shows_all_as_before(make(source, height, width), source, height, width):
-                return make(source, height, width)
+            processor = make(source, height, width)
+            if _shows_all_as_before(processor, source, height, width):
+                return processor
         except Exception:  # each class has its own idea of which settings go together
             continue
     raise ValueError(
