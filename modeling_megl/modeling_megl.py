@@ -482,7 +482,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         The whole answer for each image: why the predicted class, or why `target`, or why `target` rather than `foil`?
 
         Args:
-            images (`PIL.Image.Image` or `list[PIL.Image.Image]`): Still pictures of any size, of 8 bits a channel.
+            images (`PIL.Image.Image` or `list[PIL.Image.Image]`): Pictures of any size and mode.
             processor ([`MeglProcessor`]): The checkpoint's processor.
             target (`str` or `int`, *optional*): Class to explain, by name or id; by default the predicted one.
             foil (`str` or `int`, *optional*): Class that it is contrasted with in the map.
@@ -494,8 +494,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             `"saliency"` (`np.ndarray` of the picture's height and width, float32 in [0, 1]) and `"rationale"` (`str`).
 
         Raises:
-            `ValueError`: in training mode, where `target` or `foil` is no class of the model or both are the same, and
-                as [`MeglProcessor.load_images`].
+            `ValueError`: in training mode, and where `target` or `foil` is no class of the model or both are the same.
         """
         images = processor.load_images(images)
         explanations = []
