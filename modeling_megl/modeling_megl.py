@@ -481,7 +481,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
                     f"`{name}` is no option here: a rationale is a row of tokens for each image. Call "
                     "`model.language_model.generate` yourself for more."
                 )
-        if options.get("num_return_sequences", 1) != 1:
+        if options.get("num_return_sequences") not in (None, 1):
             raise ValueError(
                 f"`num_return_sequences` must be 1, got {options['num_return_sequences']}: an explanation has one "
                 "rationale. Repeat the images, with `do_sample=True`, for several."

@@ -86,6 +86,14 @@ def test_classes_are_told_in_any_of_transformers_ways(make_config):
             {"id2label": {0: "a", 2: "b"}},
             r"`id2label` must name the ids 0, 1, …, one class each, got the ids \[0, 2\]",
         ),
+        (
+            {"id2label": {"a": 0, "b": 1}},
+            r"`id2label` must map ids to names, and `label2id` .* got \{'a': 0, 'b': 1\}",
+        ),
+        (
+            {"label2id": {0: "a", 1: "b"}},
+            "`id2label` must map ids to names, and `label2id` names to ids, got None and",
+        ),
         ({"id2label": {0: "a", 1: "a"}}, r"`id2label` must name each class once, got \['a', 'a'\]"),
     ):
         with pytest.raises(ValueError, match=message):
