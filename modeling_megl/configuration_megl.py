@@ -236,7 +236,9 @@ class MeglConfig(PreTrainedConfig):
         if id2label is None and label2id is None and num_labels not in (None, len(config_dict.get("id2label") or ())):
             id2label = {label: f"LABEL_{label}" for label in range(num_labels)}  # as Transformers names them
         if id2label is not None or label2id is not None:
-            config_dict = {**config_dict, "id2label": _classes(id2label, label2id, num_labels), "label2id": None}
+            config_dict = {**config_dict, "id2label": _classes(id2label, label2id, num_labels)}
+        if config_dict.get("id2label"):  # which the other way round follows from; checkpoints may have an older one
+            config_dict = {**config_dict, "label2id": None}
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod

@@ -102,6 +102,11 @@ def test_classes_are_told_in_any_of_transformers_ways(make_config):
             MeglConfig.from_dict(config.to_dict(), **given)
 
 
+def test_classes_of_a_checkpoint_that_was_renamed_by_halves(make_config):
+    stored = make_config(RESNET).to_dict() | {"label2id": {"a": 0, "b": 1, "c": 2}}
+    assert MeglConfig.from_dict(stored).label2id == {"cat": 0, "polar bear": 1, "owl": 2}
+
+
 def test_classes_that_are_changed_later_are_the_heads_too(make_config):
     config = make_config(RESNET)
     config.id2label = {"0": "day", "1": "night"}
