@@ -63,7 +63,11 @@ def make_parser():
         help="which map weights the evidence that the rationale is written from; all but the first are ablations",
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the random weights")
-    parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="let the vision model run its own code; a language model's own code is never run",
+    )
     return parser
 
 
@@ -96,6 +100,7 @@ def make_model(arguments, labels, rationales):
         text = {**TEXT_PRESETS[text], **processor.text_config_kwargs()}
     else:
         processor = MeglProcessor.from_vision_text_pretrained(**parts, text=text, **texts)
+    processor.check_prompts(labels)  # before the models are loaded
     model = MeglForImageClassification.from_vision_text_pretrained(**parts, text=text, labels=labels, **settings)
     return model, processor
 
