@@ -237,7 +237,9 @@ class MeglConfig(PreTrainedConfig):
         if id2label is None and label2id is None and num_labels not in (None, len(config_dict.get("id2label") or ())):
             id2label = {label: f"LABEL_{label}" for label in range(num_labels)}  # as Transformers names them
         if id2label is not None or label2id is not None:
-            config_dict = {**config_dict, "id2label": _classes(id2label, label2id, num_labels), "label2id": None}
+            config_dict = {**config_dict, "id2label": _classes(id2label, label2id, num_labels)}
+        if config_dict.get("id2label"):  # which the other way round follows from; checkpoints may have an older one
+            config_dict = {**config_dict, "label2id": None}
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
@@ -302,14 +304,18 @@ def check_remote_code(config_dict, name, trust_remote_code):
 
 def _classes(id2label, label2id, num_labels):
     """Names of the classes by their ids, of what `from_pretrained` was told; refused where that contradicts itself."""
-    if id2label is None:
-        id2label = {label: name for name, label in label2id.items()}
-    id2label = {int(label): name for label, name in id2label.items()}
+    try:
+        named = None if label2id is None else {int(label): name for name, label in label2id.items()}
+        id2label = named if id2label is None else {int(label): name for label, name in id2label.items()}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`id2label` must map ids to names, and `label2id` names to ids, got {id2label} and {label2id}."
+        ) from None
     if sorted(id2label) != list(range(len(id2label))):
         raise ValueError(f"`id2label` must name the ids 0, 1, …, one class each, got the ids {sorted(id2label)}.")
     if len(set(id2label.values())) < len(id2label):
         raise ValueError(f"`id2label` must name each class once, got {list(id2label.values())}.")
-    if label2id is not None and {int(label): name for name, label in label2id.items()} != id2label:
+    if label2id is not None and (named != id2label or len(label2id) != len(id2label)):
         raise ValueError(f"`id2label` and `label2id` contradict each other: {id2label} and {label2id}.")
     if num_labels not in (None, len(id2label)):
         raise ValueError(f"`num_labels={num_labels}` contradicts `id2label`, which has {len(id2label)} classes.")

@@ -161,7 +161,7 @@ def _ones(embeds):
 
 def _close(found, expected):
     """Whether scores are the same but for rounding."""
-    tolerance = 0.3 * torch.finfo(expected.dtype).eps ** 0.5
+    tolerance = 3 * torch.finfo(expected.dtype).eps ** 0.5
     return (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 

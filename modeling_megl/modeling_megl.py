@@ -523,7 +523,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
                     f"`{name}` is no option here: a rationale is a row of tokens for each image. Call "
                     "`model.language_model.generate` yourself for more."
                 )
-        if options.get("num_return_sequences", 1) != 1:
+        if options.get("num_return_sequences") not in (None, 1):
             raise ValueError(
                 f"`num_return_sequences` must be 1, got {options['num_return_sequences']}: an explanation has one "
                 "rationale. Repeat the images, with `do_sample=True`, for several."
@@ -735,18 +735,20 @@ def _load_vision_model(vision, id2label, trust_remote_code):
 
 def _load_vision_parts(vision, id2label, trust_remote_code):
     config = AutoConfig.from_pretrained(vision, trust_remote_code=trust_remote_code)
+    config.id2label, config.label2id = id2label, {name: label for label, name in id2label.items()}
     if type(config) in AutoModelForImageClassification._model_mapping or "auto_map" in config.to_dict():
         return AutoModelForImageClassification.from_pretrained(
             vision,
-            id2label=id2label,
-            label2id={name: label for label, name in id2label.items()},
+            config=config,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
         )
-    config.id2label = id2label
     vision_model = MeglPooledClassifier(config)
-    vision_model.backbone = _auto_class(config).from_pretrained(vision, config=config, dtype=torch.float32)
+    auto_class = _auto_class(config)
+    if auto_class is AutoBackbone:  # which looks for folders on the Hub
+        auto_class = AutoBackbone._model_mapping[type(config)]
+    vision_model.backbone = auto_class.from_pretrained(vision, config=config, dtype=torch.float32)
     return vision_model
 
 

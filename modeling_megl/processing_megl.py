@@ -91,7 +91,7 @@ class MeglProcessor(ProcessorMixin):
         """
         Args:
             images (`PIL.Image.Image` or `list[PIL.Image.Image]`, *optional*):
-                Pictures of any size and mode.
+                Still pictures of any size, of 8 bits a channel.
             visual_explanations (`list[PIL.Image.Image or None]`, *optional*):
                 Grey mask of each picture, of the same aspect ratio at any size, or `None`.
             label_names (`list[str]`, *optional*):
@@ -246,8 +246,8 @@ class MeglProcessor(ProcessorMixin):
     @classmethod
     def from_vision_text_pretrained(cls, vision, text, trust_remote_code=False, **kwargs):
         """
-        The processor of [`~MeglForImageClassification.from_vision_text_pretrained`]: the vision model's size and
-        normalisation, without its crop, and the language model's tokenizer.
+        The processor of [`~MeglForImageClassification.from_vision_text_pretrained`]: the vision model's image
+        processor, without its crop, and the language model's tokenizer.
         """
         folder, gguf_kwargs = split_gguf(text)
         check_language_model(text)
@@ -290,8 +290,9 @@ def load_image_processor(vision, trust_remote_code=False):
     height, width = _picture_size(source, vision)
     for make in (_without_crop, _plain):
         try:
-            if _shows_all_as_before(make(source, height, width), source, height, width):
-                return make(source, height, width)
+            processor = make(source, height, width)
+            if _shows_all_as_before(processor, source, height, width):
+                return processor
         except Exception:  # each class has its own idea of which settings go together
             continue
     raise ValueError(
@@ -303,14 +304,21 @@ def load_image_processor(vision, trust_remote_code=False):
 
 def _shows_all_as_before(processor, source, height, width):
     """Whether `processor` makes of a whole picture, at any size, what `source` makes of one that needs no resizing."""
-    expected = _pixels(source, _ramp(height, width), do_resize=False, do_center_crop=False)
-    found = _pixels(processor, _ramp(height, width))
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
-        return False
+    picture = _ramp(height, width)
+    found = _pixels(processor, picture)
+    try:
+        same = _alike(found, _pixels(source, picture, do_resize=False, do_center_crop=False))
+    except TypeError:  # timm's cannot be told so; what a crop leaves of a single colour is that colour
+        plain = [Image.new("RGB", picture.size, colour) for colour in ("black", "red", "lime", "blue")]
+        same = all(_alike(_pixels(processor, image), _pixels(source, image)) for image in plain)
     # A crop or a border moves the ends of the ramp.
-    tolerance = 0.05 * (expected.max() - expected.min())
+    tolerance = 0.05 * (found.max() - found.min())
     others = [_pixels(processor, _ramp(*shape)) for shape in ((3 * height, 3 * width), (height, 2 * width))]
-    return all(other.shape == expected.shape and (other - expected).abs().max() < tolerance for other in others)
+    return same and all(_alike(other, found, tolerance) for other in others)
+
+
+def _alike(found, expected, tolerance=1e-5):
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=float(tolerance))
 
 
 def _picture_size(source, vision):
@@ -349,7 +357,7 @@ def _without_crop(source, height, width):
     """The image processor itself, told to resize to `height` x `width` and no more."""
     settings = {**source.to_dict(), "size": {"height": height, "width": width}, "do_resize": True}
     settings.update(do_center_crop=False, do_pad=False, do_convert_rgb=True)
-    if "auto_map" in settings:
+    if "AutoImageProcessor" in settings.get("auto_map", {}):
         raise ValueError("its code would have to go along with the checkpoint")
     processor = type(source).from_dict(settings)
     if (processor.size["height"], processor.size["width"]) != (height, width):
@@ -361,6 +369,10 @@ def _plain(source, height, width):
     """An image processor without ideas of its own on `size`, that rescales and normalises as `source` does."""
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
     settings = {name: getattr(source, name) for name in names if getattr(source, name, None) is not None}
+    if hasattr(source, "data_config"):  # timm's
+        resample = Image.Resampling[source.data_config["interpolation"].upper()]
+        settings = {f"image_{name}": list(source.data_config[name]) for name in ("mean", "std")}
+        settings["resample"] = resample
     return ViTImageProcessorPil(size={"height": height, "width": width}, do_convert_rgb=True, **settings)
 
 
@@ -441,6 +453,8 @@ def _check_still(image, name):
 def _mask_image(mask, image, index):
     """A visual explanation as an 8-bit RGB image, which any image processor takes."""
     where = f"`visual_explanations[{index}]`"
+    if not isinstance(mask, Image.Image):
+        raise ValueError(f"{where} must be a `PIL.Image.Image` or `None`, got {type(mask).__name__}.")
     _check_still(mask, where)
     mask = ImageOps.exif_transpose(mask)
     # Rounding to whole cells moves the ratio of a coarse mask by up to half a cell on each side.

@@ -66,7 +66,8 @@ class Tap:
         self.output = None
         if self.reads != "features":
             self._start_tail()
-            pixel_values = self.pixels = self._leaf(pixel_values)
+            self.pixels = self._leaf(pixel_values)
+            pixel_values = self.pixels.clone()  # as the model may normalise them in place
         if self.reads != "attentions":
             return self.vision_model(pixel_values).logits
         outputs = self.vision_model(pixel_values, output_attentions=True)
@@ -318,10 +319,11 @@ def _answer(tap, images):
             f"{model} does not give class `logits` for `pixel_values` alone of shape (batch_size, 3, {height}, "
             f"{width}): {reason}. Its `forward` takes {', '.join(others) or 'no pixels'}."
         ) from error
-    if scores.ndim != 2 or len(scores) != len(images):
+    num_labels = getattr(tap.vision_model.config, "num_labels", None)
+    if scores.ndim != 2 or len(scores) != len(images) or num_labels not in (None, scores.shape[1]):
         raise ValueError(
-            f"{model} must give `logits` of shape (batch_size, num_labels), got {tuple(scores.shape)} for "
-            f"{len(images)} pictures."
+            f"{model} must give `logits` of shape (batch_size, num_labels), ({len(images)}, {num_labels}) here, got "
+            f"{tuple(scores.shape)}."
         )
     if tap.output is None:
         raise TapError(
@@ -337,14 +339,17 @@ def _answer(tap, images):
 
 
 def _check_repeatable(vision_model, first, second):
-    # Of class scores and features; sums in another order, as on GPUs, may differ in their last digits.
+    # Of class scores and features, whose number may be drawn as well. Sums in another order, as on GPUs, may differ in
+    # their last digits.
     pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(first, second, strict=True)]
-    difference = max(((a - b).norm() / b.norm().clamp_min(1e-30)).item() for a, b in pairs)
+    difference = max(
+        ((a - b).norm() / b.norm().clamp_min(1e-30)).item() if a.shape == b.shape else 1.0 for a, b in pairs
+    )
     if difference > 1e-3:
         raise ValueError(
             f"{_class_name(vision_model)} answers the same picture differently each time, also in evaluation mode "
-            f"(by {difference:.1%}): a label and a map would be drawn at random. Models that "
-            "mask or shuffle their patches at random, as masked autoencoders do, cannot be explained."
+            f"(by {difference:.1%}): a label and a map would be drawn at random. Models that mask or shuffle their "
+            "patches at random, as masked autoencoders do, cannot be explained."
         )
 
 

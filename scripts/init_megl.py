@@ -24,10 +24,12 @@ from support.output_folder import new_folder
 from support.tables import add_column_arguments, column_arguments, open_table
 
 
-# Options that are fields of `MeglConfig`, which has the defaults.
-CONFIGURED = ("saliency_method", "saliency_layer", "saliency_score", "rationale_gradient", "grounding_map")
-# Options that are settings of `MeglProcessor`, which has the defaults.
+# Options that are settings of `MeglProcessor` or fields of `MeglConfig`, which have the defaults.
 PROCESSED = ("rationale_prompt", "max_rationale_length")
+CONFIGURED = (
+    *("saliency_method", "saliency_layer", "saliency_score", "rationale_gradient", "grounding_map"),
+    *PROCESSED,
+)
 
 
 def make_parser():
@@ -64,7 +66,11 @@ def make_parser():
         help="which map weights the evidence that the rationale is written from; all but the first are ablations",
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the random weights")
-    parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="let the vision model run its own code; a language model's own code is never run",
+    )
     add_column_arguments(parser)
     return parser
 
@@ -77,12 +83,15 @@ def parse_arguments():
     return arguments
 
 
+def chosen(arguments):
+    """What the user chose of the settings of `MeglConfig`, and of those of `MeglProcessor`."""
+    settings = {name: getattr(arguments, name) for name in CONFIGURED if getattr(arguments, name) is not None}
+    return settings, {name: settings.pop(name) for name in PROCESSED if name in settings}
+
+
 def make_model(arguments, labels, rationales):
-    """The model and its processor."""
-    settings = {name: getattr(arguments, name) for name in CONFIGURED if getattr(arguments, name)}
-    texts = {name: getattr(arguments, name) for name in PROCESSED if getattr(arguments, name) is not None}
-    if arguments.model:
-        return take_to_classes(arguments.model, labels, settings, texts, arguments.trust_remote_code)
+    """A model of a preset or of pretrained parts, and its processor."""
+    settings, texts = chosen(arguments)
     if arguments.preset:
         processor = MeglProcessor.from_preset(arguments.preset, labels, rationales, **texts)
         config = MeglConfig.from_preset(arguments.preset, labels, **processor.text_config_kwargs())
@@ -98,20 +107,22 @@ def make_model(arguments, labels, rationales):
         text = {**TEXT_PRESETS[text], **processor.text_config_kwargs()}
     else:
         processor = MeglProcessor.from_vision_text_pretrained(**parts, text=text, **texts)
+    processor.check_prompts(labels)  # before the models are loaded
     model = MeglForImageClassification.from_vision_text_pretrained(**parts, text=text, labels=labels, **settings)
     return model, processor
 
 
-def take_to_classes(name, labels, settings, texts, trust_remote_code):
+def take_to_classes(arguments, labels):
     """
     A trained model and its processor with other classes: the vision model's body, the grounding and the language model
     stay, and the head is new but for the rows of classes that stay.
     """
-    old_processor = MeglProcessor.from_pretrained(name)
+    settings, texts = chosen(arguments)
+    old_processor = MeglProcessor.from_pretrained(arguments.model)
     texts = {option: texts.get(option, getattr(old_processor, option)) for option in PROCESSED}
     processor = MeglProcessor(old_processor.image_processor, old_processor.tokenizer, **texts)
     trained = MeglForImageClassification.from_pretrained(
-        name, dtype=torch.float32, trust_remote_code=trust_remote_code
+        arguments.model, dtype=torch.float32, trust_remote_code=arguments.trust_remote_code
     )
     config = copy.deepcopy(trained.config)
     config.id2label = dict(enumerate(labels))
@@ -173,7 +184,10 @@ def main():
                 for text in texts or ()  # rationales may be missing
             ]
             label_names, rationales = [name for name, _ in pairs], [text for _, text in pairs]
-            model, processor = make_model(arguments, labels, rationales)
+            if arguments.model:
+                model, processor = take_to_classes(arguments, labels)
+            else:
+                model, processor = make_model(arguments, labels, rationales)
             model.match_processor(processor)
             report_cut(processor, label_names, rationales)
             model.save_pretrained(folder)

@@ -86,12 +86,25 @@ def test_classes_are_told_in_any_of_transformers_ways(make_config):
             {"id2label": {0: "a", 2: "b"}},
             r"`id2label` must name the ids 0, 1, …, one class each, got the ids \[0, 2\]",
         ),
+        (
+            {"id2label": {"a": 0, "b": 1}},
+            r"`id2label` must map ids to names, and `label2id` .* got \{'a': 0, 'b': 1\}",
+        ),
+        (
+            {"label2id": {0: "a", 1: "b"}},
+            "`id2label` must map ids to names, and `label2id` names to ids, got None and",
+        ),
         ({"id2label": {0: "a", 1: "a"}}, r"`id2label` must name each class once, got \['a', 'a'\]"),
     ):
         with pytest.raises(ValueError, match=message):
             MeglConfig(**parts, **given)
         with pytest.raises(ValueError, match=message):
             MeglConfig.from_dict(config.to_dict(), **given)
+
+
+def test_classes_of_a_checkpoint_that_was_renamed_by_halves(make_config):
+    stored = make_config(RESNET).to_dict() | {"label2id": {"a": 0, "b": 1, "c": 2}}
+    assert MeglConfig.from_dict(stored).label2id == {"cat": 0, "polar bear": 1, "owl": 2}
 
 
 def test_classes_that_are_changed_later_are_the_heads_too(make_config):

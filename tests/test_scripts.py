@@ -313,6 +313,12 @@ def test_subsets_of_the_explanations_are_nested_and_follow_from_the_ids(run, dat
         assert masks <= more_masks and texts < more_texts
 
 
+@pytest.mark.parametrize("rank", [0, -4])
+def test_adapters_of_no_rank_are_one_clear_error(rank, run, dataset, untrained, tmp_path):
+    with pytest.raises(SystemExit, match=f"train_megl: `lora_rank` must be 1 or more, got {rank}"):
+        train(run, untrained, dataset, tmp_path / "trained", "--lora_rank", rank)
+
+
 def test_training_without_masks_has_no_visual_loss(run, dataset, untrained, tmp_path):
     with pytest.raises(SystemExit, match=r"train_megl: `mask_share` must lie in \[0, 1\], got 30.0"):
         train(run, untrained, dataset, tmp_path / "trained", "--mask_share", 30)

@@ -15,6 +15,7 @@ from tiny_vision import (
 from transformers import AutoConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from modeling_megl import MeglForImageClassification
 from modeling_megl.configuration_megl import infer_image_size
 from modeling_megl.tap_megl import count_prefix_tokens, find_tap, open_tap, probe_tap, token_grid
 
@@ -167,11 +168,33 @@ def test_tap_of_further_kinds_lies_over_the_picture(model_type):
     assert maps.amax(dim=(1, 2)).max() == 1
 
 
+# An encoder and a backbone without a classification class, a config of two parts, several class tokens, and a pyramid
+# whose class token joins the last stage.
+@pytest.mark.parametrize("kind", ["siglip_vision_model", "rt_detr_resnet", "clip", "pixio", "cvt"])
+def test_composed_with_vision_models_of_every_kind(kind, make_config, tmp_path):
+    torch.manual_seed(0)
+    table = VISION_MODELS if kind in VISION_MODELS else MORE_VISION_MODELS
+    settings = {"image_size": 32} if kind in VISION_MODELS else {}
+    vision = make_model_of(AutoConfig.for_model(kind, **settings, **table[kind][0]))
+    getattr(vision, "backbone", vision).save_pretrained(tmp_path / "vision")
+    text = make_config("megl-resnet-tiny").text_config
+    model = MeglForImageClassification.from_vision_text_pretrained(str(tmp_path / "vision"), text, ["day", "night"])
+    model.save_pretrained(tmp_path / "model")
+    loaded = MeglForImageClassification.from_pretrained(tmp_path / "model").eval()
+    assert loaded.probe_saliency_layer() == loaded.config.feature_size == model.config.feature_size
+    images = random_images(2, 3, *infer_image_size(model.config.vision_config))
+    with torch.no_grad():
+        expected, found = (each(images, target=torch.tensor([0, 1])) for each in (model, loaded))
+    assert expected.saliency.amax() == 1
+    for name in ("logits", "saliency", "evidence_tokens"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
 REFUSED = {
     "vit_mae": (TRANSFORMER, r"ViTMAEModel answers the same picture differently each time, also in evaluation mode"),
     "vit_mae_unmasked": (
         {**TRANSFORMER, "model_type": "vit_mae", "mask_ratio": 0.0},
-        "ViTMAEModel answers the same picture differently each time .* mask or shuffle their patches",
+        "ViTMAEModel answers the same picture differently each time, .* mask or shuffle their patches",
     ),
     "siglip2_vision_model": (
         {**TRANSFORMER, "num_patches": 16},
@@ -304,6 +327,14 @@ def test_answers_that_are_drawn_are_refused():
         probe_tap(Drawn(make_vision_model("resnet"), 0.1), "model.resnet.encoder.stages.1", 32)
 
 
+def test_a_head_of_other_classes_is_refused():
+    model = make_vision_model("resnet")
+    model.classifier[1] = torch.nn.Linear(16, 5)
+    message = r"must give `logits` of shape \(batch_size, num_labels\), \(1, 3\) here, got \(1, 5\)"
+    with pytest.raises(ValueError, match=message):
+        probe_tap(model, None, 32)
+
+
 def test_a_probe_leaves_the_model_and_the_random_numbers_as_they_were():
     model = make_vision_model("resnet").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -311,7 +342,6 @@ def test_a_probe_leaves_the_model_and_the_random_numbers_as_they_were():
     probe_tap(model, None, 32)
     assert model.training and torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    model.vit = None
     with pytest.raises(ValueError, match="`saliency_layer='nothing'` is no module of ResNetForImageClassification"):
         probe_tap(model, "nothing", 32)
     assert model.training
@@ -389,6 +419,29 @@ def test_what_follows_the_tap_may_work_in_place(model, expected, name, create_gr
     assert maps.max() == 1
     if create_graph:
         assert_same((maps.detach(), gradients), (others[2].detach(), expected_gradients))
+
+
+class Normalising(torch.nn.Module):
+    """Normalises its pixels, in place or not."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.config, self.model, self.in_place = None, make_vision_model("resnet"), in_place
+
+    def forward(self, pixel_values):
+        pixel_values = pixel_values.sub_(0.5) if self.in_place else pixel_values - 0.5
+        return self.model(pixel_values)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_pixels_may_be_normalised_in_place(create_graph):
+    options = {"name": "model.resnet.encoder.stages.1", "method": "input_x_gradient", "create_graph": create_graph}
+    images = random_images(2, 3, 32, 32)
+    maps, logits = run(Normalising(in_place=True), images.clone(), **options)
+    expected, expected_logits = run(Normalising(in_place=False), images, **options)
+    torch.testing.assert_close(maps, expected)
+    torch.testing.assert_close(logits, expected_logits)
+    assert maps.max() == 1
 
 
 def test_features_are_what_the_module_gave_also_where_that_is_in_place():
