@@ -202,6 +202,7 @@ class MeglTrainer(Trainer):
         evaluated = kwargs.get("eval_dataset")
         evaluated = evaluated.values() if isinstance(evaluated, dict) else [evaluated]
         self._labelled_datasets = [kwargs.get("train_dataset"), *evaluated]
+        self._processor = data_collator.processor if isinstance(data_collator, MeglDataCollator) else processing_class
         if model is not None:
             model = self._ready(model, args)
         super().__init__(
@@ -226,6 +227,8 @@ class MeglTrainer(Trainer):
         for dataset in self._labelled_datasets:
             check_labels(model.config.id2label, dataset)
         model.probe_saliency_layer()
+        if args.text_loss_weight > 0 and self._processor is not None:
+            model.match_processor(self._processor)
         if args.lora_rank is not None:
             model = add_lora(model, args.lora_rank)
         self.statistic = VisualExplanationStatistic(args.distribution_statistic).to(args.device)
