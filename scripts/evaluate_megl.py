@@ -209,7 +209,7 @@ def write_all(arguments, runs):
 def main():
     arguments = parse_arguments()
     # Some processes may have far fewer or smaller pictures than others.
-    state = PartialState(timeout=timedelta(days=1))
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     try:
         # All that can be known before the work is checked before it.
         datasets = [open_dataset(arguments, name) for name in arguments.model]
