@@ -22,6 +22,7 @@ from support.llava import parse_answer, write_answers
 from support.output_folder import new_folder
 from support.scores import classification_scores, text_scores, with_intervals
 from support.tables import add_column_arguments, column_arguments, open_table
+from support.terminal import one_line, print_anywhere
 
 
 def make_parser():
@@ -88,7 +89,11 @@ def compute_metrics(arguments, predictions, dataset, class_names):
 
 
 def main():
-    arguments = make_parser().parse_args()
+    parser = make_parser()
+    arguments = parser.parse_args()
+    for name, least in {"batch_size": 1, "max_new_tokens": 1, "resamples": 1, "seed": 0}.items():
+        if getattr(arguments, name) < least:
+            parser.error(f"`--{name}` must be {least} or more, got {getattr(arguments, name)}")
     try:
         with new_folder(arguments.output) as folder:
             model, processor = load_llava(arguments.model)
@@ -101,9 +106,9 @@ def main():
             with open(folder / "predictions.jsonl", "w") as lines:
                 lines.writelines(json.dumps(item) + "\n" for item in predictions)
     except (ValueError, OSError) as error:
-        sys.exit(f"evaluate_llava: {error}")
-    print(f"{arguments.model} on {arguments.split} of {arguments.dataset}, {len(dataset)} images")
-    print(metrics_table(metrics))
+        sys.exit(f"evaluate_llava: {one_line(error)}")
+    print_anywhere(f"{arguments.model} on {arguments.split} of {arguments.dataset}, {len(dataset)} images")
+    print_anywhere(metrics_table(metrics))
 
 
 if __name__ == "__main__":

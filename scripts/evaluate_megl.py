@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import yaml
 from accelerate import PartialState
 from transformers import CLIPConfig, PreTrainedConfig
 
@@ -200,15 +201,15 @@ def write_all(arguments, runs):
     for run, (metrics, _) in zip(runs if arguments.update_card else [], compared.values(), strict=False):
         try:
             update_card(run["name"], run["facts"], metrics, arguments.dataset_id)
-        except OSError as error:
-            line = f"evaluate_megl: the evaluation is whole, but {run['name']} cannot be written: {one_line(error)}"
-            print(line, file=sys.stderr)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = f"the card of {run['name']} cannot be updated: {one_line(error)}"
+            print(f"evaluate_megl: the evaluation is whole, but {reason}", file=sys.stderr)
 
 
 def main():
     arguments = parse_arguments()
     # Some processes may have far fewer or smaller pictures than others.
-    state = PartialState(timeout=timedelta(days=1))
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     try:
         # All that can be known before the work is checked before it.
         datasets = [open_dataset(arguments, name) for name in arguments.model]

@@ -1,14 +1,21 @@
 """Intervals, tests, report and comparison of evaluations."""
 
+import io
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, load_dataset
+from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from PIL import Image
 from test_metrics import CLIP, clip_workplace  # noqa: F401
@@ -21,7 +28,7 @@ import compare_evaluations  # noqa: E402
 import evaluate_megl  # noqa: E402
 from dataset_builders import ObjectMe, build_dataset  # noqa: E402
 from dataset_builders.build import features  # noqa: E402
-from support import bootstrap, charts, report, scores  # noqa: E402
+from support import bootstrap, card, charts, pictures, predictions, report, scores, terminal  # noqa: E402
 
 
 def make_item(number, label="a", prediction="a", group=None, **per_item):
@@ -238,11 +245,12 @@ def nasty_report(tmp_path_factory):
         )
         told = {"rationale": f"rationale {number} {NASTY}", "shuffled_rationale": "", "score": 0.6 + number / 10}
         item = {key: rows[-1][key] for key in ("id", "group")}
-        items.append({**item, **told, "label": NASTY, "prediction": prediction, "saliency": saliency})
+        told |= {"per_item": {}, "label": NASTY, "prediction": prediction}
+        items.append({**item, **told, "saliency": saliency})
     dataset = Dataset.from_list(rows, features=features(labels))
-    masks = [evaluate_megl.mask_array(mask) for mask in dataset["visual_explanation"]]
+    saliency = scores.saliency_scores(items, range(4), dataset)
     metrics = {"model": f"model {NASTY}", "dataset": "data", "split": "test"}
-    metrics |= scores.compute_scores(items, dataset, masks, labels)
+    metrics |= scores.compute_scores(items, dataset, labels, saliency=saliency)
     metrics = scores.with_intervals(metrics, items, 20, 0)
     path = tmp_path_factory.mktemp("report") / "index.html"
     report.write_report(path, dataset, items, metrics, count=3)
@@ -339,7 +347,7 @@ def evaluated(work, run, clip_workplace):  # noqa: F811
             "evaluate_megl",
             *("--model", work / "model0", work / "model1", "--dataset", work / "object_me", "--split", "test"),
             *("--output", work / "evaluations", "--clip", clip_workplace / CLIP, "--resamples", 60),
-            *("--batch_size", 4, "--dataset_id", "org/object-me"),
+            *("--batch_size", 4, "--dataset_id", "org/object-me", "--update_card"),
         )
     return work
 
@@ -380,8 +388,6 @@ def test_intervals_lie_at_their_figures(evaluated):
 
 
 def test_clip_figures_are_those_of_the_modules(evaluated, clip_workplace):  # noqa: F811
-    from datasets import load_dataset
-
     metrics, items = read(evaluated / "evaluations" / "2-model1")
     dataset = load_dataset(str(evaluated / "object_me"), split="test")
     common = {
@@ -438,8 +444,8 @@ def test_markdown_marks_what_differs():
 
 def test_card_carries_the_results_in_both_forms(evaluated):
     metrics, _ = read(evaluated / "evaluations" / "1-model0")
-    card = ModelCard.load(evaluated / "model0" / "README.md")
-    old = {result.metric_type: result for result in card.data.eval_results}
+    written = ModelCard.load(evaluated / "model0" / "README.md")
+    old = {result.metric_type: result for result in written.data.eval_results}
     text = (evaluated / "model0" / ".eval_results" / "org--object-me.yaml").read_text(encoding="utf-8")
     new = {entry.task_id: entry for entry in parse_eval_result_entries(yaml.safe_load(text))}
     assert set(old) == set(new) >= {"accuracy", "f1", "iou", "bleu", "cider", "clip_score"}
@@ -449,30 +455,289 @@ def test_card_carries_the_results_in_both_forms(evaluated):
     assert new["accuracy"].dataset_id == "org/object-me" and old["accuracy"].dataset_split == "test"
     low, high = metrics["intervals"]["accuracy"]
     assert new["accuracy"].notes == f"Accuracy, test split, 95% interval {low:.3f} to {high:.3f}"
-    assert f"| Accuracy | {metrics['accuracy']:.3f} | {low:.3f} to {high:.3f} |" in card.content
+    assert f"| Accuracy | {metrics['accuracy']:.3f} | {low:.3f} to {high:.3f} | 9 |" in written.content
+    own = ModelCard.load(evaluated / "evaluations" / "1-model0" / "model_card.md")
+    assert own.content == written.content
+    assert written.data.license is None and written.data.datasets == ["org/object-me"]
+    assert {"accuracy", "iou", "cider"} <= set(written.data.metrics)
 
 
-def test_control_takes_another_items_map_whatever_the_batches(evaluated, monkeypatch):
-    """A batch of one took its own map."""
-    from datasets import load_dataset
+def load(work, name="model0"):
+    """A model, its processor and the test split."""
+    model = evaluate_megl.MeglForImageClassification.from_pretrained(work / name).eval()
+    processor = evaluate_megl.MeglProcessor.from_pretrained(work / name)
+    return model, processor, load_dataset(str(work / "object_me"), split="test")
 
-    model = evaluate_megl.MeglForImageClassification.from_pretrained(evaluated / "model0").eval()
-    processor = evaluate_megl.MeglProcessor.from_pretrained(evaluated / "model0")
-    dataset = load_dataset(str(evaluated / "object_me"), split="test").select(range(4))
-    ground, maps, seen = model.ground, [], {}
 
-    def watched(pixel_values, saliency):
+def test_no_figure_depends_on_the_batches(evaluated, monkeypatch):
+    """The control's map is another picture's (a batch of one once took its own); random maps are each its own draw."""
+    model, processor, dataset = load(evaluated)
+    with torch.no_grad():  # an untrained model would write the same whatever it sees
+        model.grounding.position_projection.weight *= 100
+        for parameter in model.language_model.parameters():
+            parameter *= 5
+    ground, maps = model.ground, []
+
+    def watched(features, saliency):
         maps.extend(saliency)
-        return ground(pixel_values, saliency)
+        return ground(features, saliency)
 
     monkeypatch.setattr(model, "ground", watched)
-    for batch_size in (1, 3, 4):
-        maps.clear()
-        items = evaluate_megl.predict(model, processor, dataset, batch_size)
-        seen[batch_size] = [item["shuffled_rationale"] for item in items][1:]
-        for index in range(1, 4):
-            np.testing.assert_allclose(maps[index], items[index - 1]["saliency"], atol=1e-5)
-    assert seen[1] == seen[3] == seen[4]
+    for kind in ("saliency", "random"):
+        model.config.grounding_map = kind
+        seen = {}
+        for batch_size in (1, 4, 9):
+            maps.clear()
+            items, parts = predictions.predict(model, processor, dataset, batch_size, 10, seed=3)
+            assert parts == {}
+            # The maps of the items, those of the control, and an empty one for each class that was predicted.
+            own, others, empty = torch.stack(maps).split([9, 9, len({item["prediction"] for item in items})])
+            pairs = predictions.partners([row["image"].tobytes() for row in dataset], seed=3)
+            assert torch.allclose(others, own[pairs], atol=1e-6) and not empty.any()
+            if kind == "random":
+                cells = [torch.tensor(item["saliency"]).flatten().sort().values for item in items]
+                assert torch.allclose(own.flatten(1).sort().values, torch.stack(cells), atol=1e-6)
+                assert not torch.allclose(own[0], torch.tensor(items[0]["saliency"]))
+            seen[batch_size] = [
+                [item[name] for name in ("prediction", "rationale", "shuffled_rationale", "no_evidence_rationale")]
+                for item in items
+            ]
+            assert len({tuple(texts) for texts in seen[batch_size]}) > 3
+        assert seen[1] == seen[4] == seen[9]
+
+
+def test_partners_are_other_pictures():
+    alone = predictions.partners(list("abcdefgh"), seed=0)
+    assert sorted(alone) == list(range(8)) and alone != predictions.partners(list("abcdefgh"), seed=1)
+    place, steps = 0, 0
+    while place != 0 or steps == 0:  # one cycle through all
+        place, steps = alone[place], steps + 1
+    assert steps == 8
+    for seed in range(20):
+        pictures = list("aaaabbccdefg") if seed % 2 else list("aabb")
+        others = predictions.partners(pictures, seed)
+        assert sorted(others) == list(range(len(pictures)))
+        assert all(pictures[place] != pictures[other] for place, other in enumerate(others))
+        # Three of four are the same: two of them cannot but be paired with one another, and none with itself.
+        others = predictions.partners(list("aaab"), seed)
+        assert sorted(others) == [0, 1, 2, 3] and all(place != other for place, other in enumerate(others))
+        assert "aaab"[others[3]] == "a" and 3 in others[:3]
+    assert predictions.partners(["a"], 0) == [0]
+
+
+def test_label_alone_is_scored_as_the_rationales_are(evaluated):
+    metrics, items = read(evaluated / "evaluations" / "1-model0")
+    model, processor, dataset = load(evaluated)
+    texts = {item["prediction"]: item["no_evidence_rationale"] for item in items}
+    assert all(item["no_evidence_rationale"] == texts[item["prediction"]] for item in items)
+    names = sorted(texts)
+    evidence = model.ground(torch.rand(len(names), model.config.feature_size, 8, 8), torch.zeros(len(names), 8, 8))
+    tokens = model.generate_rationales(**processor.prompts(names), evidence_tokens=evidence)
+    assert processor.batch_decode_rationales(tokens) == [texts[name] for name in names]
+    direct = scores.load("rationale").compute(
+        predictions=[item["no_evidence_rationale"] for item in items],
+        references=dataset["textual_explanations"],
+        phrases={"place": list(scores.PLACES)},
+        meteor=False,
+    )
+    for name in ("bleu_4", "cider", "place_accuracy"):
+        assert metrics["rationale"][f"no_evidence_{name}"] == pytest.approx(direct[name])
+    assert "no_evidence_place_accuracy" in metrics["intervals"]["rationale"]
+
+
+def test_two_processes_write_what_one_does(work, evaluated, tmp_path):
+    common = ["--model", work / "model0", "--dataset", work / "object_me", "--resamples", 20, "--batch_size", 2]
+    common += ["--faithfulness", "mean", "--max_new_tokens", 5]
+    script = [ROOT / "scripts" / "evaluate_megl.py", *common, "--output"]
+    starts = {
+        "one": [sys.executable],
+        "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name, start in starts.items():
+        command = [*map(str, [*start, *script, tmp_path / name])]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("map IoU") == 1
+    for file in ("metrics.json", "predictions.jsonl", "index.html", "model_card.md"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_masks_are_scored_as_all_at_once(evaluated, monkeypatch):
+    """However many are scored together, by the same module."""
+    metrics, items = read(evaluated / "evaluations" / "1-model0")
+    dataset = load_dataset(str(evaluated / "object_me"), split="test")
+    given = [place for place, mask in enumerate(dataset["visual_explanation"]) if mask is not None]
+    assert len(given) > 1
+    direct = scores.load("saliency").compute(
+        predictions=[items[place]["saliency"] for place in given],
+        references=[pictures.mask_array(dataset[place]["visual_explanation"]) for place in given],
+    )
+    assert metrics["saliency"] == pytest.approx(direct, abs=1e-3)  # the saved maps are rounded
+    sizes, compute = [], scores._score_maps
+    monkeypatch.setattr(scores, "_score_maps", lambda pairs: sizes.append(len(pairs)) or compute(pairs))
+    arrays = [{**item, "saliency": np.array(item["saliency"]), "per_item": {}} for item in items]
+    for pixels, expected in ((1, [1] * len(given)), (2 * 128 * 128, [2] * (len(given) // 2) + [1] * (len(given) % 2))):
+        sizes.clear()
+        monkeypatch.setattr(scores, "PIXELS_AT_ONCE", pixels)
+        assert scores.saliency_scores(arrays, range(9), dataset) == pytest.approx(direct)
+        assert sizes == expected
+
+
+def write_table(folder, dataset, masks, rationales):
+    """The test split with the visual explanations and the rationales of these items alone."""
+    rows = [
+        {
+            **row,
+            "visual_explanation": row["visual_explanation"] if place in masks else None,
+            "textual_explanations": row["textual_explanations"] if place in rationales else [],
+        }
+        for place, row in enumerate(dataset)
+    ]
+    (folder / "data").mkdir(parents=True)
+    path = folder / "data" / "test-00000-of-00001.parquet"
+    Dataset.from_list(rows, features=dataset.features).to_parquet(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "masks, rationales", [(0, 0), (9, 0), (0, 9), (4, 2)], ids=["labels", "masks", "rationales", "some"]
+)
+def test_what_there_is_is_scored_and_says_of_how_many(evaluated, run, tmp_path, capsys, masks, rationales):
+    _, _, dataset = load(evaluated)
+    given = [place for place, mask in enumerate(dataset["visual_explanation"]) if mask is not None]
+    masks, rationales = given[:masks], range(rationales)
+    folder, output = write_table(tmp_path / "table", dataset, masks, rationales), tmp_path / "out"
+    common = ("--model", evaluated / "model0", "--dataset", folder, "--resamples", 20, "--max_new_tokens", 5)
+    run("evaluate_megl", *common, "--output", output)
+    metrics, items = read(output)
+    assert metrics["n"]["accuracy"] == 9 and metrics["rationale"]["n"] == len(rationales)
+    assert metrics["rationale"]["n_without_reference"] == 9 - len(rationales)
+    assert (metrics["saliency"] or {"n": 0})["n"] == len(masks)
+    for name, counted in (("saliency.iou", masks), ("rationale.rouge_l", rationales)):
+        has = [place for place, item in enumerate(items) if item["per_item"].get(name) is not None]
+        assert has == list(counted), name
+    table = capsys.readouterr().out
+    card = (output / "model_card.md").read_text()
+    page = (output / "index.html").read_text()
+    for name, heading, count in (
+        ("map IoU", "Saliency IoU at 0.5", len(masks)),
+        ("rationale ROUGE-L", "Rationale ROUGE-L", len(rationales)),
+    ):
+        rows = [line for line in table.splitlines() if line.startswith(name)]
+        rows += [line.rstrip(" |") for line in card.splitlines() if line.startswith(f"| {heading} ")]
+        assert [int(row.split()[-1]) for row in rows] == [count] * (2 if count else 0)
+        assert (f"<td>{name}</td>" in page or f">{name}<" in page) == bool(count)
+    assert metrics["explained_accuracy"]["n"] == 9
+
+
+# the card in the model's folder
+
+OWN_CARD = """---
+license: mit
+tags:
+- birds
+base_model: me/base
+model-index:
+- name: mine
+  results:
+  - task:
+      type: image-classification
+    dataset:
+      name: other
+      type: org/other
+      split: test
+    metrics:
+    - type: accuracy
+      value: 0.5
+---
+# My own words
+
+They stay.
+"""
+
+
+@pytest.fixture
+def own_model(evaluated, tmp_path):
+    shutil.copytree(
+        evaluated / "model0", tmp_path / "own", ignore=shutil.ignore_patterns("README.md", ".eval_results")
+    )
+    return tmp_path / "own"
+
+
+def evaluate_own(run, evaluated, model, output, *options):
+    common = ("--model", model, "--dataset", evaluated / "object_me", "--resamples", 5, "--max_new_tokens", 2)
+    run("evaluate_megl", *common, "--output", output, "--dataset_id", "org/object-me", *options)
+    return read(output)[0]
+
+
+def figures_of(card):
+    return {
+        (result.dataset_type, result.dataset_split): result.metric_value
+        for result in card.data.eval_results
+        if result.metric_type == "accuracy"
+    }
+
+
+def test_a_card_keeps_the_users_text_licence_and_other_figures(evaluated, run, own_model, tmp_path):
+    (own_model / "README.md").write_text(OWN_CARD, encoding="utf-8")
+    (own_model / ".eval_results").mkdir()
+    (own_model / ".eval_results" / "org--other.yaml").write_text("- kept\n")
+    evaluate_own(run, evaluated, own_model, tmp_path / "0")
+    assert (own_model / "README.md").read_text(encoding="utf-8") == OWN_CARD
+    test = evaluate_own(run, evaluated, own_model, tmp_path / "1", "--update_card")
+    validation = evaluate_own(run, evaluated, own_model, tmp_path / "2", "--update_card", "--split", "validation")
+    card = ModelCard.load(own_model / "README.md")
+    expected = {
+        ("org/other", "test"): 0.5,
+        ("org/object-me", "test"): round(test["accuracy"], 4),
+        ("org/object-me", "validation"): round(validation["accuracy"], 4),
+    }
+    assert figures_of(card) == expected
+    assert (card.data.license, card.data.base_model, card.data.model_name) == ("mit", "me/base", "mine")
+    assert card.data.tags[0] == "birds" and "megl" in card.data.tags and card.data.datasets == ["org/object-me"]
+    assert "# My own words\n\nThey stay.\n" in card.text
+    before = (own_model / "README.md").read_bytes()
+    evaluate_own(run, evaluated, own_model, tmp_path / "3", "--update_card")  # the same once more
+    after = ModelCard.load(own_model / "README.md")
+    assert figures_of(after) == expected and after.text == card.text and after.text.count("| Accuracy |") == 2
+    assert len(before) == len((own_model / "README.md").read_bytes())
+    assert (own_model / ".eval_results" / "org--other.yaml").read_text() == "- kept\n"
+    entries = yaml.safe_load((own_model / ".eval_results" / "org--object-me.yaml").read_text(encoding="utf-8"))
+    notes = [entry["notes"] for entry in entries if entry["dataset"]["task_id"] == "accuracy"]
+    assert sorted(note.split(", ")[1] for note in notes) == ["test split", "validation split"]
+
+
+def test_pretrained_parts_of_the_hub_are_the_cards_base_models(evaluated, tmp_path):
+    model, processor, _ = load(evaluated)
+    metrics, _ = read(evaluated / "evaluations" / "1-model0")
+    assert ModelCard.load(evaluated / "model0" / "README.md").data.base_model is None
+    model.config.vision_config._name_or_path = "microsoft/resnet-18"
+    model.config.text_config._name_or_path = str(tmp_path)  # no one else's business
+    card.write_card(tmp_path / "card.md", card.card_facts(evaluated / "model0", model, processor), metrics)
+    assert ModelCard.load(tmp_path / "card.md").data.base_model == ["microsoft/resnet-18"]
+    assert str(tmp_path) not in (tmp_path / "card.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["unwritable", "broken"])
+def test_a_card_that_cannot_be_written_loses_nothing(evaluated, run, own_model, tmp_path, capsys, monkeypatch, kind):
+    text = OWN_CARD if kind == "unwritable" else "---\n: [\n---\nwords"
+    (own_model / "README.md").write_text(text, encoding="utf-8")
+    write_file = card.write_file
+
+    def read_only(path, content):
+        if own_model in path.parents:
+            raise PermissionError(f"[Errno 30] Read-only file system: '{path}'")
+        write_file(path, content)
+
+    if kind == "unwritable":
+        monkeypatch.setattr(card, "write_file", read_only)
+    metrics = evaluate_own(run, evaluated, own_model, tmp_path / "out", "--update_card")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate_megl: ")]
+    assert line.startswith("evaluate_megl: the evaluation is whole, but the card of ")
+    assert metrics["n"]["accuracy"] == 9 and (tmp_path / "out" / "model_card.md").is_file()
+    assert (own_model / "README.md").read_text(encoding="utf-8") == text
 
 
 # refusals
@@ -484,6 +749,10 @@ def test_comparison_refuses_what_it_cannot_compare(evaluated, run, tmp_path):
     old.mkdir()
     (old / "metrics.json").write_text('{"accuracy": 1}')
     (old / "predictions.jsonl").write_text('{"id": "x"}\n')
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "metrics.json").write_text("[1]")
+    (other / "predictions.jsonl").write_text("2\n")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "metrics.json").write_text("{")
@@ -526,6 +795,75 @@ def test_comparison_refuses_what_it_cannot_compare(evaluated, run, tmp_path):
         with pytest.raises(SystemExit, match=message):
             run("compare_evaluations", *folders, "--output", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def refused(run, script, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(script, *arguments)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--batch_size", 0), "`--batch_size` must be 1 or more, got 0"),
+        (("--batch_size", -1), "`--batch_size` must be 1 or more, got -1"),
+        (("--examples", -1), "`--examples` must be 0 or more, got -1"),
+        (("--seed", -1), "`--seed` must be 0 or more, got -1"),
+        (("--max_new_tokens", 0), "`--max_new_tokens` must be 1 or more, got 0"),
+        (("--clip", "no/such/folder"), "`--clip` must be the Hub id or folder of a CLIP model: "),
+        (("--clip", "MODEL"), "`--clip` must be a CLIP model, got .*, whose `model_type` is 'megl'"),
+        (("--dataset", "nowhere/at/all"), "evaluate_megl: "),
+        (("--update_card", "--model", "MODEL", "org/model"), "."),
+    ],
+)
+def test_what_is_known_before_the_work_is_said_before_it(
+    evaluated, run, tmp_path, capsys, monkeypatch, options, message
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(evaluate_megl, "predict", None)  # the work
+    options = [evaluated / "model0" if option == "MODEL" else option for option in options]
+    common = ("--model", evaluated / "model0", "--dataset", evaluated / "object_me", "--output", tmp_path / "out")
+    code = refused(run, "evaluate_megl", *common, *options)
+    line = code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert re.search(message, line) and "\n" not in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreadable_picture_names_its_item(evaluated, run, tmp_path):
+    _, _, dataset = load(evaluated)
+    rows = dataset.cast_column("image", ImageFeature(decode=False)).to_list()
+    rows[2]["image"] = {"bytes": rows[2]["image"]["bytes"][:60], "path": None}
+    (tmp_path / "table").mkdir()
+    Dataset.from_list(rows, features=dataset.features).to_parquet(tmp_path / "table" / "test.parquet")
+    code = refused(
+        run,
+        "evaluate_megl",
+        "--model",
+        evaluated / "model0",
+        "--dataset",
+        tmp_path / "table",
+        "--output",
+        tmp_path / "out",
+    )
+    assert code.startswith(f"evaluate_megl: item {rows[2]['id']!r}: its picture or map cannot be read: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_are_not_compared_over_items_of_one_id(evaluated, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_megl, "predict", None)
+    models = (evaluated / "model0", evaluated / "model1")
+    common = ("--dataset", evaluated / "object_me", "--output", tmp_path / "out", "--id_column", "group")
+    code = refused(run, "evaluate_megl", "--model", *models, *common, "--group_column", "id")
+    assert re.search("items have the id '.*': name a column of ids that differ by `--id_column`", code)
+
+
+def test_tables_are_printed_on_any_terminal(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    terminal.print_anywhere("Vögel 0.5")
+    sys.stdout.flush()
+    assert raw.getvalue() == b"V\\xf6gel 0.5\n"
 
 
 @pytest.mark.parametrize("script, arguments", [("compare_evaluations", ["x"]), ("evaluate_megl", [])])

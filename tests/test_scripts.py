@@ -458,7 +458,13 @@ def test_no_more_than_one_picture_is_decoded_at_a_time(run, untrained, tmp_path,
     model = MeglForImageClassification.from_pretrained(untrained).eval()
     processor = MeglProcessor.from_pretrained(untrained)
     taken, batches, load_images = [], [], MeglProcessor.load_images
-    monkeypatch.setattr(MeglProcessor, "load_images", lambda images: batches.append(len(taken)) or load_images(images))
+
+    @staticmethod
+    def watched(images):
+        batches.append(len(taken))
+        return load_images(images)
+
+    monkeypatch.setattr(MeglProcessor, "load_images", watched)
     model.explain((taken.append(path) or Image.open(path) for path in paths), processor, batch_size=3)
     assert sorted(set(batches)) == [3, 4]
 

@@ -149,7 +149,8 @@ def _merged(old, new, split, dataset_id, model_name):
             setattr(data, name, getattr(new.data, name))
     data.model_name = getattr(data, "model_name", None) or model_name
     data.eval_results = [*kept, *new.data.eval_results]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+    old.text = text
+    return old
 
 
 def _marks(dataset_id, split):
