@@ -279,7 +279,7 @@ def test_a_section_takes_from_its_base_what_it_lacks(place):
         ),
         "neither preset nor vision": (
             {"architectures": {"none": {}}},
-            "method `plain`: one of the arguments --preset --vision",
+            "method `plain`: one of the arguments --preset --vision --model is required",
         ),
         "unknown model": (
             {"settings": {"model_type": "lava"}},
