@@ -44,9 +44,10 @@ SMOLLM2_135M = {
     "tie_word_embeddings": True,
 }
 LLAMA_7B = {"model_type": "llama", "vocab_size": 32064}  # otherwise Transformers' default configuration
-# MEGL's preset, LLaVA's vision tower, and the language model of both.
+# MEGL's preset, LLaVA's vision tower, and the language model of both; in `sample-vit` both towers have one shape.
 SIZES = {
     "sample": ("megl-resnet-tiny", "clip-tiny", {**TEXT_PRESETS["llama-tiny"], "vocab_size": 512}),
+    "sample-vit": ("megl-vit-tiny", "clip-tiny", {**TEXT_PRESETS["llama-tiny"], "vocab_size": 512}),
     "llama-small": ("megl-vit-b16", "clip-vit-l14-336", {**TEXT_PRESETS["llama-small"], "vocab_size": 2048}),
     "smollm2-135m": ("megl-vit-b16", "clip-vit-l14-336", SMOLLM2_135M),
     "llama-7b": ("megl-vit-b16", "clip-vit-l14-336", LLAMA_7B),
@@ -288,7 +289,8 @@ def render(figures, command):
         f"LLaVA writes {figures['label_tokens']} more for the label. Prompts have {figures['prompt_tokens']} tokens "
         "besides the picture. Weights are random, which costs what trained ones do; what trained ones reach is in "
         "[results.md](results.md), study *efficiency*. "
-        f"Sizes: {sizes}. *llama-7b* is counted, and timed only where it fits.",
+        f"Sizes: {sizes}. In *sample-vit* both vision models have one shape. What is not among the times was counted "
+        "alone.",
         "## Models",
         table(MODEL_HEADER, model_rows(figures["counted"])),
         "## Operations for one picture",

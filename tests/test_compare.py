@@ -195,6 +195,8 @@ def test_own_values_are_set_on_the_command_line(place):
     for option, message in {
         "datasets.photos.path=x": "the study has no `datasets.photos.path`: `photos` is not in it",
         "seeds": "`--set` takes NAME=VALUE, such as datasets.photographs.path=photographs, got 'seeds'",
+        "seeds=[0": "`--set seeds=.0`: '.0' is no YAML",
+        "seeds.first=0": "`--set seeds.first=0`: the study has no `seeds.first`: `seeds` is not in it",
     }.items():
         with pytest.raises(ValueError, match=message):
             studies.read_study("study.yaml", "small", [option])
@@ -332,6 +334,26 @@ def test_a_section_takes_from_its_base_what_it_lacks(place):
         "missing data": ({"datasets": {"pictures": {"path": "no/such/data"}}}, "no/such/data, is no folder"),
         "unknown key": ({"method": {}}, "study.yaml, small: unknown `method`: did you mean `methods`?"),
         "no seeds": ({"seeds": []}, "study.yaml, small: `seeds` is missing or empty"),
+        "a seed that is a word": (
+            {"seeds": [0, "one"]},
+            "expected different whole numbers, 0 or more, as `seeds`, got [0",
+        ),
+        "a seed twice": ({"seeds": [1, 1]}, "expected different whole numbers, 0 or more, as `seeds`, got [1, 1]"),
+        "one seed, no list": ({"seeds": 3}, "study.yaml, small: expected a list as `seeds`, got 3"),
+        "a list of methods": (
+            {"methods": ["plain"]},
+            "study.yaml, small: expected names with values under them as `methods`, got ['plain']",
+        ),
+        "a method that is a word": ({"methods": {"megl": "on"}}, "values under them as `methods.megl`, got 'on'"),
+        "a data set that is a path": ({"datasets": {"a": "data"}}, "values under them as `datasets.a`, got 'data'"),
+        "one architecture of a data set, no list": (
+            {"datasets": {"a": {"path": "data", "architectures": "resnet"}}},
+            "expected a list as `datasets.a.architectures`, got 'resnet'",
+        ),
+        "no architecture's settings": (
+            {"architectures": {"bare": None}},
+            "one of the arguments --preset --vision",
+        ),
         "a name that is no folder": ({"architectures": {"a/b": {}}}, "'a/b' names folders"),
     }.values(),
 )
@@ -640,7 +662,8 @@ def test_shipped_results_are_those_of_the_shipped_cells():
         has_maps = run.record["settings"].get("model_type") != "llava"
         names = ["accuracy", "accuracy_conflicting"] + ["iou"] * has_maps
         figures = {name: run.figures[name] for name in names}
-        assert any(all(value in values[name] for name, value in figures.items()) for values in methods), folder.name
+        found = (all(value in values.get(name, []) for name, value in figures.items()) for values in methods)
+        assert any(found), folder.name
         kept = bootstrap.point_figures(run.items)
         assert kept["accuracy",] == figures["accuracy"]
         assert not has_maps or kept["saliency", "iou"] == pytest.approx(figures["iou"], abs=1e-5)

@@ -59,6 +59,7 @@ SECTION = {
     "methods",
 }
 DATASET = {"path", "architectures", "settings", "methods"}
+LISTS, MAPPINGS = ("seeds", "baselines", "claims"), ("settings", "datasets", "architectures", "methods")
 # The metrics of a study's tables and claims: name in `results.json` to its heading.
 COLUMNS = {
     "accuracy": "accuracy",
@@ -222,7 +223,26 @@ def read_study(path, section, overrides=()):
     for name in ("datasets", "architectures", "methods", "seeds"):
         if not study.get(name):
             raise ValueError(f"{path}, {section}: `{name}` is missing or empty.")
+    check_shapes(study, f"{path}, {section}")
     return study
+
+
+def check_shapes(study, place):
+    """Refuse a list where a study has names with values under them, the other way round, and seeds that are none."""
+    parts = {name: (study[name], list if name in LISTS else dict) for name in (*LISTS, *MAPPINGS) if study.get(name)}
+    for name in ("datasets", "architectures", "methods"):
+        if isinstance(study[name], dict):
+            parts |= {f"{name}.{own}": (value, dict) for own, value in study[name].items() if value is not None}
+    for dataset, data in study["datasets"].items() if isinstance(study["datasets"], dict) else ():
+        kinds = {"architectures": list, "settings": dict, "methods": dict} if isinstance(data, dict) else {}
+        parts |= {f"datasets.{dataset}.{own}": (data[own], kind) for own, kind in kinds.items() if data.get(own)}
+    for name, (value, kind) in parts.items():
+        if not isinstance(value, kind):
+            words = "a list" if kind is list else "names with values under them"
+            raise ValueError(f"{place}: expected {words} as `{name}`, got {value!r}.")
+    seeds = study["seeds"]
+    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{place}: expected different whole numbers, 0 or more, as `seeds`, got {seeds}.")
 
 
 def _read_yaml(path):
@@ -245,7 +265,12 @@ def _override(study, override):
         if not isinstance(part, dict) or not isinstance(part.get(parent), dict):
             raise ValueError(f"`--set {override}`: the study has no `{place}`: `{parent}` is not in it.")
         part = part[parent]
-    part[name] = yaml.safe_load(value)
+    if not isinstance(part, dict):
+        raise ValueError(f"`--set {override}`: the study has no `{place}`: there is {part!r} above it.")
+    try:
+        part[name] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--set {override}`: {value!r} is no YAML: {error}") from error
 
 
 def _known(part, names, place):
@@ -294,7 +319,7 @@ def make_cells(study, place, only):
                 merged = {
                     **(study.get("settings") or {}),
                     **(data.get("settings") or {}),
-                    **study["architectures"][architecture],
+                    **(study["architectures"][architecture] or {}),
                     **settings,
                     **((data.get("methods") or {}).get(base) or {}),
                 }
