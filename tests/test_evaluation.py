@@ -749,10 +749,6 @@ def test_comparison_refuses_what_it_cannot_compare(evaluated, run, tmp_path):
     old.mkdir()
     (old / "metrics.json").write_text('{"accuracy": 1}')
     (old / "predictions.jsonl").write_text('{"id": "x"}\n')
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "metrics.json").write_text("[1]")
-    (other / "predictions.jsonl").write_text("2\n")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "metrics.json").write_text("{")
