@@ -651,6 +651,15 @@ model-index:
     metrics:
     - type: accuracy
       value: 0.5
+  - task:
+      type: image-classification
+    dataset:
+      name: object-me
+      type: org/object-me
+      split: test
+    metrics:
+    - type: my_own_measure
+      value: 0.25
 ---
 # My own words
 
@@ -696,6 +705,9 @@ def test_a_card_keeps_the_users_text_licence_and_other_figures(evaluated, run, o
     }
     assert figures_of(card) == expected
     assert (card.data.license, card.data.base_model, card.data.model_name) == ("mit", "me/base", "mine")
+    assert [result.metric_value for result in card.data.eval_results if result.metric_type == "my_own_measure"] == [
+        0.25
+    ]
     assert card.data.tags[0] == "birds" and "megl" in card.data.tags and card.data.datasets == ["org/object-me"]
     assert "# My own words\n\nThey stay.\n" in card.text
     before = (own_model / "README.md").read_bytes()

@@ -92,12 +92,14 @@ def update_card(folder, facts, metrics, dataset_id=None):
     card = _filled(facts, metrics, dataset_id)
     if (folder / "README.md").is_file():
         card = _merged(ModelCard.load(folder / "README.md"), card, metrics["split"], dataset_id, facts["model_name"])
-    write_file(folder / "README.md", str(card))
     path = folder / ".eval_results" / f"{dataset_id.replace('/', '--')}.yaml"
     entries = eval_result_entries_to_yaml(_eval_result_entries(metrics, dataset_id))
     if path.is_file():
         old = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-        entries = [entry for entry in old if not _is_of_split(entry, metrics["split"])] + entries
+        if not isinstance(old, list):
+            raise ValueError(f"{path} is no list of figures: mend it, or remove it.")
+        entries = [entry for entry in old if not _is_ours(entry, metrics["split"])] + entries
+    write_file(folder / "README.md", str(card))
     write_file(path, yaml_dump(entries))
 
 
@@ -135,10 +137,11 @@ def _merged(old, new, split, dataset_id, model_name):
     else:
         text = f"{old.text.rstrip()}\n\n## Evaluation\n\n{figures}\n"
     data = old.data
+    ours = {(dataset_id, split, metric_type) for metric_type, _ in FIGURES.values()}
     kept = [
         result
         for result in data.eval_results or []
-        if (result.dataset_type, result.dataset_split) != (dataset_id, split)
+        if (result.dataset_type, result.dataset_split, result.metric_type) not in ours
     ]
     for name in ("datasets", "metrics", "tags"):
         given = getattr(data, name) or []
@@ -169,8 +172,10 @@ On the `{metrics["split"]}` split of `{dataset_id}`:
 {end}"""
 
 
-def _is_of_split(entry, split):
-    return str(entry.get("notes", "")).split(", ")[1:2] == [f"{split} split"]
+def _is_ours(entry, split):
+    """Whether an entry is one that `_eval_result_entries` made for the split."""
+    notes = entry.get("notes") if isinstance(entry, dict) else None
+    return str(notes).split(", ")[1:2] == [f"{split} split"]
 
 
 def _dataset_id(dataset):
