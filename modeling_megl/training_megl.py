@@ -65,7 +65,13 @@ class MeglDataCollator:
     epoch: int | torch.Tensor | None = None
 
     def __call__(self, rows):
-        labels = [row["label"] for row in rows]
+        labels = [row.get("label") for row in rows]
+        for row, label in zip(rows, labels, strict=True):
+            if label not in self.id2label:
+                raise ValueError(
+                    f"Item {row.get('id')!r} must have a `label` in 0..{len(self.id2label) - 1}, got {label!r}: leave "
+                    "out what has no known class."
+                )
         texts = {
             "label_names": [self.id2label[label] for label in labels],
             "rationales": [self.draw(row) for row in rows],
@@ -291,6 +297,11 @@ class MeglTrainer(Trainer):
         if weights == "balanced":
             if self.train_dataset is None:
                 return None
+            if not isinstance(self.train_dataset, Dataset | list):
+                raise ValueError(
+                    "`class_weights='balanced'` counts the labels of a `datasets.Dataset`, got a "
+                    f"{type(self.train_dataset).__name__}: give a number for each class."
+                )
             counts = torch.bincount(torch.tensor(_column(self.train_dataset, "label")), minlength=num_labels)
             weights = counts.sum() / (num_labels * counts.clamp_min(1))
         if len(weights) != num_labels:
@@ -585,9 +596,12 @@ class MeglTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            for name, module in self._saved_modules().items():
-                load_model(module, os.path.join(checkpoint, name))
+        for name, module in self._saved_modules().items() if checkpoint is not None else ():
+            path = os.path.join(checkpoint, name)
+            if os.path.isfile(path):
+                load_model(module, path)
+            else:  # as of the optimizer, with `save_only_model`
+                logger.warning(f"The checkpoint {checkpoint} has no {name}, which begins anew.")
 
     def _saved_modules(self):
         """What is trained beside the model, by the name of its file in a checkpoint."""

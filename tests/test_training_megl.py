@@ -72,6 +72,17 @@ def test_row_without_a_rationale_has_a_prompt_alone(processor, missing):
     assert processor.tokenizer.decode(prompt) == f"This is a {LABELS[1]} because"
 
 
+@pytest.mark.parametrize("label", [None, -1, 3, "no column"])
+def test_row_without_a_known_class_is_named(processor, label):
+    rows = make_rows(3)
+    rows[1]["label"] = label
+    if label == "no column":
+        del rows[1]["label"]
+        label = None
+    with pytest.raises(ValueError, match=rf"Item '1' must have a `label` in 0..2, got {label}: leave out"):
+        MeglDataCollator(processor, dict(enumerate(LABELS)))(rows)
+
+
 # ---- Arguments and guards ----
 
 
@@ -469,6 +480,19 @@ def test_half_written_checkpoints_are_passed_over(make_trainer, tmp_path, monkey
         make_trainer(max_steps=4).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="got .*checkpoint-9: no such folder"):
         make_trainer(max_steps=4).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-9"))
+
+
+def test_checkpoint_of_the_model_alone_begins_anew_beside_it(make_trainer, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("modeling_megl.training_megl.logger.warning", said.append)
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=2, save_only_model=True).train()
+    trainer = make_trainer(max_steps=3)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert said == [
+        f"The checkpoint {tmp_path / 'run' / 'checkpoint-2'} has no visual_explanation_statistic.safetensors, which "
+        "begins anew."
+    ]
 
 
 class FakeHub:

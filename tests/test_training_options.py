@@ -190,6 +190,14 @@ def test_bad_class_weights_are_refused(make):
             make(class_weights=given)
 
 
+def test_classes_of_a_stream_are_not_counted(make):
+    stream = make_dataset(10).to_iterable_dataset()
+    message = "`class_weights='balanced'` counts the labels of a `datasets.Dataset`, got a IterableDataset"
+    with pytest.raises(ValueError, match=message):
+        make(train=stream, class_weights="balanced")
+    make(train=stream, class_weights=["1", "2", "1"], train_sampling_strategy="random").train()
+
+
 def test_loss_function_of_the_users_own(make):
     seen = []
 
