@@ -99,7 +99,7 @@ def test_the_steps_are_found():
         assert any(name in command for command in listed), name
     for name in ("prepare_dataset", "inspect_dataset", "init_megl", "train_megl", "evaluate_megl", "explain"):
         assert any(f"python scripts/{name}.py" in command for command in listed), name
-    assert sum(language == "python" for language, _ in steps()) == 3
+    assert sum(language == "python" for language, _ in steps()) == 4
 
 
 def test_all_that_is_printed_runs_in_its_order(folder, run):
