@@ -1,28 +1,27 @@
-"""Training with explanations: the collator that joins pictures, masks and rationales, the Trainer and its losses."""
+"""Training with explanations: the Trainer and its losses."""
 
 import os
 import shutil
-import zlib
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, Image
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import Trainer, TrainerCallback
-from transformers.pytorch_utils import Conv1D
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress, hf_api, logging
 
 from .checkpoints_megl import check_checkpoint, last_whole_checkpoint
+from .collator_megl import MeglDataCollator, TellEpoch, check_labels
 from .frozen_megl import FrozenLayers
+from .lora_megl import add_lora
 from .losses_megl import (
     DISTRIBUTION_STATISTICS,
     VISUAL_LOSSES,
@@ -30,87 +29,10 @@ from .losses_megl import (
     rationale_loss,
     res_kernel,
 )
-from .processing_megl import MeglProcessor
 from .training_arguments_megl import MeglTrainingArguments
 
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class MeglDataCollator:
-    """
-    Rows of a data set with the columns `image`, `label`, `visual_explanation` and `textual_explanations` to a batch.
-
-    Each row contributes one of its rationales, if it has any. In training they take turns from epoch to epoch, from a
-    start that depends on `seed` and on the rationales themselves; so what is drawn depends on neither order, worker
-    nor resuming.
-
-    Args:
-        processor ([`MeglProcessor`]): Makes the tensors.
-        id2label (`dict[int, str]`): Names of the classes, for the rationales' prompts.
-        seed (`int`, *optional*, defaults to 0): Which rationale comes first.
-        epoch (`int` or `torch.LongTensor` of shape `()`, *optional*):
-            The epoch; `None`, for evaluation, takes the first rationale of each row. See [`TellEpoch`].
-
-    Returns, called with a list of rows:
-        `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)`,
-        `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`, -100 where
-        there is no rationale.
-    """
-
-    processor: MeglProcessor
-    id2label: dict[int, str]
-    seed: int = 0
-    epoch: int | torch.Tensor | None = None
-
-    def __call__(self, rows):
-        labels = [row.get("label") for row in rows]
-        for row, label in zip(rows, labels, strict=True):
-            if label not in self.id2label:
-                raise ValueError(
-                    f"Item {row.get('id')!r} must have a `label` in 0..{len(self.id2label) - 1}, got {label!r}: leave "
-                    "out what has no known class."
-                )
-        texts = {
-            "label_names": [self.id2label[label] for label in labels],
-            "rationales": [self.draw(row) for row in rows],
-        }
-        if "encoded" in rows[0]:  # by `FrozenLayers.encode`
-            batch = self.processor(**texts)
-            for name in rows[0]["encoded"]:
-                batch[name] = torch.stack([row["encoded"][name] for row in rows])
-        else:
-            images = [row["image"] for row in rows]
-            masks = [row.get("visual_explanation") for row in rows]
-            try:
-                batch = self.processor(images=images, visual_explanations=masks, **texts)
-            except ValueError as error:
-                names = ", ".join(str(row.get("id")) for row in rows)
-                raise ValueError(f"A batch of the items {names}: {error}") from error
-        batch["labels"] = torch.tensor(labels)
-        return batch
-
-    def draw(self, row):
-        """The rationale of this row in this epoch; `None` where it has none."""
-        rationales = row.get("textual_explanations")
-        if not rationales:
-            return None
-        if self.epoch is None:
-            return rationales[0]
-        start = zlib.crc32(f"{self.seed} {rationales}".encode())
-        return rationales[(start + int(self.epoch)) % len(rationales)]
-
-
-class TellEpoch(TrainerCallback):
-    """Tells a collator the epoch before its batches are made."""
-
-    def __init__(self, collator):
-        # In shared memory, as persistent workers keep the collator that they were started with.
-        self.epoch = collator.epoch = torch.zeros((), dtype=torch.long).share_memory_()
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.epoch.fill_(int(state.epoch or 0))
 
 
 class VisualExplanationStatistic(nn.Module):
@@ -670,60 +592,6 @@ def _explanations(dataset):
     except KeyError:  # a transform of the user's, which reads other columns too
         return None
     return found
-
-
-def check_labels(id2label, dataset):
-    """Raise a `ValueError` where the data set names other classes than the model, or in another order."""
-    names = getattr((getattr(dataset, "features", None) or {}).get("label"), "names", None)
-    expected = [id2label[label] for label in sorted(id2label)]
-    if names is not None and names != expected:
-        raise ValueError(
-            f"The data set's classes are not the model's: `label` has {names}, `config.id2label` has {expected}. "
-            "Make a model for this data set with `init_megl.py`, or load the data set that the model was made for."
-        )
-
-
-def add_lora(model, rank):
-    """
-    A `PeftModel` that trains low-rank adapters (Hu et al. 2021) on the language model's linear layers, and the vision
-    model and the grounding in full.
-
-    Raises:
-        `ValueError`: where `rank` is not positive, and where the language model has no linear layer.
-    """
-    if rank < 1:
-        raise ValueError(f"`lora_rank` must be 1 or more, got {rank}.")
-    layers = [f"language_model.{name}" for name in _linear_layers(model.language_model)]
-    if not layers:
-        raise ValueError(
-            f"`lora_rank` needs a language model with linear layers, {type(model.language_model).__name__} has none: "
-            "leave it out."
-        )
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=layers, modules_to_save=["vision_model", "grounding"]
-    )
-    return get_peft_model(model, config)
-
-
-@torch.no_grad()
-def _linear_layers(language_model):
-    """Names of the linear layers but the head that give one tensor, as an adapter does and a router does not."""
-    head = language_model.get_output_embeddings()
-    # GPT-2 and its kind have `Conv1D`, a linear layer whose weight is transposed.
-    linear = {
-        module: name
-        for name, module in language_model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    }
-    given, hooks = {}, []
-    for module in linear:
-        hooks.append(module.register_forward_hook(lambda module, _, output: given.update({module: output})))
-    training = language_model.training
-    language_model.eval()(inputs_embeds=language_model.get_input_embeddings().weight[None, :2], use_cache=False)
-    language_model.train(training)
-    for hook in hooks:
-        hook.remove()
-    return [name for module, name in linear.items() if isinstance(given.get(module, torch.empty(0)), torch.Tensor)]
 
 
 __all__ = ["MeglDataCollator", "MeglTrainer", "MeglTrainingArguments", "TellEpoch", "add_lora", "check_labels"]
