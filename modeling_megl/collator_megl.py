@@ -1,9 +1,11 @@
 """Rows of a data set with explanations to batches: the collator that joins pictures, masks and rationales."""
 
+import operator
 import zlib
 from dataclasses import dataclass
 
 import torch
+from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from .processing_megl import MeglProcessor
@@ -37,7 +39,7 @@ class MeglDataCollator:
     epoch: int | torch.Tensor | None = None
 
     def __call__(self, rows):
-        labels = [row.get("label") for row in rows]
+        labels = [_class_id(row.get("label")) for row in rows]
         for row, label in zip(rows, labels, strict=True):
             if label not in self.id2label:
                 raise ValueError(
@@ -66,12 +68,22 @@ class MeglDataCollator:
     def draw(self, row):
         """The rationale of this row in this epoch; `None` where it has none."""
         rationales = row.get("textual_explanations")
+        if isinstance(rationales, str):  # of a data set with one for each item
+            rationales = [rationales]
         if not rationales:
             return None
         if self.epoch is None:
             return rationales[0]
         start = zlib.crc32(f"{self.seed} {rationales}".encode())
         return rationales[(start + int(self.epoch)) % len(rationales)]
+
+
+def _class_id(label):
+    """A label of any integer type as `int`; anything else as it is."""
+    try:
+        return operator.index(label)
+    except TypeError:
+        return label
 
 
 class TellEpoch(TrainerCallback):
@@ -81,12 +93,18 @@ class TellEpoch(TrainerCallback):
         # In shared memory, as persistent workers keep the collator that they were started with.
         self.epoch = collator.epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        # Counted here: of a stream of unknown length the Trainer knows the share of the steps, not the epoch.
+        self.epoch.fill_(int(state.epoch or 0) - 1)
+
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.epoch.fill_(int(state.epoch or 0))
+        self.epoch += 1
 
 
 def check_labels(id2label, dataset):
     """Raise a `ValueError` where the data set names other classes than the model, or in another order."""
+    for part in [dataset.dataset] if isinstance(dataset, Subset) else getattr(dataset, "datasets", ()):
+        check_labels(id2label, part)
     names = getattr((getattr(dataset, "features", None) or {}).get("label"), "names", None)
     expected = [id2label[label] for label in sorted(id2label)]
     if names is not None and names != expected:

@@ -165,6 +165,11 @@ _NUM_FREQUENCIES = 4
 
 # Options of `generate` that make it return more than tokens.
 _OTHER_ANSWERS = (
+    "assistant_model",
+    "attention_mask",
+    "guidance_scale",
+    "input_ids",
+    "inputs_embeds",
     "return_dict_in_generate",
     "output_attentions",
     "output_hidden_states",
@@ -195,6 +200,10 @@ def _own_class(model):
         model.__class__ = given
 
 
+# Where a checkpoint's files are, the config's and the weights'.
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
 class MeglPreTrainedModel(PreTrainedModel):
     config_class = MeglConfig
     base_model_prefix = ""
@@ -223,12 +232,13 @@ class MeglPreTrainedModel(PreTrainedModel):
         (`id2label`, `label2id`, `num_labels`) with `ignore_mismatched_sizes=True` give the model a new head for them.
         """
         if config is None and pretrained_model_name_or_path is not None:
-            config, kwargs = cls.config_class.from_pretrained(
+            config, unused = cls.config_class.from_pretrained(
                 pretrained_model_name_or_path,
                 trust_remote_code=trust_remote_code,
                 return_unused_kwargs=True,
                 **kwargs,
             )
+            kwargs = {name: kwargs[name] for name in _WHERE if name in kwargs} | unused
         elif trust_remote_code is False and isinstance(config, PreTrainedConfig):
             check_remote_code(config.vision_config.to_dict(), pretrained_model_name_or_path, trust_remote_code)
         return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
@@ -286,6 +296,9 @@ class MeglForImageClassification(MeglPreTrainedModel):
 
     def get_output_embeddings(self):
         return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.language_model.set_output_embeddings(value)
 
     @property
     def _active_vision_model(self):
@@ -574,6 +587,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
             `ValueError`: in training mode, where `target` or `foil` is no class of the model, and where `foil` is the
             class to explain: `target` or, without one, what the model predicts.
         """
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"`batch_size` must be 1 or more, got {batch_size!r}.")
         single = is_valid_image(images) or isinstance(images, str)
         explanations, waiting = [], iter([images] if single else images)
         # A few at a time: all of a folder of photographs would not fit into memory as RGB.
@@ -646,7 +661,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
     def _class_id(self, name, argument):
         """The id of a class that is given by name or id; `None` stays."""
         class_id = self.config.label2id.get(name) if isinstance(name, str) else name
-        if class_id in self.config.id2label or name is None:
+        if name is None or (type(class_id) is int and class_id in self.config.id2label):
             return class_id
         raise ValueError(f"`{argument}` must be one of {sorted(self.config.label2id)} or its id, got {name!r}.")
 

@@ -49,10 +49,10 @@ class MeglProcessor(ProcessorMixin):
         max_rationale_length=64,
         **kwargs,
     ):
-        if "{label}" not in rationale_prompt:
+        if not isinstance(rationale_prompt, str) or "{label}" not in rationale_prompt:
             raise ValueError(f"`rationale_prompt` must contain '{{label}}', got {rationale_prompt!r}.")
-        if max_rationale_length < 1:
-            raise ValueError(f"`max_rationale_length` must be 1 or more, got {max_rationale_length}.")
+        if type(max_rationale_length) is not int or max_rationale_length < 1:
+            raise ValueError(f"`max_rationale_length` must be 1 or more, got {max_rationale_length!r}.")
         if tokenizer is not None and tokenizer.eos_token_id is None:
             raise ValueError(
                 f"The tokenizer ({type(tokenizer).__name__}) has no end-of-text token, which ends each rationale: "

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from .losses_megl import DISTRIBUTION_STATISTICS, VISUAL_LOSSES
@@ -76,6 +77,11 @@ class MeglTrainingArguments(TrainingArguments):
     generation_max_new_tokens: int = field(default=40, metadata={"help": "Greatest length of those rationales."})
 
     def __post_init__(self):
+        if not torch.accelerator.is_available():
+            # Without this, processes started by torchrun on CPUs would each train alone, on all the data.
+            self.use_cpu, self.dataloader_pin_memory = True, False
+            if self.fp16 or self.fp16_full_eval:
+                raise ValueError("`fp16` needs an accelerator, which there is none of: use `bf16`, or leave it out.")
         for name, (allowed, reason) in _FIXED.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be {allowed[0]} here, got {getattr(self, name)!r}: {reason}")
@@ -87,7 +93,7 @@ class MeglTrainingArguments(TrainingArguments):
         for name, choices in (("visual_loss", VISUAL_LOSSES), ("distribution_statistic", DISTRIBUTION_STATISTICS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {getattr(self, name)!r}.")
-        for name in ("lora_rank", "generation_max_new_tokens", "per_device_train_batch_size"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {value}.")
@@ -99,6 +105,10 @@ class MeglTrainingArguments(TrainingArguments):
         self.class_weights = _read_class_weights(self.class_weights)
 
 
+_COUNTS = (
+    *("lora_rank", "generation_max_new_tokens", "gradient_accumulation_steps"),
+    *("per_device_train_batch_size", "per_device_eval_batch_size"),
+)
 # Options of `TrainingArguments` that cannot be honoured: what they may be, and why.
 _FIXED = {
     "torch_compile": (
@@ -116,8 +126,12 @@ _FIXED = {
 
 def _read_class_weights(weights):
     """`None`, `"balanced"` or a list of `float`, of what a command line or a caller gives."""
-    if weights is None or weights == "balanced" or list(weights) == ["balanced"]:
-        return weights and "balanced"
+    if weights is None:
+        return None
+    if isinstance(weights, str) or list(weights) == ["balanced"]:
+        weights = weights if isinstance(weights, str) else weights[0]
+        if weights == "balanced":
+            return weights
     expected = "`class_weights` must be 'balanced' or numbers that are not negative, one for each class"
     try:
         numbers = [float(weight) for weight in weights]

@@ -13,7 +13,7 @@ from datasets import Dataset, Image
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import Trainer, TrainerCallback
+from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress, hf_api, logging
@@ -53,6 +53,11 @@ class VisualExplanationStatistic(nn.Module):
         self.register_buffer("first", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("second", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+
+    def reset(self):
+        """Forget all masks."""
+        for average in self.buffers():
+            average.zero_()
 
     def sums(self, masks):
         """Sum of the statistic and of its square over some masks `(n, height, width)`: `(2, size)`."""
@@ -124,6 +129,9 @@ class MeglTrainer(Trainer):
     def __init__(self, model=None, args=None, data_collator=None, processing_class=None, **kwargs):
         args = args if args is not None else MeglTrainingArguments()
         _check_combination(args, data_collator, processing_class, kwargs)
+        if args.accelerator_config.dispatch_batches is None:
+            # Batches of a stream are of different lengths, which one process cannot hand on to the others.
+            args.accelerator_config.dispatch_batches = False
         if args.ddp_find_unused_parameters is None:
             # A loss with a weight of 0 leaves the language model out of the graph.
             args.ddp_find_unused_parameters = True
@@ -203,6 +211,8 @@ class MeglTrainer(Trainer):
         """Freeze the vision model up to a module, and take its output in place of the training images."""
         if not isinstance(self.data_collator, MeglDataCollator):
             raise ValueError("`frozen_layer` needs the `MeglDataCollator`: leave out `data_collator`.")
+        if not hasattr(self.train_dataset, "__len__"):
+            raise ValueError("`frozen_layer` computes all images before the training: it takes no stream.")
         processor = self.data_collator.processor
         size = processor.image_processor.size
         self.frozen_layers = FrozenLayers(self.model, name, (size["height"], size["width"]))
@@ -236,10 +246,13 @@ class MeglTrainer(Trainer):
             self._signature_columns += _COLUMNS
 
     def get_eval_dataloader(self, eval_dataset=None):
+        if not isinstance(eval_dataset, str):
+            check_labels(self.model.config.id2label, eval_dataset)
         with self._evaluation_collator():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
+        check_labels(self.model.config.id2label, test_dataset)
         with self._evaluation_collator():
             return super().get_test_dataloader(test_dataset)
 
@@ -261,7 +274,7 @@ class MeglTrainer(Trainer):
         totals = torch.zeros(len(_LOSSES), dtype=torch.float64, device=device)
         mask_sums = torch.zeros(2, len(self.statistic.first), dtype=torch.float64, device=device)
         for batch in batch_samples:
-            batch = {name: batch[name].to(device) for name in _TARGETS if name in batch}
+            batch = _with_flags({name: batch[name].to(device) for name in _TARGETS if name in batch})
             counts = self._counts(batch)
             totals += torch.stack([counts[name].sum() if name in counts else totals[0] * 0 for name in _LOSSES])
             if "visual" in counts:
@@ -275,7 +288,7 @@ class MeglTrainer(Trainer):
     # ---- Losses ----
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        evaluating = not model.training
+        evaluating, inputs = not model.training, _with_flags(inputs)
         weights = {name: self._weight(name) for name in _LOSSES}
         with_map = evaluating or any(weights[name] > 0 for name in _LOSSES[1:])
         names = {"input_ids", "attention_mask"} if evaluating or weights["text"] > 0 else set()
@@ -442,13 +455,19 @@ class MeglTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": moved, "lr": self.args.text_learning_rate})
         return optimizer
 
+    def _inner_training_loop(self, *args, **kwargs):
+        # Begun anew with a smaller batch, where `auto_find_batch_size` has found one too large.
+        self._sums["train"].clear()
+        self.statistic.reset()
+        return super()._inner_training_loop(*args, **kwargs)
+
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`; of the checkpoints in `output_dir`, `True` takes the newest that is whole."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"`resume_from_checkpoint=True`: {self.args.output_dir} has no whole checkpoint.")
-        elif resume_from_checkpoint:
+        elif resume_from_checkpoint is not None and resume_from_checkpoint is not False:
             check_checkpoint(resume_from_checkpoint)
         self._warn_of_idle_weights()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -521,7 +540,7 @@ class MeglTrainer(Trainer):
         for name, module in self._saved_modules().items() if checkpoint is not None else ():
             path = os.path.join(checkpoint, name)
             if os.path.isfile(path):
-                load_model(module, path)
+                _load_beside(module, path)
             else:  # as of the optimizer, with `save_only_model`
                 logger.warning(f"The checkpoint {checkpoint} has no {name}, which begins anew.")
 
@@ -550,17 +569,50 @@ def _check_combination(args, data_collator, processing_class, options):
             f"`args` must be `MeglTrainingArguments`, which have the weights of the losses, got "
             f"`{type(args).__name__}`."
         )
-    if data_collator is None and processing_class is None:
-        raise ValueError("Pass a `data_collator`, or a `processing_class` to make the default one with.")
+    if data_collator is None and not isinstance(processing_class, ProcessorMixin):
+        raise ValueError(
+            "Pass a `data_collator`, or the model's `MeglProcessor` as `processing_class` to make the default one "
+            f"with, got {type(processing_class).__name__}."
+        )
     if options.get("model_init") is not None and args.frozen_layer is not None:
         raise ValueError("`frozen_layer` computes its images once, for one `model`: leave out `model_init`.")
     if options.get("compute_loss_func") is not None and args.class_weights is not None:
         raise ValueError("`compute_loss_func` takes the place of the losses: leave out `class_weights`.")
+    if args.ddp_find_unused_parameters is False and args.text_loss_weight == 0 and args.world_size > 1:
+        raise ValueError(
+            "`ddp_find_unused_parameters` must not be False with `text_loss_weight=0`, which leaves the language "
+            "model unused: leave the option out."
+        )
+    train_dataset, column = options.get("train_dataset"), args.length_column_name
+    if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+        if args.frozen_layer is not None or column not in (getattr(train_dataset, "column_names", None) or ()):
+            raise ValueError(
+                f"`train_sampling_strategy={args.train_sampling_strategy!r}` needs lengths in a column {column!r} of "
+                "a `datasets.Dataset`, and no `frozen_layer`: pictures have one size. Leave it out."
+            )
     if args.n_gpu > 1:
         raise ValueError(
             f"Got {args.n_gpu} GPUs in one process: start a process for each by `torchrun --nproc_per_node "
             f"{args.n_gpu}`, or let it see one GPU alone by CUDA_VISIBLE_DEVICES."
         )
+
+
+def _with_flags(inputs):
+    """A batch that says which rows have a visual explanation: all, where its collator does not say."""
+    if "visual_explanations" not in inputs or "has_visual_explanation" in inputs:
+        return inputs
+    masks = inputs["visual_explanations"]
+    return {**inputs, "has_visual_explanation": torch.ones(len(masks), dtype=torch.bool, device=masks.device)}
+
+
+def _load_beside(module, path):
+    """Load what was trained beside the model."""
+    try:
+        load_model(module, path)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} is of a training with another `distribution_statistic` or `visual_loss`: go on with the same."
+        ) from error
 
 
 def _column(dataset, name):
@@ -589,7 +641,7 @@ def _explanations(dataset):
                 found.add("textual_explanations")
             if len(found) == 3:
                 break
-    except KeyError:  # a transform of the user's, which reads other columns too
+    except Exception:  # of a transform of the user's, which may want all columns, and pictures decoded
         return None
     return found
 
