@@ -12,6 +12,7 @@ from conftest import LABELS
 from explained_rows import ALL_OFF, make_dataset, make_rows, trained, weights
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
+from torch.utils.data import Subset
 
 from modeling_megl import MeglForImageClassification
 from modeling_megl.losses_megl import DISTRIBUTION_STATISTICS, VISUAL_LOSSES, map_moments
@@ -41,6 +42,40 @@ def test_collator_makes_every_tensor(processor):
         assert processor.tokenizer.decode(ids[mask.bool()]) == f"This is a {name} because {text}<eos>"
         assert processor.tokenizer.decode(labels[labels != -100]) == f" {text}<eos>"
         assert torch.equal(ids[labels != -100], labels[labels != -100])
+
+
+def test_a_rationale_that_is_no_list_is_one(processor):
+    (row,) = make_rows(1)
+    batches = [
+        MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=epoch)([{**row, "textual_explanations": texts}])
+        for epoch in (None, 3)
+        for texts in ("it has ears", ["it has ears"])
+    ]
+    assert all(torch.equal(batch["rationale_labels"], batches[0]["rationale_labels"]) for batch in batches)
+    assert processor.batch_decode_rationales(batches[0]["rationale_labels"]) == ["it has ears"]
+
+
+@pytest.mark.parametrize("number", [torch.tensor(2), np.int64(2), 2])
+def test_labels_may_be_integers_of_any_type(processor, number):
+    (row,) = make_rows(1)
+    batch = MeglDataCollator(processor, dict(enumerate(LABELS)))([{**row, "label": number}])
+    assert batch["labels"].tolist() == [2]
+
+
+def test_streams_take_turns_and_train_as_the_data_set(make_trainer):
+    def seen(train):
+        trainer = make_trainer(train=train, max_steps=6, per_device_train_batch_size=6, learning_rate=0.0)
+        epochs, compute = [], trainer.compute_loss
+
+        def note(model, inputs, **kwargs):
+            epochs.append(int(trainer.data_collator.epoch))
+            return compute(model, inputs, **kwargs)
+
+        trainer.compute_loss = note
+        trainer.train()
+        return epochs
+
+    assert seen(make_dataset(12)) == seen(make_dataset(12).to_iterable_dataset()) == [0, 0, 1, 1, 2, 2]
 
 
 def test_rationales_take_turns_by_epoch_and_start_by_seed(processor):
@@ -101,6 +136,12 @@ def test_other_classes_in_the_data_are_refused(make_trainer):
     with pytest.raises(ValueError, match=r"`label` has \['cat', 'owl', 'polar bear'\]"):
         make_trainer(train=make_dataset(6, names=sorted(LABELS)))
     check_labels(dict(enumerate(LABELS)), make_dataset(3))
+    other = make_dataset(6, names=sorted(LABELS))
+    with pytest.raises(ValueError, match="The data set's classes are not the model's"):
+        make_trainer(train=Subset(other, range(3)))
+    for call in (make_trainer().evaluate, make_trainer().predict):
+        with pytest.raises(ValueError, match="The data set's classes are not the model's"):
+            call(other)
 
 
 def test_layer_without_maps_is_refused(make_model, make_trainer):
@@ -456,6 +497,7 @@ def break_checkpoint(checkpoint, fault):
     [
         "trainer_state.json missing",
         "trainer_state.json cut",
+        "model.safetensors missing",
         "model.safetensors cut",
         "optimizer.pt cut",
         "rng_state.pth cut",
@@ -471,9 +513,10 @@ def test_half_written_checkpoints_are_passed_over(make_trainer, tmp_path, monkey
     resumed = make_trainer(max_steps=4)
     resumed.train(resume_from_checkpoint=True)
     (warning,) = said
-    assert warning.startswith(f"The checkpoint {last} is not whole: {fault.split()[0]} is ")
+    reason = f"{fault.split()[0]} is " if fault != "model.safetensors missing" else "it has no weights, such as "
+    assert warning.startswith(f"The checkpoint {last} is not whole: {reason}")
     assert resumed.state.log_history[1]["step"] == 2 and resumed.state.global_step == 4
-    with pytest.raises(ValueError, match=f"checkpoint-4 is not whole: {fault.split()[0]} is "):
+    with pytest.raises(ValueError, match=f"checkpoint-4 is not whole: {reason}"):
         make_trainer(max_steps=4).train(resume_from_checkpoint=str(last))
     shutil.rmtree(tmp_path / "run" / "checkpoint-2")
     with pytest.raises(ValueError, match="`resume_from_checkpoint=True`: .*run has no whole checkpoint"):

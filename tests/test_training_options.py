@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ REFUSED = {
     "average_tokens_across_devices": False,
     "parallelism_config": "any",
 }
-# The project's machines have no device that takes them.
+# Refused where there is no accelerator.
 NEEDS_A_GPU = ["fp16", "fp16_full_eval"]
 
 
@@ -265,6 +266,68 @@ def test_several_evaluation_sets(make):
     assert not math.isnan(metrics["eval_first_loss_visual"]) and "eval_second_loss_visual" not in metrics
     with pytest.raises(ValueError, match="The data set's classes are not the model's"):
         make(evaluated={"first": make_dataset(3, names=sorted(LABELS))})
+
+
+def test_masks_without_flags_are_masks_of_all(make):
+    """A collator of the user's that says nothing else of its masks."""
+    rows = make_dataset(10, masks="all")
+
+    expected, found = make(train=rows, evaluated=rows), make(train=rows, evaluated=rows)
+    own = replace(found.data_collator, epoch=0)
+
+    def collate(rows):
+        batch = own(rows)
+        del batch["has_visual_explanation"]
+        return batch
+
+    found.data_collator = collate
+    logs = []
+    for trainer in (expected, found):
+        trainer.train()
+        logs.append({name: value for name, value in trainer.state.log_history[0].items() if "loss" in name})
+    assert logs[0] == pytest.approx(logs[1]) and logs[0]["loss_visual"] > 0
+
+
+def test_a_smaller_batch_begins_anew(make):
+    trainer = make(auto_find_batch_size=True, per_device_train_batch_size=8, distribution_loss_weight=0.1)
+    step, sizes = trainer.training_step, []
+
+    def limited(model, inputs, num_items_in_batch=None):
+        sizes.append(len(inputs["labels"]))
+        if sizes[-1] > 5:
+            raise RuntimeError("CUDA out of memory.")
+        return step(model, inputs, num_items_in_batch)
+
+    trainer.training_step = limited
+    trainer.train()
+    expected = make(per_device_train_batch_size=sizes[-1], distribution_loss_weight=0.1)
+    expected.train()
+    assert trainer.statistic.weight == expected.statistic.weight
+    for name in ("loss_classification", "loss_text", "loss_visual"):
+        assert trainer.state.log_history[0][name] == pytest.approx(expected.state.log_history[0][name], rel=1e-5)
+
+
+def test_options_that_do_not_go_together_are_refused(make, processor):
+    for settings, message in (
+        ({"fp16": True}, "`fp16` needs an accelerator, which there is none of: use `bf16`"),
+        ({"fp16_full_eval": True}, "`fp16` needs an accelerator"),
+        ({"train_sampling_strategy": "group_by_length"}, "='group_by_length'` needs lengths in a column 'length'"),
+        ({"per_device_eval_batch_size": 0}, "`per_device_eval_batch_size` must be 1 or more, got 0"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be 1 or more, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(**settings)
+    with pytest.raises(ValueError, match="`frozen_layer` computes all images .* it takes no stream"):
+        make(train=make_dataset(4).to_iterable_dataset(), frozen_layer="vit.layers.0")
+    with pytest.raises(ValueError, match="the model's `MeglProcessor` as `processing_class` .* got TokenizersBackend"):
+        MeglTrainer(make().model, MeglTrainingArguments(), processing_class=processor.tokenizer)
+
+
+def test_lengths_of_a_column_group_the_pictures(make):
+    train = make_dataset(10).add_column("length", list(range(10)))
+    trainer = make(train=train, train_sampling_strategy="group_by_length")
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_a_bad_picture_names_its_items(make):
