@@ -484,13 +484,14 @@ class MeglForImageClassification(MeglPreTrainedModel):
         """Evidence, then text: `inputs_embeds` and `attention_mask` of the language model."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if isinstance(self.get_input_embeddings().weight, DTensor):
+        embed = self.get_input_embeddings()
+        if isinstance(embed.weight, DTensor) and not isinstance(embed, FSDPModule):  # which would gather it
             raise ValueError(
                 "The language model's embeddings are sharded here. Apply `fully_shard` to layers and to the whole "
                 "model, not to `language_model`; and let FSDP know of `explain` or `generate_rationales` before it is "
                 "called, by `torch.distributed.fsdp.register_fsdp_forward_method(model, name)`."
             )
-        return place_evidence(evidence_tokens, self.get_input_embeddings()(input_ids), attention_mask)
+        return place_evidence(evidence_tokens, embed(input_ids), attention_mask)
 
     def _score_rationales(self, evidence_tokens, input_ids, attention_mask):
         inputs_embeds, attention_mask = self._embed(evidence_tokens, input_ids, attention_mask)

@@ -70,7 +70,6 @@ def main(folder, strategy, step):
         save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
         predict_with_generate=True,
         generation_max_new_tokens=4,
         **settings,
@@ -87,6 +86,7 @@ def main(folder, strategy, step):
         compute_metrics=accuracy,
         callbacks=[Kill()] if step == "begin" else [],
     )
+    assert trainer.accelerator.num_processes == processes
     assert trainer.is_fsdp_enabled == bool(args.fsdp) and trainer.is_deepspeed_enabled == bool(args.deepspeed)
     trainer.train(resume_from_checkpoint=step == "resume" or None)
     metrics = trainer.evaluate()

@@ -525,6 +525,13 @@ def test_half_written_checkpoints_are_passed_over(make_trainer, tmp_path, monkey
         make_trainer(max_steps=4).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-9"))
 
 
+def test_checkpoint_with_another_statistic_is_refused(make_trainer):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=2).train()
+    message = "visual_explanation_statistic.safetensors is of a training with another `distribution_statistic`"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(max_steps=3, distribution_statistic="layout").train(resume_from_checkpoint=True)
+
+
 def test_checkpoint_of_the_model_alone_begins_anew_beside_it(make_trainer, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr("modeling_megl.training_megl.logger.warning", said.append)

@@ -45,7 +45,6 @@ def train(case, folder, batch_size, name):
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            use_cpu=True,
         ),
         train_dataset=make_rows(24, masks=WITH_MASK),
     )
