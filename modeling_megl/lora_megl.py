@@ -12,8 +12,10 @@ def add_lora(model, rank):
     model and the grounding in full.
 
     Raises:
-        `ValueError`: where `rank` is not positive, and where the language model has no linear layer.
+        `ValueError`: where `rank` is not positive, and where the model has adapters already or no linear layer.
     """
+    if hasattr(model, "peft_config"):
+        raise ValueError("`lora_rank` puts adapters on a model that has some already: leave it out to train those.")
     if rank < 1:
         raise ValueError(f"`lora_rank` must be 1 or more, got {rank}.")
     layers = [f"language_model.{name}" for name in _linear_layers(model.language_model)]

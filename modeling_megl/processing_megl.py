@@ -105,6 +105,8 @@ class MeglProcessor(ProcessorMixin):
             and `rationale_labels` `(B, L)`, -100 outside the rationale.
         """
         data = {}
+        if isinstance(visual_explanations, Image.Image):
+            visual_explanations = [visual_explanations]
         if images is not None:
             images = self.load_images(images)
             # The image-classification pipeline hands over options of its own, such as `timeout`: they are not ours.

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import GenerationConfig, ViTConfig
+from transformers import GenerationConfig, PreTrainedModel, ViTConfig
 
 from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.losses_megl import VISUAL_LOSSES
@@ -693,6 +693,40 @@ def test_foil_that_is_predicted_is_refused(make_model, processor):
         with pytest.raises(ValueError, match=message):
             model.explain(images, processor, foil=foil, batch_size=batch_size, max_new_tokens=1)
     assert len(model.explain(images[:first], processor, foil=foil, max_new_tokens=1)) == first
+
+
+@pytest.mark.parametrize("target", [[0, 1], True, 1.0, 7, "dog"])
+def test_what_is_no_class_is_refused(make_model, processor, target):
+    model, image = make_model("megl-resnet-tiny"), Image.new("RGB", (32, 32))
+    for argument in ("target", "foil"):
+        with pytest.raises(ValueError, match=f"`{argument}` must be one of .* or its id, got "):
+            model.explain(image, processor, **{argument: target})
+    for batch_size in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"`batch_size` must be 1 or more, got {batch_size}"):
+            model.explain(image, processor, batch_size=batch_size)
+
+
+def test_options_of_where_the_files_are_reach_config_and_weights(make_model, tmp_path, monkeypatch):
+    model = make_model("megl-resnet-tiny")
+    model.save_pretrained(tmp_path / "repository" / "part")
+    loaded = MeglForImageClassification.from_pretrained(tmp_path / "repository", subfolder="part")
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    seen = {}
+    monkeypatch.setattr(
+        PreTrainedModel, "from_pretrained", classmethod(lambda cls, *args, **kwargs: seen.update(kwargs))
+    )
+    options = {"revision": "v1", "token": "secret", "cache_dir": str(tmp_path), "local_files_only": True}
+    MeglForImageClassification.from_pretrained(tmp_path / "repository" / "part", **options)
+    assert options.items() <= seen.items()
+
+
+def test_the_vocabulary_can_be_resized(make_model, processor, tmp_path):
+    model = make_model("megl-resnet-tiny")
+    size = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(size + 7)
+    assert model.config.text_config.vocab_size == model.get_output_embeddings().out_features == size + 7
+    model.save_pretrained(tmp_path)
+    assert MeglForImageClassification.from_pretrained(tmp_path).get_input_embeddings().num_embeddings == size + 7
 
 
 def test_explain_needs_evaluation_mode(make_model, processor):

@@ -607,6 +607,12 @@ def test_lora_trains_adapters_only_in_the_language_model_and_reloads(make_traine
     assert torch.allclose(again.evidence_tokens, expected.evidence_tokens, atol=1e-5)
 
 
+def test_adapters_are_put_on_once(make_trainer):
+    adapted = make_trainer(lora_rank=2).model
+    with pytest.raises(ValueError, match="`lora_rank` puts adapters on a model that has some already"):
+        make_trainer(model=adapted, lora_rank=2)
+
+
 def test_statistic_sees_the_masks_of_the_step(make_trainer, processor):
     trainer = make_trainer(max_steps=1, per_device_train_batch_size=12)
     trainer.train()
