@@ -12,7 +12,7 @@ import reprlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import ijson
@@ -128,11 +128,23 @@ class Shallow:
 def parse_json_line(line: bytes, where: str) -> dict:
     """The object on one line of a JSON Lines file."""
     try:
-        content = json.loads(line.decode("utf-8"))
+        content = json.loads(line.decode("utf-8"), object_pairs_hook=partial(unique_keys, where))
+    except BadItem:
+        raise
     except (ValueError, RecursionError) as error:
         raise bad_item(where, "a JSON object in UTF-8", f"text that is not: {error}", "Write it again.") from error
     if not isinstance(content, dict):
         raise bad_item(where, "a JSON object", shown(content), "Check the source's layout.")
+    return content
+
+
+def unique_keys(where: str, pairs: list[tuple]) -> dict:
+    """A JSON object of its keys and values, or `ValueError`: of a key that comes twice, JSON takes the last."""
+    content = {}
+    for key, value in pairs:
+        if key in content:
+            raise bad_item(where, "every key once", f"the key {shown(key)} twice", "Remove one.")
+        content[key] = value
     return content
 
 
