@@ -10,7 +10,6 @@ File names start from the folder of their `metadata.jsonl`. As for `datasets`, a
 the usual words for it, is that split.
 """
 
-import difflib
 import os
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -20,8 +19,11 @@ from datasets.data_files import SPLIT_KEYWORDS
 
 from .items import (
     BYTE_ORDER_MARK,
+    MAP_WORDS,
+    RATIONALE_WORDS,
     bad_item,
     bad_source,
+    check_keys,
     check_name,
     check_own_split,
     check_rationales,
@@ -36,19 +38,14 @@ METADATA = "metadata.jsonl"
 LONGEST_LINE = 16_000_000  # bytes; a line with all that an item may have has some thousand
 OTHER_METADATA = ("metadata.csv", "metadata.parquet")  # which `datasets` reads as well
 SPLIT_FOLDERS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
-KEYS = (
-    "file_name",
-    "label",
-    "visual_explanation_file_name",
-    "textual_explanations",
-    "id",
-    "split",
-    "group",
-)
-# What the same things are called elsewhere, in words that are not near.
-OTHER_WORDS = {
-    **dict.fromkeys(("rationale", "rationales", "explanation", "explanations", "exp"), "textual_explanations"),
-    **dict.fromkeys(("saliency", "mask", "map", "visual_exp"), "visual_explanation_file_name"),
+KEYS = {
+    "file_name": (),
+    "label": (),
+    "visual_explanation_file_name": MAP_WORDS,
+    "textual_explanations": RATIONALE_WORDS,
+    "id": (),
+    "split": (),
+    "group": (),
 }
 
 
@@ -102,7 +99,7 @@ class ImageFolder(Source):
     def check(self, key: str, split: str | None, path: Path, line: bytes) -> Item:
         where = f"{path}: line {key.rpartition(':')[2]}"
         raw = parse_json_line(line, where)
-        check_keys(raw, where)
+        self.unread_keys |= check_keys(raw, KEYS, where)
         folder = path.parent.relative_to(self.root)
         image = inside(folder, check_name(raw.get("file_name"), where, "file_name"))
         where = f"{where} ({shown(raw['file_name'])})"
@@ -135,23 +132,6 @@ def folder_split(path: str) -> str | None:
     """The split that the first of a path's folders named after one tells, or `None`."""
     folders = (folder.lower() for folder in PurePosixPath(path).parts[:-1])
     return next((SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS), None)
-
-
-def check_keys(raw: dict, where: str):
-    """Raises `ValueError` at a key that is meant to be one of `KEYS` which the line lacks. Other keys are not read."""
-    plain = {plain_key(key): key for key in KEYS if key not in raw}
-    words = {plain_key(word): key for word, key in OTHER_WORDS.items() if key not in raw}
-    for key in sorted(raw.keys() - set(KEYS)):
-        near = difflib.get_close_matches(plain_key(key), plain, n=1, cutoff=0.75)
-        meant = words.get(plain_key(key)) or (plain[near[0]] if near else None)
-        if meant is not None:
-            expected = f"keys among {list(KEYS)}"
-            raise bad_item(where, expected, shown(key), f"Did you mean `{meant}`? Rename it, or take it out.")
-
-
-def plain_key(key: str) -> str:
-    """A key without case and signs, as `fileName` and `file-name` differ from `file_name`."""
-    return "".join(filter(str.isalnum, key.lower()))
 
 
 def inside(folder: Path, name: str) -> str:
