@@ -183,12 +183,14 @@ def check_keys(raw: dict, keys: dict[str, tuple], where: str) -> set[str]:
         keys (`dict[str, tuple]`): those that are read, with what the same things are called elsewhere.
     """
     lacking = {key: words for key, words in keys.items() if key not in raw}
-    plain = {plain_key(word): key for key, words in lacking.items() for word in (*words, key)}
+    plain = {plain_key(key): key for key in lacking}
+    elsewhere = {plain_key(word): key for key, words in lacking.items() for word in words}
     others = raw.keys() - keys.keys()
     for key in sorted(others):
-        near = difflib.get_close_matches(plain_key(key), plain, n=1, cutoff=0.75)
-        if near:
-            remedy = f"Did you mean `{plain[near[0]]}`? Rename it, or take it out."
+        near = [plain[match] for match in difflib.get_close_matches(plain_key(key), plain, n=1, cutoff=0.75)]
+        meant = elsewhere.get(plain_key(key)) or next(iter(near), None)
+        if meant is not None:
+            remedy = f"Did you mean `{meant}`? Rename it, or take it out."
             raise bad_item(where, f"keys among {list(keys)}", shown(key), remedy)
     return others
 

@@ -277,7 +277,7 @@ def test_misspelt_keys(tmp_path, key, meant):
 def test_other_keys_are_not_refused(tmp_path):
     """A key near one that the line has is another's."""
     line = {"file_name": "a.png", "width": 40, "licence": "x", "label_id": 3, "title": "y", "textual_explanations": []}
-    root = write_lines(tmp_path / "own", [{**line, "rationale": "z", "file_name_original": "q"}])
+    root = write_lines(tmp_path / "own", [{**line, "rationale": "z", "file_name_original": "q", "task": "mark"}])
     assert build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE) == {"train": {"cat": (1, 0, 0)}}
 
 
