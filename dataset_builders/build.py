@@ -75,8 +75,8 @@ class ExplainedImages(GeneratorBasedBuilder):
     """Pictures with a label, a visual explanation where there is one, and textual explanations.
 
     A source has `label_names`, `description`, `selection`, `license`, `citation`, `OWN`, `splits`,
-    `parts(split, limit)`, `rows(part, refused)`, `skipped` and `dropped`; a subclass names the data set and the
-    subjects that its sample draws.
+    `parts(split, limit)`, `rows(part, refused)`, `skipped`, `dropped` and `unread_keys`; a subclass names the data set
+    and the subjects that its sample draws.
 
     Attributes:
         counts (`dict`): split to class name to the numbers of pictures, visual explanations and rationales written.

@@ -121,11 +121,12 @@ dataset = load_dataset({json.dumps(folder, ensure_ascii=False)})
 | `label` | the class |
 | `visual_explanation` | where the evidence is: grey PNG on [0, 1], 8 or 16 bits, any grid; `None` where missing |
 | `textual_explanations` | the rationales; an empty list where missing |
-| `group` | `aligned` or `conflicting` where the source says how the setting relates to the class, else `None` |
+| `group` | the group that the source puts the item in, else `None` |
 
 ## Counts
 
-Pictures, and visual explanations and rationales in brackets. Of {rows:,} pictures, {maps:,} have a visual explanation
+Pictures; in brackets the pictures with a visual explanation and the number of rationales, of which a picture may have
+several. Of {rows:,} pictures, {maps:,} have a visual explanation
 and {told:,} have a rationale.
 
 {counts_table(counts)}
@@ -150,7 +151,7 @@ def left_out(dropped: Counter, skipped: Counter) -> str:
 
 
 def counts_table(counts: Counts) -> str:
-    """A Markdown table: pictures (visual explanations, rationales) by class and split."""
+    """A Markdown table: pictures (of these with a visual explanation, number of rationales) by class and split."""
     splits = list(counts)
     names = list(next(iter(counts.values())))
     lines = ["| class | " + " | ".join(splits) + " |", "|---|" + "---:|" * len(splits)]

@@ -5,10 +5,11 @@
 <root>/images/<name>/                       the pictures that "file_name" names, also in <name>/, images/ or <root>
 <root>/metadata.jsonl                       labels and rationales, as in `image_folder.py`; where it is missing, a
                                             picture's label is the category that covers the most of it, by
-                                            `area` or else that of mask or box
+                                            `area` or else the pixels of masks or boxes
 ```
 
-A name that begins with train, val or test is the split.
+A name that begins with train, val, dev or test is the split; else a folder of that name in `file_name` is, as in
+`image_folder.py`.
 """
 
 import json
@@ -20,9 +21,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from .image_folder import ImageFolder
-from .items import Picture, as_text, bad_item, bad_source, check_name, folder_name, on_disk, shown, stream_json
+from .image_folder import ImageFolder, folder_split
+from .items import SPLITS, Picture, as_text, bad_item, bad_source, check_name, folder_name, on_disk, shown, stream_json
 from .maps import UPRIGHT
 from .sources import Item
 
@@ -30,22 +32,11 @@ from .sources import Item
 LARGEST_SIDE = 10**6  # pixels; beyond the pictures that Pillow decodes
 # What a file raises that has other things where COCO has numbers and names: a number too large, a list in a list.
 BAD_ENTRIES = (KeyError, TypeError, AttributeError, OverflowError, RecursionError, UnicodeError, sqlite3.Error)
-SPLIT_PREFIXES = {"train": "train", "val": "validation", "test": "test"}
+SPLIT_PREFIXES = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
 TABLES = """
 CREATE TABLE categories (name TEXT UNIQUE);
 CREATE TABLE pictures (picture TEXT PRIMARY KEY, file TEXT, width, height, split TEXT, source INTEGER);
 CREATE TABLE instances (picture TEXT, category TEXT, area REAL, shape TEXT);
-"""
-# A picture's category and whether it is the only one that its instances tell: their areas, `NULL` where there is
-# nothing to measure, must tell it where there are several.
-LABELLED = """
-SELECT file, split, source, (
-    SELECT category FROM instances WHERE picture = pictures.picture
-    GROUP BY category ORDER BY sum(area) DESC, category LIMIT 1
-), (
-    SELECT count(DISTINCT category) < 2 OR count(area) = count(*) AND max(area) > 0
-    FROM instances WHERE picture = pictures.picture
-) FROM pictures ORDER BY pictures.rowid
 """
 INDEXES = "CREATE INDEX files ON pictures (file); CREATE INDEX owners ON instances (picture, category);"
 
@@ -65,7 +56,7 @@ class CocoInstances(ImageFolder):
     def __init__(self, root: str | Path, explain_category: bool = False, **options):
         super().__init__(root, **options)
         self.explain_category = explain_category
-        self.has_metadata = ImageFolder.is_layout_of(self.root)
+        self.has_metadata = bool(self.metadata)
 
     def __getstate__(self):
         return {**super().__getstate__(), "instances": None}
@@ -92,8 +83,8 @@ class CocoInstances(ImageFolder):
         if not self.has_metadata:
             rule = (
                 "Every picture with instances. Its label is the category whose instances cover the most of it, by "
-                "their `area` or else that of their mask or box. A "
-                f"split that the file's name tells is kept; the other pictures are split {self.split_rule}."
+                "their `area` or else the pixels of their masks or boxes. A split that the file's name or a folder "
+                f"tells is kept; the other pictures are split {self.split_rule}."
             )
         masks = " The visual explanation is the union of the masks of the label's instances."
         return rule + masks if self.explain_category else rule
@@ -111,7 +102,7 @@ class CocoInstances(ImageFolder):
     def read_instances(self, tables: sqlite3.Connection, number: int, path: Path):
         """Enters one annotation file in the tables; its pictures get its number, as files may share ids."""
         name = as_text(path.stem).removeprefix("instances_")
-        split = next((split for prefix, split in SPLIT_PREFIXES.items() if name.startswith(prefix)), None)
+        split = next((split for prefix, split in SPLIT_PREFIXES.items() if name.lower().startswith(prefix)), None)
         categories, entry = {}, None
         try:
             for entry in stream_json(path, "categories"):
@@ -120,15 +111,15 @@ class CocoInstances(ImageFolder):
                     raise KeyError(f"category {entry['id']} twice")
             for entry in stream_json(path, "images"):
                 file = self.find_picture(name, entry["file_name"])
-                values = (f"{number}/{entry['id']}", file, entry.get("width"), entry.get("height"), split, number)
+                size = (whole_number(entry, "width"), whole_number(entry, "height"))
+                values = (f"{number}/{entry['id']}", file, *size, split or folder_split(file), number)
                 tables.execute("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?)", values)
             for entry in stream_json(path, "annotations"):
-                shape = entry.get("segmentation") or {"box": entry.get("bbox")}
                 picture, category = f"{number}/{entry['image_id']}", categories[entry["category_id"]]
                 if not tables.execute("SELECT 1 FROM pictures WHERE picture = ?", (picture,)).fetchone():
                     self.refuse_stray(path, split, entry)
                     continue
-                values = (picture, category, entry_area(entry, shape), json.dumps(shape))
+                values = (picture, category, given_area(entry), json.dumps(entry_shape(entry)))
                 tables.execute("INSERT INTO instances VALUES (?, ?, ?, ?)", values)
         except BAD_ENTRIES as error:
             raise bad_source(
@@ -156,25 +147,46 @@ class CocoInstances(ImageFolder):
             yield from super().raw_items()
             return
         paths = instance_files(self.root)
-        for file, split, source, category, told in self.instances.execute(LABELLED):
+        query = "SELECT picture, file, split, source, width, height FROM pictures ORDER BY rowid"
+        for picture, file, split, source, *size in self.instances.execute(query):
+            category, told = self.category(picture, size)
             if category is None:
                 self.dropped["the picture has no instances"] += 1
             else:
                 yield file, split, paths[source], category, told
 
+    def category(self, picture: str, size: list[int | None]) -> tuple[str | None, bool]:
+        """The category that covers the most of a picture, `None` without instances, and whether its areas tell it."""
+        query = "SELECT category, area, shape FROM instances WHERE picture = ? ORDER BY category"
+        instances = {}
+        for category, *instance in self.instances.execute(query, (picture,)):
+            instances.setdefault(category, []).append(instance)
+        if len(instances) < 2:
+            return next(iter(instances), None), True
+        areas = {category: covered(own, *size) for category, own in instances.items()}
+        if None in areas.values() or not max(areas.values()):
+            return min(areas), False
+        return max(areas, key=areas.get), True
+
     def check(self, key: str, split: str | None, path: Path, raw: bytes | str, told: bool = True) -> Item:
         if self.has_metadata:
             item = super().check(key, split, path, raw)
+            item = replace(item, split=item.split or self.file_split(item.image))
         else:
             where = f"{path}: picture {key!r}"
             if not told:
                 expected = "an `area`, a mask or a `bbox` for each instance of several categories"
-                remedy = "Add them, or name the labels in a metadata.jsonl."
+                remedy = "Add them and the picture's `width` and `height`, or name the labels in a metadata.jsonl."
                 raise bad_item(where, expected, "nothing to measure", remedy)
             item = Item(key, where, image=key, label=raw, rationales=[], split=split, fields=("file_name", ""))
         if self.explain_category and item.visual_explanation is None:
             return replace(item, visual_explanation=self.shapes(item))
         return item
+
+    def file_split(self, file: str) -> str | None:
+        """The split that an annotation file's name tells of a picture, or `None`; of several, the last."""
+        rows = self.instances.execute("SELECT DISTINCT split FROM pictures WHERE file = ?", (file,))
+        return max((split for (split,) in rows if split), key=SPLITS.index, default=None)
 
     def shapes(self, item: Item) -> dict | None:
         """The shapes of the instances of an item's label and the picture's size, or `None` where there are none."""
@@ -223,7 +235,7 @@ def shape_mask(shape, width: int, height: int, where: str) -> np.ndarray:
         return masks.decode(masks.merge(masks.frPyObjects(shape, height, width))).astype(bool)
     runs = run_lengths(shape)
     if runs is not None and shape["size"] == [height, width]:
-        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+        return runs_mask(runs, width, height)
     raise bad_item(
         where,
         f"polygons, run lengths or a box on {width} x {height} pixels",
@@ -232,29 +244,92 @@ def shape_mask(shape, width: int, height: int, where: str) -> np.ndarray:
     )
 
 
-def entry_area(entry: dict, shape) -> float | None:
-    """The `area` of an annotation, or that of its shape where it has none; exporters also write 0 for none."""
-    area = entry.get("area") or shape_area(shape)
+def whole_number(entry: dict, field: str) -> int | None:
+    """A picture's `width` or `height`, which exporters also write as 40.0."""
+    value = entry.get(field)
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if value is not None and type(value) is not int:
+        raise TypeError(f"a `{field}` of {shown(value)}, which is no whole number")
+    return value
+
+
+def given_area(entry: dict) -> float | None:
+    """The `area` of an annotation, or `None` where it has none; exporters also write 0 for none."""
+    area = entry.get("area") or None
     if area is not None and (type(area) not in (int, float) or area < 0):
         raise TypeError(f"an `area` of {shown(area)}")
     return area
 
 
-def shape_area(shape) -> float | None:
-    """The pixels that an instance's polygons, run lengths or box cover, or `None` where they cannot be measured."""
+def entry_shape(entry: dict):
+    """The mask of an annotation, or its box where the mask is empty."""
+    shape = entry.get("segmentation")
+    if isinstance(shape, list):
+        shape = [polygon for polygon in shape if polygon]
+    if isinstance(shape, dict) and not shape.get("counts"):
+        shape = None
+    return shape or {"box": entry.get("bbox")}
+
+
+def covered(instances: list[tuple], width: int | None, height: int | None) -> float | None:
+    """What the instances of one category cover of a picture, in pixels, or `None` where they cannot be measured.
+
+    Args:
+        instances (`list[tuple]`): the `area` and the shape, in JSON, of each. The areas are summed, as COCO's are; of
+            the instances without one, each pixel counts once.
+    """
+    total = sum(area for area, _ in instances if area is not None)
+    shapes = [json.loads(shape) for area, shape in instances if area is None]
+    if not shapes:
+        return total
+    if not width or not height or min(width, height) < 1 or width * height > Image.MAX_IMAGE_PIXELS:
+        return None
+    union = np.zeros((height, width), dtype=np.float32)
+    for shape in shapes:
+        cover = shape_cover(shape, width, height)
+        if cover is None:
+            return None
+        np.maximum(union, cover, out=union)
+    return total + float(union.sum(dtype=np.float64))
+
+
+def shape_cover(shape, width: int, height: int) -> np.ndarray | None:
+    """The share of each pixel that an instance covers, `(height, width)`, or `None` where it cannot be measured."""
     box = isinstance(shape, dict) and shape.get("box")
     if box and is_numbers(box, LARGEST_SIDE, LARGEST_SIDE) and len(box) == 4:
-        return max(box[2], 0) * max(box[3], 0)
+        left, top, across, down = box
+        return np.outer(stretch(top, down, height), stretch(left, across, width))
     if is_polygons(shape, LARGEST_SIDE, LARGEST_SIDE):
-        return sum(map(polygon_area, shape))
+        return np.logical_or.reduce([polygon_mask(polygon, width, height) for polygon in shape])
     runs = run_lengths(shape)
-    return None if runs is None else sum(runs[1::2])
+    if runs is None or shape["size"] != [height, width]:
+        return None
+    return runs_mask(runs, width, height)
 
 
-def polygon_area(polygon: list[float]) -> float:
-    """The area of `[x1, y1, x2, y2, ...]`, by the shoelace formula."""
+def stretch(start: float, length: float, size: int) -> np.ndarray:
+    """Of each of `size` pixels in a row, the share that lies in a stretch."""
+    pixels = np.arange(size)
+    return (np.minimum(pixels + 1, start + length) - np.maximum(pixels, start)).clip(0, 1)
+
+
+def polygon_mask(polygon: list[float], width: int, height: int) -> np.ndarray:
+    """The pixels whose centre lies in `[x1, y1, x2, y2, ...]`: an odd number of its edges is to the left of it."""
     x, y = np.asarray(polygon, dtype=float).reshape(-1, 2).T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    edges = np.zeros((height, width + 1), dtype=bool)
+    for x1, y1, x2, y2 in zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True):
+        first, last = (int(np.ceil(end - 0.5)) for end in sorted((y1, y2)))
+        rows = np.arange(max(first, 0), min(last, height))
+        if len(rows):
+            columns = np.ceil(x1 + (rows + 0.5 - y1) * (x2 - x1) / (y2 - y1) - 0.5).clip(0, width).astype(int)
+            edges[rows, columns] ^= True
+    return np.logical_xor.accumulate(edges, axis=1)[:, :width]
+
+
+def runs_mask(runs: list[int], width: int, height: int) -> np.ndarray:
+    """The mask of COCO's run lengths, which go down the columns."""
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def is_polygons(shape, width: int, height: int) -> bool:

@@ -4,15 +4,17 @@ Each function takes `where`, the annotation file and item that an error should n
 says what was expected, what came and what to do about it.
 """
 
+import difflib
 import io
 import json
 import os
 import re
 import reprlib
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import ijson
@@ -20,11 +22,17 @@ from PIL import Image, UnidentifiedImageError
 
 
 SPLITS = ("train", "validation", "test")
+RATIONALE_WORDS = (
+    *("rationale", "rationales", "explanation", "explanations"),
+    *("textual_explanation", "textual_explanations", "textual_exp", "exp"),
+)
+MAP_WORDS = ("saliency", "mask", "map", "visual_explanation", "visual_explanation_file_name", "visual_exp")
 EXIF_ORIENTATION = 0x0112
 LONGEST_RATIONALE = 10_000  # characters; rationales that people wrote have some hundred at most
 LARGEST_PICTURE = 400_000_000  # bytes; four a pixel of the largest picture that Pillow decodes without a warning
 DEEPEST = 6_000  # brackets within a read; annotations have some ten
 SHAPING = "\u200c\u200d\u200e\u200f"  # joiners and marks of direction, which emoji and scripts need
+VARIATION_SELECTORS = dict.fromkeys((0xFE0E, 0xFE0F))  # a sign as text or emoji: the same sign
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 JPEG_START = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
@@ -59,6 +67,26 @@ def printable(text: str) -> str:
         character if character.isprintable() or character in SHAPING else "\N{REPLACEMENT CHARACTER}"
         for character in " ".join(text.splitlines())
     )
+
+
+def folded(text: str) -> str:
+    """A text without the differences of case, blanks and Unicode's forms, in which a letter and its mark are one."""
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return " ".join(text.translate(VARIATION_SELECTORS).replace("_", " ").split())
+
+
+def similar_names(names: list[str]) -> list[str]:
+    """The names that are the same when `folded`, as texts such as "'cat' = 'Cat'"."""
+    return [" = ".join(repr(names[place]) for place in places) for places in groups_of_equals(map(folded, names))]
+
+
+def groups_of_equals(values: Iterable) -> list[list[int]]:
+    """Lists of the positions that share a value, `None` aside."""
+    positions = {}
+    for position, value in enumerate(values):
+        if value is not None:
+            positions.setdefault(value, []).append(position)
+    return [equal for equal in positions.values() if len(equal) > 1]
 
 
 # JSON
@@ -128,12 +156,48 @@ class Shallow:
 def parse_json_line(line: bytes, where: str) -> dict:
     """The object on one line of a JSON Lines file."""
     try:
-        content = json.loads(line.decode("utf-8"))
+        content = json.loads(line.decode("utf-8"), object_pairs_hook=partial(unique_keys, where))
+    except BadItem:
+        raise
     except (ValueError, RecursionError) as error:
         raise bad_item(where, "a JSON object in UTF-8", f"text that is not: {error}", "Write it again.") from error
     if not isinstance(content, dict):
         raise bad_item(where, "a JSON object", shown(content), "Check the source's layout.")
     return content
+
+
+def unique_keys(where: str, pairs: list[tuple]) -> dict:
+    """A JSON object of its keys and values, or `ValueError`: of a key that comes twice, JSON takes the last."""
+    content = {}
+    for key, value in pairs:
+        if key in content:
+            raise bad_item(where, "every key once", f"the key {shown(key)} twice", "Remove one.")
+        content[key] = value
+    return content
+
+
+def check_keys(raw: dict, keys: dict[str, tuple], where: str) -> set[str]:
+    """The keys of an item that are not read, or `ValueError` if one is meant to be one of `keys` that it lacks.
+
+    Args:
+        keys (`dict[str, tuple]`): those that are read, with what the same things are called elsewhere.
+    """
+    lacking = {key: words for key, words in keys.items() if key not in raw}
+    plain = {plain_key(key): key for key in lacking}
+    elsewhere = {plain_key(word): key for key, words in lacking.items() for word in words}
+    others = raw.keys() - keys.keys()
+    for key in sorted(others):
+        near = [plain[match] for match in difflib.get_close_matches(plain_key(key), plain, n=1, cutoff=0.75)]
+        meant = elsewhere.get(plain_key(key)) or next(iter(near), None)
+        if meant is not None:
+            remedy = f"Did you mean `{meant}`? Rename it, or take it out."
+            raise bad_item(where, f"keys among {list(keys)}", shown(key), remedy)
+    return others
+
+
+def plain_key(key: str) -> str:
+    """A key without case and signs, as `fileName` and `file-name` differ from `file_name`."""
+    return "".join(filter(str.isalnum, key.lower()))
 
 
 # Files

@@ -20,6 +20,7 @@ UPRIGHT = {
     7: lambda values: np.rot90(values, 2).T,
     8: lambda values: np.rot90(values),
 }
+FAINTEST = 16 / 255  # the least maximum of a map that is not almost black, as masks of 0 and 1 and class numbers are
 FORMS = "one or more maps of floats in [0, 1], integers in 0..255, 16-bit integers or booleans"
 
 
@@ -97,7 +98,9 @@ def load_picture(path: Path, where: str, field: str) -> np.ndarray:
     values = values[..., :3].sum(axis=2, dtype=np.uint32) * values[..., 3]
     if values.max() <= 3 * 255:  # 0 and 1 only
         return (values > 0).astype(np.uint8)
-    return values / (3 * 255 * 255)
+    values = values / (3 * 255 * 255)
+    check_not_faint(values, path.name, where)
+    return values
 
 
 def sixteen_bits(values: np.ndarray) -> np.ndarray:
@@ -132,6 +135,8 @@ def scale_map(values: np.ndarray, name: str, where: str) -> np.ndarray:
             "Multiply it by 255, or store floats or booleans.",
         )
     values = values.astype(np.float64) / top
+    if whole:
+        check_not_faint(values, name, where)
     if values.ndim == 3:
         values = values.mean(axis=0 if values.shape[0] <= values.shape[2] else 2)
     if values.max() * 65535 < 0.5:
@@ -139,6 +144,23 @@ def scale_map(values: np.ndarray, name: str, where: str) -> np.ndarray:
             where, "a visual explanation that points somewhere", f"{name}, all zero", "Give null for a missing one."
         )
     return values
+
+
+def check_not_faint(values: np.ndarray, name: str, where: str):
+    """Raises `ValueError` if integers, brought to [0, 1], are almost black: they are numbers of something else."""
+    if is_faint(values):
+        raise bad_item(
+            where,
+            f"an integer visual explanation that reaches {FAINTEST * 255:.0f} of 255 (or {FAINTEST * 65535:,.0f} of "
+            "65,535)",
+            f"{name} with at most {values.max() * 255:.3g} of 255, which would be almost black",
+            "Scale it to the whole range. Of a map of class numbers, store a mask of the label's alone.",
+        )
+
+
+def is_faint(values: np.ndarray) -> bool:
+    """Whether a map in [0, 1] shows something, but nothing that reaches `FAINTEST`."""
+    return bool(0 < values.max() < FAINTEST - 1e-6)
 
 
 def upright(values: np.ndarray, name: str, where: str, picture: Picture) -> np.ndarray:

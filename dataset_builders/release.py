@@ -12,8 +12,11 @@ from functools import cached_property
 from pathlib import Path
 
 from .items import (
+    MAP_WORDS,
+    RATIONALE_WORDS,
     bad_item,
     bad_source,
+    check_keys,
     check_name,
     check_own_split,
     check_rationales,
@@ -23,6 +26,17 @@ from .items import (
     stream_json,
 )
 from .sources import Item, Source
+
+
+KEYS = {
+    "image_path": (),
+    "visual_exp": MAP_WORDS,
+    "class_id": (),
+    "ans": (),
+    "exp": RATIONALE_WORDS,
+    "split": (),
+    "group": (),
+}
 
 
 class Release(Source):
@@ -65,6 +79,7 @@ class Release(Source):
             raise bad_item(where, "an id", "a blank one", "Name the item.")
         if not isinstance(raw, dict):
             raise bad_item(where, "a JSON object", shown(raw), "Check the source's layout.")
+        self.unread_keys |= check_keys(raw, KEYS, where)
         class_id, name = raw.get("class_id"), raw.get("ans")
         if type(class_id) is not int or class_id not in self.class_ids.values():
             raise bad_item(

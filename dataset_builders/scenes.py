@@ -98,6 +98,7 @@ class Scenes:
         self.seed = seed
         self.sizes = sizes
         self.skipped = self.dropped = Counter()  # no item is bad, none left out
+        self.unread_keys = set()
         self.label_names = [subject.label for subject in subjects]
         self.splits = [split for split in SPLITS if split in sizes]
 

@@ -185,6 +185,7 @@ class Source(ABC):
         label_names (`list[str]`): the classes.
         skipped (`Counter`): number of bad items by split; `None` stands for those that were bad before the split.
         dropped (`Counter`): number of items by the reason for which the selection leaves them out.
+        unread_keys (`set[str]`): keys of the annotation that no column is made of.
 
     Raises:
         `ValueError`: naming the file (and item) that is not as it should be, here or when the rows are read.
@@ -225,6 +226,7 @@ class Source(ABC):
         self.scratch = Path(scratch or self.temporary.name)
         self.skipped = Counter()
         self.dropped = Counter()
+        self.unread_keys = set()
 
     def __getstate__(self):
         # For the processes that read: a copy would remove the folder.
@@ -307,8 +309,8 @@ class Source(ABC):
     def note(self, refused: list[dict]):
         """Counts bad items and adds them to `skip_log`."""
         self.skipped.update(refusal["split"] for refusal in refused)
-        with open(self.skip_log, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(refusal) + "\n" for refusal in refused)
+        with open(self.skip_log, "a", encoding="utf-8", errors="backslashreplace") as file:  # halves of characters
+            file.writelines(json.dumps(refusal, ensure_ascii=False) + "\n" for refusal in refused)
 
     def parts(self, split: str, limit: int) -> Iterator[Part]:
         """Yields the parts of one split, in order, each with pictures of at most `limit` bytes, or one picture."""

@@ -38,7 +38,7 @@ def check_output(output: Path, sources: list[Path], overwrite: bool):
     if any(output.iterdir()) and not overwrite:
         raise FileExistsError(
             f"expected `output` to be a new or empty folder, got {output}, which is not empty. Give another folder, "
-            "or set `overwrite` to replace all that is in it."
+            "or set `overwrite` (`--overwrite`) to replace all that is in it."
         )
 
 

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import sys
-import unicodedata
 import warnings
 from array import array
 from collections import Counter
@@ -40,10 +39,11 @@ from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from dataset_builders.build import features
-from dataset_builders.items import folder_name, number_of_frames, printable
+from dataset_builders.items import folded, folder_name, groups_of_equals, number_of_frames, printable, similar_names
+from dataset_builders.maps import is_faint
 from support.inspection_page import example, page
 from support.output_folder import check_new_file, write_file
-from support.pictures import is_faint, mask_array
+from support.pictures import mask_array
 
 
 GRID = 32  # cells along each side of a mean map
@@ -60,7 +60,6 @@ TOKEN = regex.compile(
     r"|[\p{Sm}\p{Sc}\p{Sk}]+",
     regex.V1,
 )
-VARIATION_SELECTORS = dict.fromkeys((0xFE0E, 0xFE0F))  # a sign as text or emoji: the same sign
 
 WARNINGS = {
     "unlabelled_pictures": "Pictures without a label (-1), which the figures of the classes leave out",
@@ -68,7 +67,7 @@ WARNINGS = {
     "unreadable_pictures": "Pictures that cannot be decoded, or are not still and of 8 bits a channel",
     "unreadable_maps": "Maps that cannot be decoded, or are not grey",
     "empty_maps": "Empty maps: 0 everywhere; a missing map should be null",
-    "faint_maps": "Maps that are almost black, as masks of 0 and 1 are: multiply them by 255 (in 16 bits, by 65535)",
+    "faint_maps": "Maps that are almost black, below 16 of 255, as masks of 0 and 1 are: scale them up",
     "full_maps": "Full maps: nowhere below half of their maximum, so they point nowhere",
     "same_file_across_splits": "Groups of pictures with the same bytes in different splits",
     "same_file_within_split": "Groups of pictures with the same bytes in one split",
@@ -270,12 +269,6 @@ def checksum(content):
     return blake2b(content, digest_size=16).digest()
 
 
-def folded(text):
-    """A text without the differences of case, blanks and Unicode's forms, in which a letter and its mark are one."""
-    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    return " ".join(text.translate(VARIATION_SELECTORS).replace("_", " ").split())
-
-
 def words(text):
     """Words and signs of any script in lower case, a space between each."""
     return " ".join(TOKEN.findall(folded(text)))
@@ -367,8 +360,8 @@ class Inspection:
         for rows in groups_of_equals(by_pixels):
             if len({by_file[row] for row in rows}) > 1:
                 self.add_duplicates("same_pixels", rows)
-        for labels in groups_of_equals(map(folded, self.class_names)):
-            self.warnings["similar_class_names"].add(" = ".join(repr(self.class_names[label]) for label in labels))
+        for names in similar_names(self.class_names):
+            self.warnings["similar_class_names"].add(names)
         for split, name in enumerate(self.splits):
             for label, class_name in enumerate(self.class_names):
                 if not self.pictures[split, label]:
@@ -438,15 +431,6 @@ class Inspection:
         """The mean of a class's maps, `(GRID, GRID)` in [0, 1], or `None` without a map."""
         number = len(self.areas[label])
         return self.map_sums[label] / number if number else None
-
-
-def groups_of_equals(checksums):
-    """Lists of the positions that share a checksum, `None` aside."""
-    positions = {}
-    for position, value in enumerate(checksums):
-        if value is not None:
-            positions.setdefault(value, []).append(position)
-    return [equal for equal in positions.values() if len(equal) > 1]
 
 
 def quantiles(values):

@@ -17,9 +17,9 @@ import sys
 from huggingface_hub.errors import HTTPError
 
 from dataset_builders import BUILDERS, LAYOUTS, HubTarget, counts_table
-from dataset_builders.build import build_folder
+from dataset_builders.build import ExplainedImages, build_folder
 from dataset_builders.card import CardText, left_out
-from dataset_builders.items import as_text, printable
+from dataset_builders.items import as_text, printable, similar_names
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -66,6 +66,14 @@ def with_underscores(argument: str) -> str:
     return "--" + name.replace("-", "_") + equals + value
 
 
+def print_notes(builder: ExplainedImages):
+    """What may be a slip, though nothing is wrong: labels that look alike and keys that no column is made of."""
+    for names in similar_names(builder.info.features["label"].names):
+        print(printable(f"Classes that differ in case, blanks or the form of their letters alone: {names}"))
+    if builder.source.unread_keys:
+        print(printable(f"Keys that are not read: {', '.join(sorted(builder.source.unread_keys))}"))
+
+
 def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a class's name
     options = vars(parse_arguments())
@@ -75,9 +83,10 @@ def main():
         text = CardText(**{name: options.pop(name) for name in ("license", "name", "language", "description")})
         target = HubTarget(repository, private=not public) if repository else None
         builder = build_folder(builder_class, text=text, **options)
-        print(f"{printable(as_text(output))}: pictures, and visual explanations and rationales in brackets")
+        print(f"{printable(as_text(output))}: pictures (of these, with a visual explanation; number of rationales)")
         print(counts_table(builder.counts))
         print(left_out(builder.source.dropped, builder.source.skipped))
+        print_notes(builder)
         if target is not None:
             print(target.push(output))
     except (ValueError, OSError, HTTPError) as error:

@@ -227,6 +227,19 @@ BAD_ITEMS = {
     "map_above_255": (MAP, save("visual_exp/b.npy", GRID.astype(int) * 2), "int64 in 0..255"),
     "map_zero": (MAP, save("visual_exp/b.npy", GRID * 0.0), "all zero. Give null"),
     "map_zero_one": (MAP, save("visual_exp/b.npy", (GRID > 9).astype(int)), "Multiply it by 255"),
+    "map_class_numbers": (
+        MAP,
+        save("visual_exp/b.npy", GRID // 16),
+        "16 of 255 .*b.npy with at most 14 of 255, which",
+    ),
+    "map_two": (
+        MAP,
+        save("visual_exp/b.npy", (GRID > 9).astype(int) * 2),
+        "at most 2 of 255, .* almost black. Scale it",
+    ),
+    "map_deep_class_numbers": (MAP, save("visual_exp/b.npy", GRID.astype(np.uint16) * 17), "at most 15.5 of 255"),
+    "map_picture_class_numbers": (PNG, map_picture(PILImage.fromarray(GRID // 16)), "at most 14 of 255"),
+    "map_colour_class_numbers": (PNG, map_picture(PILImage.fromarray(GRID // 16).convert("RGB")), "at most 14 of 255"),
     "map_shape": (MAP, save("visual_exp/b.npy", np.ones((2, 2, 6, 8))), r"of shape \(2, 2, 6, 8\)"),
     "map_text": (MAP, save("visual_exp/b.npy", np.full((6, 8), "x")), "of type <U1"),
     "map_pickled": (MAP, pickled_map, "Pickled content is never loaded"),
@@ -509,6 +522,48 @@ def test_bad_items_are_skipped_and_told(tmp_path):
     assert "Bad items that were skipped: 3 (1 of no split yet, 2 of train)" in text
     with pytest.raises(ValueError, match="expected `on_error` to be 'stop' or 'skip', got 'ignore'"):
         build_release(root, tmp_path / "out", on_error="ignore", overwrite=True)
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_integer_maps_just_above_what_is_almost_black(tmp_path, factor):
+    root = make_release(tmp_path / "source", **MAP)
+    values = (GRID > 100).astype(np.uint16) * 16 * factor
+    np.save(root / "visual_exp" / "b.npy", values)
+    build_release(root, tmp_path / "out")
+    explanation = load_dataset(str(tmp_path / "out"), split="train")[1]["visual_explanation"]
+    np.testing.assert_array_equal(np.asarray(explanation), values // factor)
+
+
+def test_faint_maps_of_floats_are_taken(tmp_path):
+    root = make_release(tmp_path / "source", **MAP)
+    np.save(root / "visual_exp" / "b.npy", GRID / 255 / 100)
+    build_release(root, tmp_path / "out")
+    explanation = load_dataset(str(tmp_path / "out"), split="train")[1]["visual_explanation"]
+    np.testing.assert_allclose(np.asarray(explanation) / 65535, GRID / 25500, atol=1e-5)
+
+
+@pytest.mark.parametrize(("key", "meant"), [("visual_explanation", "visual_exp"), ("rationales", "exp")])
+def test_misspelt_keys_of_the_release(tmp_path, key, meant):
+    root = make_release(tmp_path / "source")
+    annotation = root / "exp_annotation.json"
+    items = json.loads(annotation.read_text())
+    del items["b"][meant]
+    items["b"][key] = ["It is b."]
+    annotation.write_text(json.dumps(items))
+    with pytest.raises(ValueError, match=f"item 'b': expected keys among .*, got '{key}'. Did you mean `{meant}`"):
+        build_release(root, tmp_path / "out")
+
+
+def test_skipped_items_are_readable_in_any_script(tmp_path):
+    root = make_image_folder(tmp_path / "source", file_name="V\u00f6gel_\u732b.jpg")
+    build_release(root, tmp_path / "out", on_error="skip")
+    (line,) = (tmp_path / "out" / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "no file 'V\u00f6gel_\u732b.jpg'" in line and "\\u" not in line
+    assert json.loads(line)["id"] == "metadata.jsonl:2"
+    source = Release(make_release(tmp_path / "release"))
+    refusal = {"id": "b", "split": None, "reason": "no text: " + os.fsdecode(b"V\xf6gel")}
+    source.note([refusal])
+    assert json.loads(source.skip_log.read_text(encoding="utf-8")) == refusal
 
 
 def test_nothing_is_built_of_bad_items_alone(tmp_path):

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_sources import GRID, REPOSITORY, SMALL, build_release, digests, make_release, picture_bytes
+from dataset_sources import (
+    GRID,
+    REPOSITORY,
+    SMALL,
+    build_release,
+    digests,
+    make_image_folder,
+    make_release,
+    picture_bytes,
+)
 from datasets import ClassLabel, Image, List, Value, load_dataset
 from huggingface_hub.errors import HTTPError
 from PIL import Image as PILImage
@@ -301,6 +310,28 @@ def test_script_tells_what_was_left_out_and_takes_the_cards_text(tmp_path):
     assert "- 1 items: the picture is also in a later split" in result.stdout
     text = (tmp_path / "out" / "README.md").read_text()
     assert "pretty_name: Cats and dogs" in text and "# Cats and dogs\n\nWhat they do.\n" in text
+
+
+def test_script_tells_of_labels_that_look_alike_and_keys_that_are_not_read(tmp_path):
+    root = make_image_folder(tmp_path / "source", number=6)
+    labels = ["Cat", "cat ", "caf\u00e9", "cafe\u0301", "hot dog", "dog"]
+    lines = [json.loads(line) for line in (root / "metadata.jsonl").read_text().splitlines()]
+    lines = [{**line, "label": label, "width": 40, "licence": "x"} for line, label in zip(lines, labels, strict=True)]
+    (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run_script("object_me", "--source", root, "--output", tmp_path / "out", PYTHONUTF8="1")
+    assert result.returncode == 0, result.stderr
+    alike = "Classes that differ in case, blanks or the form of their letters alone: "
+    told = [line for line in result.stdout.splitlines() if line.startswith((alike, "Keys"))]
+    assert told == [
+        alike + "'Cat' = 'cat '",
+        alike + "'cafe\u0301' = 'caf\u00e9'",
+        "Keys that are not read: licence, width",
+    ]
+    result = run_script("object_me", "--source", make_image_folder(tmp_path / "plain"), "--output", tmp_path / "out2")
+    assert result.stdout.splitlines()[-1] == "No item was bad."
+    assert result.stdout.splitlines()[0].endswith(
+        ": pictures (of these, with a visual explanation; number of rationales)"
+    )
 
 
 def test_script_ends_in_one_line_before_the_build(tmp_path, monkeypatch, capsys):

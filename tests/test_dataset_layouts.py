@@ -23,7 +23,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image as PILImage
 
 from dataset_builders import ActionMe, ObjectMe, build_dataset
-from dataset_builders.coco import read_runs
+from dataset_builders.coco import polygon_mask, read_runs
 from dataset_builders.vqa_x import VqaX, read_categories
 
 
@@ -191,6 +191,105 @@ def test_image_folder_with_folders_as_splits(tmp_path):
     assert list(rows_of(tmp_path / "out", "validation")) == ["val/a.jpg", "val/b.jpg"]
 
 
+def write_lines(root, lines):
+    """A `metadata.jsonl` and its pictures, each of another colour."""
+    for number, line in enumerate(lines):
+        write_picture(root / line["file_name"], (number * 30, 90, 30))
+    (root / "metadata.jsonl").write_text("".join(json.dumps({"label": "cat", **line}) + "\n" for line in lines))
+    return root
+
+
+def test_folders_in_the_paths_are_the_splits(tmp_path):
+    """As `imagefolder` of `datasets` has it; only a picture in no such folder gets a drawn split."""
+    names = {
+        "train": ["train/0.png", "./Train/1.png", "pictures/training/2.png"],
+        "validation": ["validation/0.png", "valid/1.png", "VAL/2.png", "dev/3.png"],
+        "test": ["test/0.png", "pictures/Test/train/1.png", "testing/2.png"],
+    }
+    files = [{"file_name": name} for split in names for name in names[split]]
+    root = write_lines(tmp_path / "own", [*files, {"file_name": "test.png"}, {"file_name": "other/x.png"}])
+    counts = build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE)
+    assert {split: classes["cat"][0] for split, classes in counts.items()} == {"train": 5, "validation": 4, "test": 3}
+    assert list(rows_of(tmp_path / "out", "test")) == names["test"]
+    assert list(rows_of(tmp_path / "out", "validation")) == names["validation"]
+
+
+def test_split_of_a_line_and_of_its_folder(tmp_path):
+    lines = [{"file_name": "train/0.png", "split": "train"}, {"file_name": "valid/1.png", "split": "test"}]
+    root = write_lines(tmp_path / "own", lines)
+    message = r"line 2 \('valid/1.png'\): expected `split` to be 'validation', as the folder says, got 'test'"
+    with pytest.raises(ValueError, match=message):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+    assert set(build_dataset(ObjectMe, root, tmp_path / "out", on_error="skip")) == {"train"}
+
+
+@pytest.mark.parametrize("name", ["valid", "dev", "Val", "VALIDATION"])
+def test_folders_with_metadata_by_any_name_of_a_split(tmp_path, name):
+    make_image_folder(tmp_path / "own" / "train", number=2)
+    make_image_folder(tmp_path / "own" / name, number=3)
+    make_image_folder(tmp_path / "own" / "Test", number=1)
+    counts = build_dataset(ObjectMe, tmp_path / "own", tmp_path / "out")
+    numbers = {split: sum(number for number, *_ in classes.values()) for split, classes in counts.items()}
+    assert numbers == {"train": 2, "validation": 3, "test": 1}
+    assert list(rows_of(tmp_path / "out", "validation")) == [f"{name}/{key}.jpg" for key in "abc"]
+
+
+@pytest.mark.parametrize(
+    "name", ["extra/metadata.jsonl", "train/cats/metadata.jsonl", "metadata.csv", "val/metadata.parquet"]
+)
+@pytest.mark.parametrize("layout", ["image_folder", "coco"])
+def test_metadata_that_would_be_left_unread(tmp_path, name, layout):
+    root = make_coco(tmp_path / "own") if layout == "coco" else tmp_path / "own"
+    if layout == "image_folder":
+        make_image_folder(root / "train")
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("file_name,label\n")
+    message = (
+        f"own: expected metadata in metadata.jsonl of this folder .* got {path}, which would be left unread. Write"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_dataset(ObjectMe, root, tmp_path / "out", layout=layout, on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("textual_explanation", "textual_explanations"),
+        ("textualExplanations", "textual_explanations"),
+        ("rationale", "textual_explanations"),
+        ("Explanations", "textual_explanations"),
+        ("visual_explanation", "visual_explanation_file_name"),
+        ("visual_explanation_filename", "visual_explanation_file_name"),
+        ("mask", "visual_explanation_file_name"),
+        ("Split", "split"),
+        ("groups", "group"),
+        ("ID", "id"),
+    ],
+)
+def test_misspelt_keys(tmp_path, key, meant):
+    root = write_lines(tmp_path / "own", [{"file_name": "a.png"}, {"file_name": "b.png", key: ["x"]}])
+    message = rf"line 2: expected keys among .*, got '{key}'. Did you mean `{meant}`\?"
+    with pytest.raises(ValueError, match=message):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+
+
+def test_other_keys_are_not_refused(tmp_path):
+    """A key near one that the line has is another's."""
+    line = {"file_name": "a.png", "width": 40, "licence": "x", "label_id": 3, "title": "y", "textual_explanations": []}
+    root = write_lines(tmp_path / "own", [{**line, "rationale": "z", "file_name_original": "q", "task": "mark"}])
+    assert build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE) == {"train": {"cat": (1, 0, 0)}}
+
+
+@pytest.mark.parametrize("line", ['"label": "dog", "label": "cat"', '"label": "dog", "x": {"y": 1, "y": 2}'])
+def test_keys_that_come_twice(tmp_path, line):
+    root = make_image_folder(tmp_path / "own", number=2)
+    with open(root / "metadata.jsonl", "a") as file:
+        file.write(f'{{"file_name": "c.jpg", {line}}}\n')
+    with pytest.raises(ValueError, match="line 3: expected every key once, got the key '(label|y)' twice. Remove one"):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -354,6 +453,118 @@ AREAS = {
 }
 
 
+# Each pair would have the other label by sums of what lies off the picture of 40 x 30 or is counted twice.
+OFF = {"bbox": [30, 20, 500, 500]}  # 10 x 10 of it on the picture
+CORNER = {"segmentation": [[-30, -30, 20, -30, 20, 10, -30, 10]]}  # 20 x 10 of it
+COVERED = {
+    "box off the picture": ([{"bbox": [0, 0, 11, 10]}], [OFF]),
+    "box before the picture": ([{"bbox": [0, 0, 11, 10]}], [{"bbox": [-50, -50, 60, 60]}]),
+    "polygon off the picture": ([{"bbox": [0, 0, 21, 10]}], [CORNER]),
+    "the same boxes": ([{"bbox": [0, 0, 11, 10]}], [{"bbox": [5, 5, 10, 10]}] * 3),
+    "the same polygons": ([{"bbox": [0, 0, 21, 20]}], [POLYGONS] * 2),
+    "overlapping boxes": ([{"bbox": [0, 0, 12, 13]}], [{"bbox": [5, 5, 10, 10]}, {"bbox": [10, 5, 10, 10]}]),
+    "the same runs": ([{"bbox": [0, 0, 32, 32]}], [{"segmentation": {"size": [30, 40], "counts": [0, 800, 400]}}] * 2),
+    "parts of a pixel": ([{"bbox": [0, 0, 10.2, 10]}], [{"bbox": [0, 0, 10.1, 10]}]),
+    "polygons without points": ([{"segmentation": [[]], "bbox": [0, 0, 11, 10]}], [{"bbox": [0, 0, 10, 10]}]),
+    "runs without counts": (
+        [{"segmentation": {"size": [30, 40], "counts": []}, "bbox": [0, 0, 11, 10]}],
+        [{"bbox": [0, 0, 10, 10]}],
+    ),
+    "areas are summed": ([{"bbox": [0, 0, 9, 9], "area": 81}] * 2, [{"bbox": [0, 0, 10, 10], "area": 100}]),
+    "area and boxes": ([{"area": 60}, {"bbox": [0, 0, 9, 5]}], [{"bbox": [0, 0, 10, 10]}]),
+}
+
+
+@pytest.mark.parametrize("case", COVERED)
+def test_coco_category_that_covers_the_most_of_the_picture(tmp_path, case):
+    zebras, cats = COVERED[case]
+    root = make_areas(tmp_path / "own", {}, {})
+    path = root / "annotations" / "instances_all.json"
+    instances = [{"category_id": 9, **zebra} for zebra in zebras] + [{"category_id": 2, **cat} for cat in cats]
+    annotations = [{"id": number, "image_id": 5, **instance} for number, instance in enumerate(instances)]
+    write_json(path, {**json.loads(path.read_text()), "annotations": annotations})
+    assert build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE) == {"train": {"zebra": (1, 0, 0)}}
+
+
+def test_polygons_cover_the_pixels_whose_centre_they_hold():
+    square = polygon_mask([2, 1, 6, 1, 6, 4, 2, 4], 8, 5)
+    expected = np.zeros((5, 8), dtype=bool)
+    expected[1:4, 2:6] = True
+    np.testing.assert_array_equal(square, expected)
+    np.testing.assert_array_equal(polygon_mask([2, 4, 6, 4, 6, 1, 2, 1], 8, 5), expected)
+    triangle = polygon_mask([0, 0, 4, 0, 0, 4], 5, 4)
+    np.testing.assert_array_equal(triangle.sum(axis=1), [3, 2, 1, 0])
+    bow = polygon_mask([-9, -9, 90, -9, 90, 90, -9, 90], 8, 5)
+    assert bow.all() and not polygon_mask([-9, 0, -1, 0, -1, 5], 8, 5).any()
+
+
+@pytest.mark.parametrize("field", ["width", "height"])
+@pytest.mark.parametrize("explain", [True, False])
+def test_coco_sizes(tmp_path, field, explain):
+    root = make_coco(tmp_path / "own")
+    size = {"width": 40.0, "height": 30.0}
+    counts = build_dataset(ObjectMe, change_coco(root, size), tmp_path / "out", explain_category=explain)
+    assert counts == {"validation": {"dog": (1, explain, 0), "cat": (1, explain, 0)}}
+    for value in (40.5, "40", True, [40]):
+        change_coco(root, {field: value})
+        message = (
+            rf"instances_val2014.json: expected instances .*TypeError: a `{field}` of .*, which is no whole number"
+        )
+        with pytest.raises(ValueError, match=message):
+            build_dataset(ObjectMe, root, tmp_path / "out2", explain_category=explain)
+
+
+@pytest.mark.parametrize("size", [{"width": None}, {"height": 0}, {"width": 10**6, "height": 10**6}])
+def test_coco_pictures_without_a_size(tmp_path, size):
+    """Their masks cannot be brought to the picture; areas alone do not need it."""
+    root = make_areas(tmp_path / "own", {"bbox": [0, 0, 9, 9]}, {"bbox": [0, 0, 5, 5]})
+    path = root / "annotations" / "instances_all.json"
+    content = json.loads(path.read_text())
+    content["images"][0].update(size)
+    write_json(path, content)
+    with pytest.raises(ValueError, match="got nothing to measure. Add them and the picture's `width` and `height`"):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+    content["annotations"] = [{**entry, "area": 10 * entry["id"]} for entry in content["annotations"]]
+    write_json(path, content)
+    assert build_dataset(ObjectMe, root, tmp_path / "out", **WHOLE) == {"train": {"cat": (1, 0, 0)}}
+
+
+def test_coco_polygons_without_points_are_explained_by_the_box(tmp_path):
+    root = change_coco(make_coco(tmp_path / "own"), instance={"segmentation": [[]], "bbox": [2, 3, 10, 10]})
+    build_dataset(ObjectMe, root, tmp_path / "out", explain_category=True)
+    explanation = rows_of(tmp_path / "out", "validation")["images/val2014/000000000007.jpg"]["visual_explanation"]
+    expected = np.zeros((30, 40))
+    expected[3:13, 2:12] = expected[20:28, 30:35] = 1
+    np.testing.assert_array_equal(values_of(explanation), expected)
+
+
+def test_coco_folders_in_the_paths_are_the_splits(tmp_path):
+    root = make_coco(tmp_path / "own")
+    path = root / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    for image, folder in zip(content["images"], ("train", "Valid", "test"), strict=True):
+        image["file_name"] = f"{folder}/{image['id']}.jpg"
+        write_picture(root / "images" / image["file_name"], (image["id"] * 20, 0, 0))
+    path.unlink()
+    write_json(path.with_name("instances_all.json"), content)
+    counts = build_dataset(ObjectMe, root, tmp_path / "out")
+    assert {split: classes["dog"][0] + classes["cat"][0] for split, classes in counts.items()} == {
+        "train": 1,
+        "validation": 1,
+    }
+
+
+def test_coco_labels_keep_the_split_of_the_annotation_file(tmp_path):
+    root = make_coco(tmp_path / "own")
+    lines = [
+        {"file_name": f"images/val2014/{key:012d}.jpg", "label": "dog", "split": split}
+        for key, split in ((7, None), (8, "test"), (9, None))
+    ]
+    write_lines(root, lines)
+    counts = build_dataset(ObjectMe, root, tmp_path / "out", layout="coco")
+    assert counts == {"validation": {"dog": (2, 0, 0)}, "test": {"dog": (1, 0, 0)}}
+
+
 def make_areas(root, zebra, cat):
     """A picture of a zebra and a cat; the alphabet has the cat first."""
     write_picture(root / "images" / "a.jpg")
@@ -459,8 +670,8 @@ def test_coco_masks_of_the_category_that_a_label_names(tmp_path):
     with pytest.raises(ValueError, match="those of image_folder and coco. Choose one by `--layout`"):
         build_dataset(ObjectMe, root, tmp_path / "out")
     build_dataset(ObjectMe, root, tmp_path / "out", layout="coco", explain_category=True, **WHOLE)
-    rows = list(rows_of(tmp_path / "out", "train").values())
-    assert label_names(tmp_path / "out", "train") == ["cat", "dog", "zebra"]
+    rows = list(rows_of(tmp_path / "out", "validation").values())
+    assert label_names(tmp_path / "out", "validation") == ["cat", "dog", "zebra"]
     expected = np.zeros((30, 40))
     expected[:10, :5] = 1
     np.testing.assert_array_equal(values_of(rows[0]["visual_explanation"]), expected)

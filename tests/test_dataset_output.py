@@ -45,7 +45,7 @@ def test_full_folder_is_refused_and_replaced_on_demand(tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     (output / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="new or empty folder.*set `overwrite`"):
+    with pytest.raises(FileExistsError, match="new or empty folder.*set `overwrite` .`--overwrite`."):
         build_dataset(ObjectMe, "sample", output, sample_sizes=SMALL)
     assert (output / "mine.txt").read_text() == "keep"
     with pytest.raises(ValueError, match="expected a source folder"):
@@ -407,6 +407,8 @@ def test_card_is_read_back(tmp_path):
     assert card.data.license == "apache-2.0"
     assert "| running | 4 (1, 8) | 1 (1, 2) | 2 (2, 4) |" in card.text
     assert "2411.13053" in card.text
+    assert "in brackets the pictures with a visual explanation and the number of rationales, of which" in card.text
+    assert "| `group` | the group that the source puts the item in, else `None` |" in card.text
     info = load_dataset_builder(str(tmp_path / "action_me")).info
     assert {name: split.num_examples for name, split in info.splits.items()} == SMALL
     assert info.features["label"].names == ["running", "waving", "sitting", "lifting", "kicking"]

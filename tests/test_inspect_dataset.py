@@ -384,6 +384,7 @@ WARNINGS = {
     "zero_one_map": (set_map("a", grey(LEFT // 255)), "faint_maps", "train/a"),
     "full_zero_one_map": (set_map("a", grey(np.ones((4, 4), np.uint8))), "faint_maps", "train/a"),
     "deep_zero_one_map": (set_map("a", grey(LEFT.astype(np.uint16) // 255)), "faint_maps", "train/a"),
+    "class_numbers": (set_map("a", grey(LEFT // 17)), "faint_maps", "train/a"),
     "eight_bits_in_sixteen": (set_map("a", grey(LEFT.astype(np.uint16))), "faint_maps", "train/a"),
     "unlabelled": (unlabelled, "unlabelled_pictures", "test/e"),
 }
@@ -413,7 +414,7 @@ def test_every_warning_has_a_case():
 def test_nothing_to_warn_of(tmp_path, inspect):
     def change(items, splits):
         items["a"]["visual_explanation"]["bytes"] = grey(np.uint8([[99, 200]]))  # just below half of its maximum
-        items["b"]["visual_explanation"]["bytes"] = grey(np.uint8([[0, 2]]))  # just above what is faint
+        items["b"]["visual_explanation"]["bytes"] = grey(np.uint8([[0, 16]]))  # just above what is faint
         items["c"]["textual_explanations"] = ["Catalogue, dogma, hotdog, cats."]  # other words, and its own class
 
     summary, _, _ = inspect(write_clean(tmp_path, change))
@@ -548,6 +549,8 @@ def test_histograms(tmp_path):
     assert "words (last bar: 9 or more)" in page.texts
     page = Page(_histogram(np.array([0.0, 51, 100]), "area", "%", "maps", limit=100))
     counts = dict(text.split(": ") for text in page.texts if ": " in text)
+    ticks = [text for text in Page(_histogram(np.zeros(10), "area", "%", "maps", limit=100)).texts if text.isdigit()]
+    assert ticks[:3] == ["0", "5", "10"]
     assert len(counts) == 20 and {span for span, count in counts.items() if count == "1"} == {
         *("0 to 5%", "50 to 55%", "95 to 100%")
     }

@@ -77,7 +77,7 @@ def histogram(counts, step, label, unit, count_label, open_end=False):
     """
     left, right, top, bottom, width, height = 64, 616, 14, 200, 640, 250
     bar, tallest = (right - left) / len(counts), max(counts)
-    count_step = max(nice_step(tallest, 4), 1)
+    count_step = max(nice_step(tallest, 4, (1, 2, 5)), 1)
     every = math.ceil(len(counts) / 10)
 
     def y(count):

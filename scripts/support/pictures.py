@@ -81,11 +81,6 @@ def mask_array(mask):
     return np.asarray(mask, dtype=np.float32) / (65535 if mask.mode.startswith("I") else 255)
 
 
-def is_faint(values):
-    """Whether a map in [0, 1] shows something but nothing above 1 of 255, as do masks that are stored as 0 and 1."""
-    return bool(0 < values.max() < 1.5 / 255)
-
-
 def item_html(row, prediction, kind="item", note=""):
     """
     One item of a page.
