@@ -28,6 +28,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from transformers import CLIPConfig, PreTrainedConfig
+from transformers.utils import cached_file
 
 from compare_evaluations import write_comparison
 from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
@@ -140,8 +141,15 @@ def evaluate(arguments, name, dataset):
     scorers = {"saliency": lambda items, places, pixel_values: saliency_scores(items, places, dataset)}
     if baseline:
         scorers["faithfulness"] = partial(faithfulness_scores, model=model, baseline=baseline, batch_size=batch_size)
-    items, parts = predict(model, processor, dataset, batch_size, arguments.max_new_tokens, arguments.seed, scorers)
+    not_scored = why_not_scored(name)
+    if not_scored and state.is_main_process:
+        print_anywhere(f"{name}: rationales are not scored: {not_scored}")
+    items, parts = predict(
+        *(model, processor, dataset, batch_size, arguments.max_new_tokens, arguments.seed, scorers),
+        writes=not_scored is None,
+    )
     scores = {part: joined(items, f"{part}.", found) for part, found in parts.items()}
+    scores["not_scored"] = not_scored
     if baseline and state.is_main_process:
         check = sanity_check(items, dataset, model, processor, batch_size)
         scores["faithfulness"] = {"baseline": baseline, **scores["faithfulness"], "sanity_check": check}
@@ -152,6 +160,19 @@ def evaluate(arguments, name, dataset):
         "scores": scores,
         "facts": card_facts(name, model, processor),
     }
+
+
+def why_not_scored(name):
+    """Why the rationales of a model are not scored, if `train_megl.py` recorded that it taught none; or `None`."""
+    path = cached_file(
+        name,
+        "training_settings.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None or json.loads(Path(path).read_text(encoding="utf-8")).get("text_loss_weight") != 0:
+        return None
+    return "the language model was not trained, as `text_loss_weight` is 0 in training_settings.json"
 
 
 def write_evaluation(arguments, run, folder):
@@ -168,7 +189,8 @@ def write_evaluation(arguments, run, folder):
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     with open(folder / "predictions.jsonl", "w", encoding="utf-8") as lines:
         for item in items:
-            lines.write(json.dumps({**item, "saliency": item["saliency"].round(4).tolist()}) + "\n")
+            line = {**item, "saliency": item["saliency"].round(4).tolist()}
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
     write_report(folder / "index.html", dataset, items, metrics, arguments.examples)
     write_sheet(folder / "examples.png", dataset, items)
     write_card(folder / "model_card.md", run["facts"], metrics, arguments.dataset_id)
