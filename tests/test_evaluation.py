@@ -732,6 +732,39 @@ def test_groups_of_any_name_are_counted():
     ]
 
 
+def test_a_split_with_blank_groups_and_names_in_any_script(evaluated, run, tmp_path):
+    _, _, dataset = load(evaluated)
+    groups = ["", "accuracy", None, "猫", "accuracy", "", "猫", "accuracy", ""]
+    rows = [{**row, "group": group, "id": f"ö{row['id']}"} for row, group in zip(dataset, groups, strict=True)]
+    (tmp_path / "table").mkdir()
+    Dataset.from_list(rows, features=dataset.features).to_parquet(tmp_path / "table" / "test.parquet")
+    common = ("--model", evaluated / "model0", "--resamples", 5, "--max_new_tokens", 1)
+    run("evaluate_megl", *common, "--dataset", tmp_path / "table", "--output", tmp_path / "out")
+    metrics, items = read(tmp_path / "out")
+    assert metrics["n_by_group"] == {"accuracy": 3, "猫": 2} and metrics["n"] == {"accuracy": 9, "猫": 2}
+    assert set(metrics["accuracy_by_group"]) == {"accuracy", "猫"} and items[0]["group"] is None
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert f'"id": "ö{dataset[3]["id"]}", "group": "猫"' in lines[3]
+
+
+def test_the_report_counts_the_maps_that_it_shows():
+    rows = [("a", "x", 0.5), ("a", "x", None), ("a", "y", None), ("b", None, 0.25), ("b", "x", None)]
+    items = [make_item(i, label, "a", group, saliency__iou=iou) for i, (label, group, iou) in enumerate(rows)]
+    items = [item | {"score": 1} for item in items]
+    metrics = {**scores.classification_scores(items), "confusion": scores.confusion(items, ["a", "b"])}
+    page = report._classes(items, {**metrics, "intervals": {}})
+    charted = {
+        title: re.findall(r"n = (\d+)", page.split(f"<h3>{title}</h3>")[1].split("<h3>")[0])
+        for title in ("Accuracy by class", "IoU of the maps by class", "Accuracy by group", "IoU of the maps by group")
+    }
+    assert {title: sorted(map(int, counts)) for title, counts in charted.items()} == {
+        "Accuracy by class": [2, 3],
+        "IoU of the maps by class": [1, 1],
+        "Accuracy by group": [1, 3],
+        "IoU of the maps by group": [0, 1],
+    }
+
+
 def test_rationales_of_an_untrained_language_model_are_not_scored(evaluated, run, own_model, tmp_path, capsys):
     (own_model / "training_settings.json").write_text('{"text_loss_weight": 0.0}')
     metrics = evaluate_own(run, evaluated, own_model, tmp_path / "out")
