@@ -28,7 +28,6 @@ import torch
 import yaml
 from accelerate import PartialState
 from transformers import CLIPConfig, PreTrainedConfig
-from transformers.utils import cached_file
 
 from compare_evaluations import write_comparison
 from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
@@ -36,7 +35,7 @@ from modeling_megl.training_megl import check_labels
 from support.card import card_facts, update_card, write_card
 from support.output_folder import check_new, new_folder
 from support.pictures import write_sheet
-from support.predictions import predict
+from support.predictions import predict, why_untaught
 from support.report import interval_head, interval_text, write_report
 from support.scores import (
     at,
@@ -141,7 +140,7 @@ def evaluate(arguments, name, dataset):
     scorers = {"saliency": lambda items, places, pixel_values: saliency_scores(items, places, dataset)}
     if baseline:
         scorers["faithfulness"] = partial(faithfulness_scores, model=model, baseline=baseline, batch_size=batch_size)
-    not_scored = why_not_scored(name)
+    not_scored = why_untaught(name)
     if not_scored and state.is_main_process:
         print_anywhere(f"{name}: rationales are not scored: {not_scored}")
     items, parts = predict(
@@ -160,19 +159,6 @@ def evaluate(arguments, name, dataset):
         "scores": scores,
         "facts": card_facts(name, model, processor),
     }
-
-
-def why_not_scored(name):
-    """Why the rationales of a model are not scored, if `train_megl.py` recorded that it taught none; or `None`."""
-    path = cached_file(
-        name,
-        "training_settings.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None or json.loads(Path(path).read_text(encoding="utf-8")).get("text_loss_weight") != 0:
-        return None
-    return "the language model was not trained, as `text_loss_weight` is 0 in training_settings.json"
 
 
 def write_evaluation(arguments, run, folder):

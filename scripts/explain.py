@@ -24,6 +24,7 @@ from tqdm import tqdm
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from support.output_folder import check_new, new_folder
 from support.pictures import font, overlay, wrapped
+from support.predictions import why_untaught
 from support.terminal import one_line, print_anywhere
 
 
@@ -110,29 +111,33 @@ def draw(image, explanation):
 
 
 @torch.no_grad()
-def answers(model, processor, prepared, target, foil):
-    """The explanations of prepared pictures, with the names of the predicted class, of `target` and of `foil`."""
+def answers(model, processor, prepared, target, foil, writes):
+    """The explanations of prepared pictures, with the names of the predicted class, of `target` and `foil`."""
     if not prepared:
         return []
     pixel_values = torch.cat([pixels for pixels, _ in prepared]).to(model.device, model.dtype)
-    explained = model.explain_pixels(pixel_values, processor, target, foil)
+    options = {} if writes else {"max_new_tokens": 1}
+    explained = model.explain_pixels(pixel_values, processor, target, foil, **options)
     found = model.read_explanations(explained, [(image.height, image.width) for _, image in prepared], processor)
     predicted = explained["labels"]
     if target is not None:
         predicted = model(pixel_values, output_saliency=False).logits.argmax(dim=-1)
     names = model.config.id2label
-    asked = {"target": names.get(target), "foil": names.get(foil)}
+    asked = {"target": names.get(target), "foil": names.get(foil)} | ({} if writes else {"rationale": ""})
     return [{**one, "prediction": names[label], **asked} for one, label in zip(found, predicted.tolist(), strict=True)]
 
 
 def explain(arguments, pictures, places, model, processor, folder):
     """Explain the pictures at these places, as far as they can be decoded, into the folder."""
     target, foil = (class_id(getattr(arguments, name), name, model.config) for name in ("target", "foil"))
+    untaught = why_untaught(arguments.model)
+    if untaught:
+        print(f"explain: rationales are left empty: {untaught}", file=sys.stderr)
     with open(folder / "explanations.jsonl", "w", encoding="utf-8") as lines:
         for start in tqdm(range(0, len(places), arguments.batch_size)):
             chosen = places[start : start + arguments.batch_size]
             read = pictures.read(chosen, partial(prepare, processor=processor))
-            explanations = answers(model, processor, [prepared for _, prepared in read], target, foil)
+            explanations = answers(model, processor, [prepared for _, prepared in read], target, foil, not untaught)
             for (place, (_, image)), explanation in zip(read, explanations, strict=True):
                 path = shown(arguments.images[place])
                 # Numbered, as pictures of two folders may share a name; not longer than file systems take.

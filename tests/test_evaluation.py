@@ -765,7 +765,14 @@ def test_the_report_counts_the_maps_that_it_shows():
     }
 
 
-def test_rationales_of_an_untrained_language_model_are_not_scored(evaluated, run, own_model, tmp_path, capsys):
+def test_rationales_of_an_untrained_language_model_are_not_scored(
+    evaluated,
+    run,
+    own_model,
+    tmp_path,
+    capsys,
+    clip_workplace,  # noqa: F811
+):
     (own_model / "training_settings.json").write_text('{"text_loss_weight": 0.0}')
     metrics = evaluate_own(run, evaluated, own_model, tmp_path / "out")
     words = "rationales are not scored: the language model was not trained, as `text_loss_weight` is 0 in training_set"
@@ -782,6 +789,12 @@ def test_rationales_of_an_untrained_language_model_are_not_scored(evaluated, run
     assert not {"bleu", "rouge", "cider", "place_accuracy"} & {one.metric_type for one in written.data.eval_results}
     for text in (written.content, (tmp_path / "out" / "index.html").read_text(encoding="utf-8")):
         assert text.lower().count(words) == 1
+    models = ("--model", evaluated / "model0", own_model, "--dataset", evaluated / "object_me", "--max_new_tokens", 2)
+    run("evaluate_megl", *models, "--resamples", 5, "--output", tmp_path / "both", "--clip", clip_workplace / CLIP)
+    rows = (tmp_path / "both" / "comparison.md").read_text(encoding="utf-8").splitlines()
+    row = next(row for row in rows if row.startswith("| rationale ROUGE-L |"))
+    assert row.endswith(" | - | 9 |") and not row.startswith("| rationale ROUGE-L | - ")
+    assert read(tmp_path / "both" / "2-own")[0]["clip_score"] is None
     (own_model / "training_settings.json").write_text('{"text_loss_weight": 0.5}')
     assert evaluate_own(run, evaluated, own_model, tmp_path / "taught")["rationale"]["n"] == 9
 

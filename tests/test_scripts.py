@@ -469,6 +469,17 @@ def test_no_more_than_one_picture_is_decoded_at_a_time(run, untrained, tmp_path,
     assert sorted(set(batches)) == [3, 4]
 
 
+def test_an_untrained_language_model_explains_without_words(run, untrained, tmp_path, capsys):
+    picture = ROOT / "docs" / "example.png"
+    run("explain", "--model", untrained, picture, "--output", tmp_path / "0")
+    assert json.loads((tmp_path / "0" / "explanations.jsonl").read_text(encoding="utf-8"))["rationale"]
+    capsys.readouterr()
+    (untrained / "training_settings.json").write_text('{"text_loss_weight": 0}')
+    run("explain", "--model", untrained, picture, "--output", tmp_path / "1")
+    assert json.loads((tmp_path / "1" / "explanations.jsonl").read_text(encoding="utf-8"))["rationale"] == ""
+    assert "explain: rationales are left empty: the language model was not trained, as" in capsys.readouterr().err
+
+
 def test_what_was_asked_for_is_said_with_the_explanation(run, untrained, tmp_path):
     import explain  # `run` has put the scripts on the path
 

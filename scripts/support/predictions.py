@@ -4,6 +4,7 @@ Under `torchrun` the processes take turns at the batches; what they find is then
 as in one process. One picture of the data set is in memory at a time, besides the small ones of a batch.
 """
 
+import json
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Image
 from tqdm import tqdm
+from transformers.utils import cached_file
 
 from .pictures import read_row
 
@@ -53,6 +55,19 @@ def predict(model, processor, dataset, batch_size=32, max_new_tokens=40, seed=0,
     if writes:
         _write_without_evidence(model, processor, items, batch_size, max_new_tokens)
     return items, {name: [batch["parts"][name] for batch in batches] for name in scorers or {}}
+
+
+def why_untaught(name):
+    """Why what a model writes is noise, where `train_megl.py` recorded that it did not teach it; or `None`."""
+    path = cached_file(
+        name,
+        "training_settings.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None or json.loads(Path(path).read_text(encoding="utf-8")).get("text_loss_weight") != 0:
+        return None
+    return "the language model was not trained, as `text_loss_weight` is 0 in training_settings.json"
 
 
 def _own_batches(count, batch_size, description):
