@@ -428,11 +428,7 @@ def _load_image(image, where):
             "array of 8-bit values."
         )
     name = f"{where} ({image.filename})" if getattr(image, "filename", None) else where
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{name} must be a picture of at most {Image.MAX_IMAGE_PIXELS:,} pixels, got {image.width} x "
-            f"{image.height}: store it smaller."
-        )
+    _check_size(image, name, "picture")
     if image.mode.startswith(("I", "F")):
         raise ValueError(
             f"{name} must be a picture of 8 bits a channel, got mode {image.mode}: convert it, since nobody but you "
@@ -445,6 +441,14 @@ def _load_image(image, where):
         raise ValueError(f"{name} must be a whole picture, but does not decode ({_first_line(error)}).") from error
 
 
+def _check_size(image, name, kind):
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{name} must be a {kind} of at most {Image.MAX_IMAGE_PIXELS:,} pixels, got {image.width} x "
+            f"{image.height}: store it smaller."
+        )
+
+
 def _check_still(image, name):
     # A camera's MPO holds the picture and copies of it, or its other eye.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
@@ -452,26 +456,50 @@ def _check_still(image, name):
         raise ValueError(f"{name} must be a still picture, got {frames} frames: store the one that the label is of.")
 
 
-def _mask_image(mask, image, index):
-    """A visual explanation as an 8-bit RGB image, which any image processor takes."""
-    where = f"`visual_explanations[{index}]`"
+def read_mask(mask, image_size, where):
+    """
+    A visual explanation as it counts in training and evaluation alike.
+
+    Args:
+        mask (`PIL.Image.Image`): Of 1, 8 or 16 bits of grey, of floats in [0, 1], or of colours, of which it is the
+            mean times the opacity.
+        image_size (`tuple[int, int]`): Width and height of its upright image.
+        where (`str`): What an error names.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`, float32 in [0, 1], upright.
+
+    Raises:
+        `ValueError`: where it is no picture, has several frames or more than `PIL.Image.MAX_IMAGE_PIXELS`, is not of
+            its image's aspect ratio, does not decode, or has values of which it is not known which stands for 1.
+    """
     if not isinstance(mask, Image.Image):
         raise ValueError(f"{where} must be a `PIL.Image.Image` or `None`, got {type(mask).__name__}.")
+    _check_size(mask, where, "mask")
     _check_still(mask, where)
-    mask = ImageOps.exif_transpose(mask)
+    try:
+        mask = ImageOps.exif_transpose(mask)
+        mask.load()
+    except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
+        raise ValueError(f"{where} must be a whole picture, but does not decode ({_first_line(error)}).") from error
+    width, height = image_size
     # Rounding to whole cells moves the ratio of a coarse mask by up to half a cell on each side.
     tolerance = 0.02 + 0.5 / min(mask.size)
-    if abs(mask.width / mask.height * image.height / image.width - 1) > tolerance:
+    if abs(mask.width / mask.height * height / width - 1) > tolerance:
         raise ValueError(
-            f"{where} is {mask.width} x {mask.height}, which is not the aspect ratio of its image of {image.width} x "
-            f"{image.height} pixels: a mask must cover the whole image."
+            f"{where} is {mask.width} x {mask.height}, which is not the aspect ratio of its image of {width} x "
+            f"{height} pixels: a mask must cover the whole image."
         )
     if mask.mode == "1":
-        return mask.convert("RGB")
+        return np.asarray(mask).astype(np.float32)
     values, top = _mask_values(mask, where)
-    if mask.mode != "L":
-        mask = Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
-    return mask.convert("RGB")
+    return values.astype(np.float32).clip(0, top) / np.float32(top)
+
+
+def _mask_image(mask, image, index):
+    """A visual explanation as an 8-bit RGB image, which any image processor takes."""
+    values = read_mask(mask, image.size, f"`visual_explanations[{index}]`")
+    return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
 
 
 def _mask_values(mask, where):
@@ -479,8 +507,8 @@ def _mask_values(mask, where):
     if mask.mode in ("L", "F") or mask.mode.startswith("I"):
         values = np.asarray(mask)
     else:  # the mean of the colours, times the opacity
-        colours = np.asarray(mask.convert("RGBA")).astype(np.float64)
-        values = colours[..., :3].mean(axis=2) * colours[..., 3] / 255
+        colours = np.asarray(mask.convert("RGBA"))
+        values = colours[..., :3].mean(axis=2, dtype=np.float32) * (colours[..., 3] / np.float32(255))
     least, most = float(values.min()), float(values.max())
     # 16 bits where 8 do not suffice.
     top = 1 if mask.mode == "F" else 255 if most <= 255 else 65535

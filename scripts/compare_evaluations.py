@@ -17,7 +17,7 @@ from pathlib import Path
 from support.bootstrap import LEVEL, paired_tests
 from support.output_folder import new_folder
 from support.report import interval_text
-from support.scores import at, headlines
+from support.scores import at, count_of, headlines
 from support.terminal import one_line, print_anywhere
 
 
@@ -97,7 +97,11 @@ def compare(runs, resamples, seed):
         "bootstrap": {"level": LEVEL, "resamples": resamples, "seed": seed},
         "runs": {
             name: {
-                ".".join(path): {"value": value, "interval": at(metrics["intervals"], path)}
+                ".".join(path): {
+                    "value": value,
+                    "interval": at(metrics["intervals"], path),
+                    "n": count_of(metrics, path),
+                }
                 for path, _, value in headlines(metrics)
             }
             for name, (metrics, _) in runs.items()
@@ -116,10 +120,10 @@ def markdown(runs, comparison):
         words |= {".".join(path): name.strip() for path, name, _ in headlines(metrics)}
     baseline, level = comparison["baseline"], f"{comparison['bootstrap']['level']:.0%}"
     names = [_cell(name) for name in runs]
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    lines = [f"| | {' | '.join(names)} | images |", f"|---|{'---|' * len(names)}---|"]
     for key, name in words.items():
         cells = [_figure(key, found, comparison["tests"].get(run)) for run, found in comparison["runs"].items()]
-        lines.append(f"| {_cell(name)} | {' | '.join(cells)} |")
+        lines.append(f"| {_cell(name)} | {' | '.join(cells)} | {_count(key, comparison['runs'])} |")
     lines += [
         "",
         f"In brackets: {level} bootstrap interval over the images. \\* differs from {_cell(baseline)}, p < 0.05:",
@@ -144,6 +148,13 @@ def _figure(key, figures, tests):
     ends = interval_text(figures[key]["interval"], " ({:.3f}, {:.3f})")
     star = "\\*" if tests and key in tests and tests[key]["p"] < 0.05 else ""
     return f"{figures[key]['value']:.3f}{star}{ends}"
+
+
+def _count(key, runs):
+    """How many images a figure is of; the least and the greatest where the runs differ."""
+    counts = [figures[key]["n"] for figures in runs.values() if key in figures]
+    least, greatest = min(counts), max(counts)
+    return f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
 
 
 def _cell(name):

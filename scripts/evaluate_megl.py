@@ -35,7 +35,7 @@ from modeling_megl.training_megl import check_labels
 from support.card import card_facts, update_card, write_card
 from support.output_folder import check_new, new_folder
 from support.pictures import write_sheet
-from support.predictions import predict
+from support.predictions import predict, why_untaught
 from support.report import interval_head, interval_text, write_report
 from support.scores import (
     at,
@@ -140,8 +140,15 @@ def evaluate(arguments, name, dataset):
     scorers = {"saliency": lambda items, places, pixel_values: saliency_scores(items, places, dataset)}
     if baseline:
         scorers["faithfulness"] = partial(faithfulness_scores, model=model, baseline=baseline, batch_size=batch_size)
-    items, parts = predict(model, processor, dataset, batch_size, arguments.max_new_tokens, arguments.seed, scorers)
+    not_scored = why_untaught(name)
+    if not_scored and state.is_main_process:
+        print_anywhere(f"{name}: rationales are not scored: {not_scored}")
+    items, parts = predict(
+        *(model, processor, dataset, batch_size, arguments.max_new_tokens, arguments.seed, scorers),
+        writes=not_scored is None,
+    )
     scores = {part: joined(items, f"{part}.", found) for part, found in parts.items()}
+    scores["not_scored"] = not_scored
     if baseline and state.is_main_process:
         check = sanity_check(items, dataset, model, processor, batch_size)
         scores["faithfulness"] = {"baseline": baseline, **scores["faithfulness"], "sanity_check": check}
@@ -168,7 +175,8 @@ def write_evaluation(arguments, run, folder):
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     with open(folder / "predictions.jsonl", "w", encoding="utf-8") as lines:
         for item in items:
-            lines.write(json.dumps({**item, "saliency": item["saliency"].round(4).tolist()}) + "\n")
+            line = {**item, "saliency": item["saliency"].round(4).tolist()}
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
     write_report(folder / "index.html", dataset, items, metrics, arguments.examples)
     write_sheet(folder / "examples.png", dataset, items)
     write_card(folder / "model_card.md", run["facts"], metrics, arguments.dataset_id)

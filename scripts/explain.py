@@ -5,25 +5,30 @@ python scripts/explain.py --model megl-trained picture.png another.jpg --output 
 python scripts/explain.py --model megl-trained picture.png --target house --foil tree --output why-house-not-tree
 ```
 
-A file that is no picture is reported and costs no other: the rest is explained, and the exit status is 1.
+With `--target` the label is that class and the score its probability; `prediction` is the predicted class. A file
+that is no picture is reported and costs no other: the rest is explained, and the exit status is 1. Texts in a script
+that no installed font has are boxes in the PNG; the JSON has them.
 """
 
 import argparse
 import json
 import os
 import sys
-import textwrap
 from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from support.output_folder import check_new, new_folder
-from support.pictures import overlay
+from support.pictures import font, overlay, wrapped
+from support.predictions import why_untaught
 from support.terminal import one_line, print_anywhere
+
+
+RECORDED = ("label", "score", "rationale", "prediction", "target", "foil")
 
 
 def parse_arguments():
@@ -84,43 +89,61 @@ def prepare(image, processor):
     return processor(images=[image])["pixel_values"], image.resize(size, Image.Resampling.LANCZOS)
 
 
+def headline(explanation):
+    """What the explanation is of: the prediction, or a class that was asked for, and its probability."""
+    label, score = explanation["label"], f"{explanation['score']:.0%}"
+    if explanation["target"] is None and explanation["foil"] is None:
+        return f"{label} {score}"
+    rest = "" if explanation["foil"] is None else f" rather than {explanation['foil']}"
+    return f"why {label} ({score}){rest}"
+
+
 def draw(image, explanation):
     """Picture and overlay side by side, with label, probability and rationale beneath."""
     size = image.size
-    font = ImageFont.load_default(size=16)
-    lines = [f"{explanation['label']}  {explanation['score']:.0%}"]
-    lines += textwrap.wrap(explanation["rationale"], width=max(2 * size[0] // 9, 20))
+    width = max(2 * size[0], 180)
+    lines = wrapped(headline(explanation), width, 16) + wrapped(explanation["rationale"], width, 16)
     canvas = Image.new("RGB", (2 * size[0] + 24, size[1] + 24 + 22 * len(lines)), "white")
     canvas.paste(image, (8, 8))
     canvas.paste(overlay(image, explanation["saliency"]), (size[0] + 16, 8))
-    ImageDraw.Draw(canvas).text((8, size[1] + 14), "\n".join(lines), fill="black", font=font, spacing=4)
+    ImageDraw.Draw(canvas).text((8, size[1] + 14), "\n".join(lines), fill="black", font=font(16), spacing=4)
     return canvas
 
 
 @torch.no_grad()
-def answers(model, processor, prepared, target, foil):
-    """The explanations of prepared pictures."""
+def answers(model, processor, prepared, target, foil, writes):
+    """The explanations of prepared pictures, with the names of the predicted class, of `target` and `foil`."""
     if not prepared:
         return []
     pixel_values = torch.cat([pixels for pixels, _ in prepared]).to(model.device, model.dtype)
-    explained = model.explain_pixels(pixel_values, processor, target, foil)
-    return model.read_explanations(explained, [(image.height, image.width) for _, image in prepared], processor)
+    options = {} if writes else {"max_new_tokens": 1}
+    explained = model.explain_pixels(pixel_values, processor, target, foil, **options)
+    found = model.read_explanations(explained, [(image.height, image.width) for _, image in prepared], processor)
+    predicted = explained["labels"]
+    if target is not None:
+        predicted = model(pixel_values, output_saliency=False).logits.argmax(dim=-1)
+    names = model.config.id2label
+    asked = {"target": names.get(target), "foil": names.get(foil)} | ({} if writes else {"rationale": ""})
+    return [{**one, "prediction": names[label], **asked} for one, label in zip(found, predicted.tolist(), strict=True)]
 
 
 def explain(arguments, pictures, places, model, processor, folder):
     """Explain the pictures at these places, as far as they can be decoded, into the folder."""
     target, foil = (class_id(getattr(arguments, name), name, model.config) for name in ("target", "foil"))
+    untaught = why_untaught(arguments.model)
+    if untaught:
+        print(f"explain: rationales are left empty: {untaught}", file=sys.stderr)
     with open(folder / "explanations.jsonl", "w", encoding="utf-8") as lines:
         for start in tqdm(range(0, len(places), arguments.batch_size)):
             chosen = places[start : start + arguments.batch_size]
             read = pictures.read(chosen, partial(prepare, processor=processor))
-            explanations = answers(model, processor, [prepared for _, prepared in read], target, foil)
+            explanations = answers(model, processor, [prepared for _, prepared in read], target, foil, not untaught)
             for (place, (_, image)), explanation in zip(read, explanations, strict=True):
                 path = shown(arguments.images[place])
                 # Numbered, as pictures of two folders may share a name; not longer than file systems take.
                 picture = f"{place:04d}_{Path(path).stem[:50]}.png"
                 draw(image, explanation).save(folder / os.fsdecode(picture.encode()))  # UTF-8 in any locale
-                record = {key: explanation[key] for key in ("label", "score", "rationale")}
+                record = {key: explanation[key] for key in RECORDED}
                 line = json.dumps({"image": path, "picture": picture, **record}, ensure_ascii=False)
                 lines.write(line + "\n")
                 print_anywhere(line)

@@ -279,6 +279,8 @@ def test_report_shows_the_right_items_escaped(nasty_report):
     assert page.count('class="item"') == 3 and page.count('class="item case"') == 6
     assert page.count('src="data:image/jpeg') == 3 * 9 and "http" not in page.split("</style>")[1]
     assert f"{metrics['saliency']['iou']:.3f}" in section(page, "Figures")
+    row = next(row for row in section(page, "Figures").split("<tr>") if "map IoU" in row)
+    assert row.rstrip("\n").removesuffix("</table>").strip().endswith("<td>4</td></tr>")
     pairs = metrics["label_and_map"]
     assert pairs == dict.fromkeys(pairs, 1)
 
@@ -427,7 +429,7 @@ def test_several_models_are_compared_as_saved_evaluations_are(evaluated, run, tm
 
 def test_markdown_marks_what_differs():
     def figures(value):
-        return {"accuracy": {"value": value, "interval": [value - 0.1, value + 0.1]}}
+        return {"accuracy": {"value": value, "interval": [value - 0.1, value + 0.1], "n": round(1200 * value)}}
 
     test = {"difference": 0.25, "interval": [0.1, 0.4], "p": 0.01}
     comparison = {"baseline": "a|b", "bootstrap": {"level": 0.95, "resamples": 10}}
@@ -435,9 +437,9 @@ def test_markdown_marks_what_differs():
     runs = {name: ({"accuracy": 0.5}, []) for name in comparison["runs"]}
     lines = compare_evaluations.markdown(runs, comparison).splitlines()
     assert lines[:3] == [
-        "| | a\\|b | c |",
-        "|---|---|---|",
-        "| accuracy | 0.500 (0.400, 0.600) | 0.750\\* (0.650, 0.850) |",
+        "| | a\\|b | c | images |",
+        "|---|---|---|---|",
+        "| accuracy | 0.500 (0.400, 0.600) | 0.750\\* (0.650, 0.850) | 600 to 900 |",
     ]
     assert lines[-1] == "| accuracy | +0.250 | +0.100 to +0.400 | 0.01 |"
 
@@ -572,7 +574,7 @@ def test_masks_are_scored_as_all_at_once(evaluated, monkeypatch):
     assert len(given) > 1
     direct = scores.load("saliency").compute(
         predictions=[items[place]["saliency"] for place in given],
-        references=[pictures.mask_array(dataset[place]["visual_explanation"]) for place in given],
+        references=[pictures.human_map(dataset[place]) for place in given],
     )
     assert metrics["saliency"] == pytest.approx(direct, abs=1e-3)  # the saved maps are rounded
     sizes, compute = [], scores._score_maps
@@ -583,6 +585,247 @@ def test_masks_are_scored_as_all_at_once(evaluated, monkeypatch):
         monkeypatch.setattr(scores, "PIXELS_AT_ONCE", pixels)
         assert scores.saliency_scores(arrays, range(9), dataset) == pytest.approx(direct)
         assert sizes == expected
+
+
+# masks of any kind
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+INSIDE = np.zeros((40, 60), np.uint8)
+INSIDE[4:16, 6:30] = 255
+
+
+def of_palette(values):
+    image = Image.fromarray((values > 0).astype(np.uint8), "P")
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    return image
+
+
+def masked_rows(stored):
+    """A data set of one picture with a mask, as it is stored, and its item."""
+    row = {"id": "x", "image": encoded(Image.new("RGB", (60, 40))), "label": 0, "visual_explanation": stored}
+    dataset = Dataset.from_list([row | {"textual_explanations": [], "group": None}], features=features(["a"]))
+    saliency = np.random.default_rng(0).random((8, 8), dtype=np.float32)
+    return dataset, {**make_item(0), "saliency": saliency, "score": 0.5, "rationale": ""}
+
+
+SAME_MASKS = {
+    "grey": encoded(Image.fromarray(INSIDE)),
+    "1 bit": encoded(Image.fromarray(INSIDE > 0)),
+    "palette": encoded(of_palette(INSIDE)),
+    "16 bits to 255": encoded(Image.fromarray(INSIDE.astype(np.uint16))),
+    "16 bits": encoded(Image.fromarray(INSIDE.astype(np.uint16) * 257)),
+    "32 bits": encoded(Image.fromarray(INSIDE.astype(np.int32)), "TIFF"),
+    "floats": encoded(Image.fromarray(INSIDE / np.float32(255)), "TIFF"),
+    "RGB": encoded(Image.fromarray(INSIDE).convert("RGB")),
+    "RGBA": encoded(Image.fromarray(INSIDE).convert("RGBA")),
+    "LA": encoded(Image.fromarray(INSIDE).convert("LA")),
+}
+
+
+@pytest.mark.parametrize("kind", SAME_MASKS)
+def test_a_mask_is_scored_as_training_reads_it_whatever_it_is_stored_as(kind):
+    dataset, item = masked_rows(SAME_MASKS[kind])
+    direct = scores.load("saliency").compute(predictions=[item["saliency"]], references=[INSIDE / 255])
+    assert direct["n"] == 1 and scores.saliency_scores([item], [0], dataset) == pytest.approx(direct)
+    expected = pictures.overlay(Image.new("RGB", (60, 40)), INSIDE / 255)
+    shown = pictures._pictures(dataset[0], item)
+    assert shown[1][1] == "human map" and shown[1][0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    "stored, message",
+    [
+        (
+            encoded(Image.fromarray(INSIDE // 255)),
+            "must be an integer visual explanation in 0..255, got one with 0 and 1",
+        ),
+        (
+            encoded(Image.fromarray((INSIDE // 255).astype(np.uint16))),
+            "must be an integer .* in 0..255, got one with 0 and 1 only",
+        ),
+        (
+            encoded(Image.fromarray((INSIDE // 255).astype(np.int32)), "TIFF"),
+            "must be an integer .* in 0..255, got one with 0 and 1 only",
+        ),
+        (
+            encoded(Image.fromarray(INSIDE.astype(np.float32)), "TIFF"),
+            "of mode F must have values in 0..1, got 0 to 255",
+        ),
+        (
+            encoded(Image.fromarray(INSIDE[:, :40])),
+            "is 40 x 40, which is not the aspect ratio of its image of 60 x 40",
+        ),
+        (
+            encoded(Image.fromarray(INSIDE), "GIF", save_all=True, append_images=[Image.fromarray(INSIDE[::-1])]),
+            "must be a still picture, got 2 frames",
+        ),
+    ],
+)
+def test_a_mask_that_training_refuses_is_not_scored(stored, message):
+    dataset, item = masked_rows(stored)
+    with pytest.raises(ValueError, match=f"^item 'x': its visual explanation {message}"):
+        scores.saliency_scores([item], [0], dataset)
+    with pytest.raises(ValueError, match=f"^item 'x': its visual explanation {message}"):
+        pictures.item_html(dataset[0], {**item, "score": 0.5})
+
+
+def test_a_mask_has_the_limit_of_a_picture(monkeypatch):
+    dataset, item = masked_rows(encoded(Image.new("1", (90, 60))))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(
+            ValueError,
+            match="^item 'x': its visual explanation must be a mask of at most 3,000 pixels, got 90 x 60: store",
+        ),
+    ):
+        scores.saliency_scores([item], [0], dataset)
+
+
+def test_large_masks_are_averaged_down_and_others_stay(monkeypatch):
+    dataset, item = masked_rows(SAME_MASKS["grey"])
+    monkeypatch.setattr(scores, "MOST_PIXELS", 2400)
+    full = scores.saliency_scores([item], [0], dataset)
+    assert (
+        full["iou"]
+        == scores.load("saliency").compute(predictions=[item["saliency"]], references=[INSIDE / 255])["iou"]
+    )
+    monkeypatch.setattr(scores, "MOST_PIXELS", 2399)
+    halved = INSIDE.reshape(20, 2, 30, 2).mean(axis=(1, 3)) / 255
+    direct = scores.load("saliency").compute(predictions=[item["saliency"]], references=[halved])
+    assert scores.saliency_scores([item], [0], dataset) == pytest.approx(direct) and direct["mae"] != full["mae"]
+    ones = scores._at_most(7, np.ones((7, 11), np.float32))
+    assert ones.shape == (2, 3) and ones.max() == 1
+
+
+def test_a_refused_mask_is_one_line(evaluated, run, tmp_path):
+    _, _, dataset = load(evaluated)
+    rows = list(dataset.cast_column("visual_explanation", ImageFeature(decode=False)))
+    rows[4]["visual_explanation"] = encoded(Image.new("L", (40, 90)))
+    (tmp_path / "table").mkdir()
+    Dataset.from_list(rows, features=dataset.features).to_parquet(tmp_path / "table" / "test.parquet")
+    common = ("--model", evaluated / "model0", "--max_new_tokens", 1, "--output", tmp_path / "out")
+    code = refused(run, "evaluate_megl", *common, "--dataset", tmp_path / "table")
+    assert code.startswith(
+        f"evaluate_megl: item {rows[4]['id']!r}: its visual explanation is 40 x 90, which is not the"
+    )
+    assert "\n" not in code and not (tmp_path / "out").exists()
+
+
+# groups, untrained language models, fonts
+
+
+def test_groups_of_any_name_are_counted():
+    items = [make_item(i, group=group) | {"score": 1} for i, group in enumerate(["accuracy", "accuracy", "x", None])]
+    found = scores.classification_scores(items)
+    assert found["n"] == {"x": 1, "accuracy": 4} and found["n_by_group"] == {"accuracy": 2, "x": 1}
+    assert [(name, scores.count_of(found, path)) for path, name, _ in scores.headlines(found)][:3] == [
+        ("accuracy", 4),
+        ("accuracy, accuracy", 2),
+        ("accuracy, x", 1),
+    ]
+
+
+def test_a_split_with_blank_groups_and_names_in_any_script(evaluated, run, tmp_path):
+    _, _, dataset = load(evaluated)
+    groups = ["", "accuracy", None, "猫", "accuracy", "", "猫", "accuracy", ""]
+    rows = [{**row, "group": group, "id": f"ö{row['id']}"} for row, group in zip(dataset, groups, strict=True)]
+    (tmp_path / "table").mkdir()
+    Dataset.from_list(rows, features=dataset.features).to_parquet(tmp_path / "table" / "test.parquet")
+    common = ("--model", evaluated / "model0", "--resamples", 5, "--max_new_tokens", 1)
+    run("evaluate_megl", *common, "--dataset", tmp_path / "table", "--output", tmp_path / "out")
+    metrics, items = read(tmp_path / "out")
+    assert metrics["n_by_group"] == {"accuracy": 3, "猫": 2} and metrics["n"] == {"accuracy": 9, "猫": 2}
+    assert set(metrics["accuracy_by_group"]) == {"accuracy", "猫"} and items[0]["group"] is None
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert f'"id": "ö{dataset[3]["id"]}", "group": "猫"' in lines[3]
+
+
+def test_the_report_counts_the_maps_that_it_shows():
+    rows = [("a", "x", 0.5), ("a", "x", None), ("a", "y", None), ("b", None, 0.25), ("b", "x", None)]
+    items = [make_item(i, label, "a", group, saliency__iou=iou) for i, (label, group, iou) in enumerate(rows)]
+    items = [item | {"score": 1} for item in items]
+    metrics = {**scores.classification_scores(items), "confusion": scores.confusion(items, ["a", "b"])}
+    page = report._classes(items, {**metrics, "intervals": {}})
+    charted = {
+        title: re.findall(r"n = (\d+)", page.split(f"<h3>{title}</h3>")[1].split("<h3>")[0])
+        for title in ("Accuracy by class", "IoU of the maps by class", "Accuracy by group", "IoU of the maps by group")
+    }
+    assert {title: sorted(map(int, counts)) for title, counts in charted.items()} == {
+        "Accuracy by class": [2, 3],
+        "IoU of the maps by class": [1, 1],
+        "Accuracy by group": [1, 3],
+        "IoU of the maps by group": [0, 1],
+    }
+
+
+def test_rationales_of_an_untrained_language_model_are_not_scored(
+    evaluated,
+    run,
+    own_model,
+    tmp_path,
+    capsys,
+    clip_workplace,  # noqa: F811
+):
+    (own_model / "training_settings.json").write_text('{"text_loss_weight": 0.0}')
+    metrics = evaluate_own(run, evaluated, own_model, tmp_path / "out")
+    words = "rationales are not scored: the language model was not trained, as `text_loss_weight` is 0 in training_set"
+    table = capsys.readouterr().out
+    assert table.count(words) == 1 and "rationale BLEU" not in table and "map IoU" in table
+    assert (metrics["rationale"]["n"], metrics["rationale"]["rouge_l"], metrics["saliency"]["n"] > 0) == (
+        0,
+        None,
+        True,
+    )
+    _, items = read(tmp_path / "out")
+    assert {item["rationale"] for item in items} == {""} and "shuffled_rationale" not in items[0]
+    written = ModelCard.load(tmp_path / "out" / "model_card.md")
+    assert not {"bleu", "rouge", "cider", "place_accuracy"} & {one.metric_type for one in written.data.eval_results}
+    for text in (written.content, (tmp_path / "out" / "index.html").read_text(encoding="utf-8")):
+        assert text.lower().count(words) == 1
+    models = ("--model", evaluated / "model0", own_model, "--dataset", evaluated / "object_me", "--max_new_tokens", 2)
+    run("evaluate_megl", *models, "--resamples", 5, "--output", tmp_path / "both", "--clip", clip_workplace / CLIP)
+    rows = (tmp_path / "both" / "comparison.md").read_text(encoding="utf-8").splitlines()
+    row = next(row for row in rows if row.startswith("| rationale ROUGE-L |"))
+    assert row.endswith(" | - | 9 |") and not row.startswith("| rationale ROUGE-L | - ")
+    assert read(tmp_path / "both" / "2-own")[0]["clip_score"] is None
+    (own_model / "training_settings.json").write_text('{"text_loss_weight": 0.5}')
+    assert evaluate_own(run, evaluated, own_model, tmp_path / "taught")["rationale"]["n"] == 9
+
+
+def test_pictures_are_lettered_by_an_installed_font(monkeypatch):
+    asked = []
+
+    def installed(name, size):
+        asked.append((name, size))
+        if name != "Arial.ttf":
+            raise OSError("cannot open resource")
+        return "the font"
+
+    pictures.font.cache_clear()
+    monkeypatch.setattr(pictures.ImageFont, "truetype", installed)
+    assert pictures.font(17) == "the font" and asked[0] == ("DejaVuSans.ttf", 17)
+    monkeypatch.setattr(pictures, "FONTS", ("absent.ttf",))
+    pictures.font.cache_clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(pictures, "FONTS", ("no such font.ttf",))
+    own = pictures.font(17)
+    assert own.getname() == pictures.ImageFont.load_default(17).getname()
+    pictures.font.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["it has " * 40, "字" * 90, "WM" * 50])
+def test_texts_are_wrapped_to_their_width(text):
+    lines = pictures.wrapped(text, 300, 15)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert 200 < max(pictures.font(15).getlength(line) for line in lines) <= 300
+    assert pictures.wrapped("", 300, 15) == [] and pictures.wrapped("a\u2029b\x1cc", 300, 15) == ["a b c"]
 
 
 def write_table(folder, dataset, masks, rationales):

@@ -469,6 +469,51 @@ def test_no_more_than_one_picture_is_decoded_at_a_time(run, untrained, tmp_path,
     assert sorted(set(batches)) == [3, 4]
 
 
+def test_an_untrained_language_model_explains_without_words(run, untrained, tmp_path, capsys):
+    picture = ROOT / "docs" / "example.png"
+    run("explain", "--model", untrained, picture, "--output", tmp_path / "0")
+    assert json.loads((tmp_path / "0" / "explanations.jsonl").read_text(encoding="utf-8"))["rationale"]
+    capsys.readouterr()
+    (untrained / "training_settings.json").write_text('{"text_loss_weight": 0}')
+    run("explain", "--model", untrained, picture, "--output", tmp_path / "1")
+    assert json.loads((tmp_path / "1" / "explanations.jsonl").read_text(encoding="utf-8"))["rationale"] == ""
+    assert "explain: rationales are left empty: the language model was not trained, as" in capsys.readouterr().err
+
+
+def test_what_was_asked_for_is_said_with_the_explanation(run, untrained, tmp_path):
+    import explain  # `run` has put the scripts on the path
+
+    model = MeglForImageClassification.from_pretrained(untrained).eval()
+    processor = MeglProcessor.from_pretrained(untrained)
+    picture, names = ROOT / "docs" / "example.png", model.config.id2label
+    with torch.no_grad():
+        probabilities = model(**processor(images=[Image.open(picture)])).logits.softmax(dim=-1)[0]
+    best = probabilities.argmax().item()
+    target, foil = (best + 1) % len(names), (best + 2) % len(names)
+    for number, (options, words) in enumerate(
+        [
+            ({}, f"{names[best]} {probabilities[best]:.0%}"),
+            ({"target": target}, f"why {names[target]} ({probabilities[target]:.0%})"),
+            (
+                {"target": target, "foil": foil},
+                f"why {names[target]} ({probabilities[target]:.0%}) rather than {names[foil]}",
+            ),
+            ({"foil": foil}, f"why {names[best]} ({probabilities[best]:.0%}) rather than {names[foil]}"),
+        ]
+    ):
+        output = tmp_path / str(number)
+        arguments = [word for name, place in options.items() for word in (f"--{name}", names[place])]
+        run("explain", "--model", untrained, picture, "--output", output, *arguments)
+        record = json.loads((output / "explanations.jsonl").read_text(encoding="utf-8"))
+        assert (record["prediction"], record["label"]) == (names[best], names[options.get("target", best)])
+        assert [record[name] for name in ("target", "foil")] == [
+            names[options[name]] if name in options else None for name in ("target", "foil")
+        ]
+        assert explain.headline(record) == words
+    odd = {**record, "saliency": np.zeros((8, 8)), "rationale": "a\x1cb\x85c\u2029d\re \u5b57", "label": "f\u2029g"}
+    assert explain.draw(Image.new("RGB", (320, 200)), odd).size == (664, 200 + 24 + 2 * 22)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -567,6 +612,17 @@ def test_files_are_utf_8_and_tables_printed_where_the_locale_is_ascii(run, tmp_p
     assert (tmp_path / "explanations" / "0000_schön.png").is_file()
     for path in ("evaluation/index.html", "evaluation/model_card.md", "model/README.md"):
         assert "Vögel" in (tmp_path / path).read_text(encoding="utf-8"), path
+
+
+def test_output_that_another_program_wrote_meanwhile_is_kept(run, tmp_path):
+    from support.output_folder import new_folder  # `run` has put the scripts on the path
+
+    with pytest.raises(FileExistsError, match="out exists and is not an empty folder: choose another `--output`"):
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "ours").touch()
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
 
 
 def test_failing_block_leaves_nothing_behind(run, tmp_path):

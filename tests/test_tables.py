@@ -5,6 +5,7 @@ import io
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as PILImage
@@ -139,6 +140,29 @@ def test_blank_rationales_are_none(write, kind):
     assert table["textual_explanations"] == [["a"], [], ["b", "c"], ["d"]]
 
 
+@pytest.mark.parametrize("kind", [Value("string"), Value("large_string"), ClassLabel(names=["g", "", "h"])])
+def test_blank_groups_are_none(write, kind):
+    table = open_table(write(label=LABELS, group=(["g", "", "h", None], kind)), "test")
+    assert table["group"] == ["g", None, "h", None]
+    assert table.features["group"] == Value("string")
+
+
+@pytest.mark.parametrize("as_image", [True, False])
+def test_a_map_without_content_is_none(write, as_image):
+    buffer = io.BytesIO()
+    PICTURES[3].save(buffer, "PNG")
+    nothing, stored = {"bytes": None, "path": None}, {"bytes": buffer.getvalue(), "path": None}
+    kind = {"bytes": Value("binary"), "path": Value("string")}
+    folder = write(label=LABELS, visual_explanation=([nothing, stored, None, nothing], kind))
+    if as_image:
+        rows = load_dataset(str(folder), split="test").cast_column("visual_explanation", Image())
+        rows.to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    table = open_table(folder, "test")
+    assert table.features == features(["x", "y"])
+    assert [row["visual_explanation"] is None for row in table] == [True, False, True, True]
+    assert table[1]["visual_explanation"].getpixel((0, 0)) == (150, 0, 0)
+
+
 @pytest.mark.parametrize(
     "columns, arguments, message",
     [
@@ -169,7 +193,16 @@ def test_blank_rationales_are_none(write, kind):
             {"split": "tset"},
             "`--split` must name a split of .*, got 'tset'. Its splits are .'test'.",
         ),
-        ({"label": LABELS}, {"split": "test[:0]"}, "corresponds to no data"),
+        ({"label": LABELS}, {"split": "test[:0]"}, r"`--split 'test\[:0\]'` of .*table .* corresponds to no data"),
+        ({"label": LABELS}, {"split": "test[:x]"}, r"`--split 'test\[:x\]'` of .*table cannot be loaded: Unrec"),
+        ({"label": LABELS}, {"split": "", "option": "--eval_split"}, "`--eval_split ''` of .*table cannot be loaded"),
+        (
+            {"label": (pa.array([1, 2, 2**64 - 1, 1], pa.uint64()), Value("uint64"))},
+            {},
+            "row 2 has 18446744073709551615 in 'label', expected",
+        ),
+        ({"label": ([0, 1, 0, 1], ClassLabel(names=["x", " "]))}, {}, "class 1 has the blank name ' ', which no "),
+        ({"label": ([0, 1, 0, 1], Value("int64"))}, {"class_names": ["", "x"]}, "class 0 has the blank name ''"),
     ],
 )
 def test_what_is_no_table_of_pictures_is_one_clear_error(write, columns, arguments, message):

@@ -163,13 +163,15 @@ def _marks(dataset_id, split):
 
 def _evaluation(metrics, dataset_id):
     begin, end = _marks(dataset_id, metrics["split"])
+    not_scored = at(metrics, ("rationale", "not_scored"))
+    note = f"\nRationales are not scored: {not_scored}.\n" if not_scored else ""
     return f"""{begin}
 On the `{metrics["split"]}` split of `{dataset_id}`:
 
 | metric | value | 95 % interval | images |
 |---|---|---|---|
 {_result_rows(metrics)}
-{end}"""
+{note}{end}"""
 
 
 def _is_ours(entry, split):

@@ -24,6 +24,7 @@ def new_folder(output):
     try:
         yield staging
         staging.chmod(0o755)
+        check_new(output)  # once more: another program may have written it meanwhile
         if output.exists():
             output.rmdir()
         staging.rename(output)

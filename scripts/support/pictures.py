@@ -2,11 +2,18 @@
 
 import html
 import textwrap
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from modeling_megl.processing_megl import read_mask
+
 from .html_page import figure
+
+
+# Fonts that systems have, in any of which there is more than ASCII.
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf")
 
 
 def overlay(image, saliency, strength=0.6):
@@ -35,6 +42,35 @@ def read_row(dataset, place):
         raise ValueError(f"item {key!r}: its picture or map cannot be read: {error}") from error
 
 
+def human_map(row):
+    """The visual explanation of a row as [`read_mask`] gives it, or `None`; an error names the item."""
+    mask = row["visual_explanation"]
+    if mask is None:
+        return None
+    return read_mask(mask, row["image"].size, f"item {row['id']!r}: its visual explanation")
+
+
+@cache
+def font(size):
+    """An installed font with the letters of many languages, or else Pillow's own, which has few besides ASCII."""
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
+def wrapped(text, width, size):
+    """The lines of a text in letters of `size` that fit into `width` pixels."""
+    text = " ".join(text.split())  # without the marks that the layout of fonts refuses
+    if not text:
+        return []
+    # By the mean width of its own letters, with room for lines of wider ones.
+    letters = 0.9 * width * len(text) / max(font(size).getlength(text), 1)
+    return textwrap.wrap(text, max(int(letters), 1))
+
+
 def evenly_spaced(count, total):
     """The places of at most `count` of `total` items, evenly spaced over them, as `int`."""
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
@@ -59,18 +95,18 @@ def _paste_item(sheet, corner, side, row, prediction):
     right = prediction["prediction"] == prediction["label"]
     colour = "#176f2c" if right else "#b3261e"
     draw = ImageDraw.Draw(sheet)
-    verdict = f"{prediction['prediction']}  {prediction['score']:.0%}"
-    draw.text((left, top + side + 6), verdict, fill=colour, font=ImageFont.load_default(size=17))
-    text = "\n".join(textwrap.wrap(prediction["rationale"], width=62)[:3])
-    draw.text((left, top + side + 30), text, fill="#222", font=ImageFont.load_default(size=15), spacing=4)
+    verdict = " ".join(f"{prediction['prediction']} {prediction['score']:.0%}".split())
+    draw.text((left, top + side + 6), verdict, fill=colour, font=font(17))
+    text = "\n".join(wrapped(prediction["rationale"], 3 * side + 16, 15)[:3])
+    draw.text((left, top + side + 30), text, fill="#222", font=font(15), spacing=4)
 
 
 def _pictures(row, prediction):
     """`(picture, caption)` of the image, the human map where there is one, and the model's map."""
-    image, mask = row["image"], row["visual_explanation"]
+    image, mask = row["image"], human_map(row)
     pictures = [(image.convert("RGB"), "image")]
     if mask is not None:
-        pictures.append((overlay(image, mask_array(mask)), "human map"))
+        pictures.append((overlay(image, mask), "human map"))
     return [*pictures, (overlay(image, prediction["saliency"]), "model's map")]
 
 

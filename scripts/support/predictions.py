@@ -4,6 +4,7 @@ Under `torchrun` the processes take turns at the batches; what they find is then
 as in one process. One picture of the data set is in memory at a time, besides the small ones of a batch.
 """
 
+import json
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
@@ -14,11 +15,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Image
 from tqdm import tqdm
+from transformers.utils import cached_file
 
 from .pictures import read_row
 
 
-def predict(model, processor, dataset, batch_size=32, max_new_tokens=40, seed=0, scorers=None):
+def predict(model, processor, dataset, batch_size=32, max_new_tokens=40, seed=0, scorers=None, writes=True):
     """
     Args:
         model ([`MeglForImageClassification`]), processor ([`MeglProcessor`]): The model, in evaluation mode.
@@ -28,6 +30,7 @@ def predict(model, processor, dataset, batch_size=32, max_new_tokens=40, seed=0,
         seed (`int`): Draws the pairs of the control, and the maps of an ablation that draws its maps.
         scorers (`dict[str, callable]`, *optional*): Name to a function of a batch's items, places and `pixel_values`
             that scores the items and returns a `dict` about the batch.
+        writes (`bool`): Whether the model writes; if not, each `rationale` is empty, and there is no control of it.
 
     Returns:
         `(items, parts)`: one dictionary for each item: `label` and `prediction` (class names), `score`, `saliency`
@@ -40,17 +43,31 @@ def predict(model, processor, dataset, batch_size=32, max_new_tokens=40, seed=0,
     """
     batches = _in_all_processes(
         lambda: [
-            _predict_batch(model, processor, dataset, places, max_new_tokens, seed, scorers or {})
+            _predict_batch(model, processor, dataset, places, max_new_tokens if writes else 0, seed, scorers or {})
             for places in _own_batches(len(dataset), batch_size, "predict")
         ]
     )
     batches.sort(key=lambda batch: batch["places"][0])
     items, maps, checksums = ([one for batch in batches for one in batch[name]] for name in ("items", "maps", "files"))
-    if len(items) > 1:
+    if writes and len(items) > 1:
         others = [maps[place] for place in partners(checksums, seed)]
         _write_shuffled(model, processor, dataset, items, others, batch_size, max_new_tokens)
-    _write_without_evidence(model, processor, items, batch_size, max_new_tokens)
+    if writes:
+        _write_without_evidence(model, processor, items, batch_size, max_new_tokens)
     return items, {name: [batch["parts"][name] for batch in batches] for name in scorers or {}}
+
+
+def why_untaught(name):
+    """Why what a model writes is noise, where `train_megl.py` recorded that it did not teach it; or `None`."""
+    path = cached_file(
+        name,
+        "training_settings.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None or json.loads(Path(path).read_text(encoding="utf-8")).get("text_loss_weight") != 0:
+        return None
+    return "the language model was not trained, as `text_loss_weight` is 0 in training_settings.json"
 
 
 def _own_batches(count, batch_size, description):
@@ -135,6 +152,8 @@ def _evidence_maps(model, saliency, masks, places, seed):
 
 
 def _write(model, processor, class_names, evidence, max_new_tokens):
+    if max_new_tokens == 0:
+        return [""] * len(class_names)
     prompts = processor.prompts(class_names).to(model.device)
     tokens = model.generate_rationales(**prompts, evidence_tokens=evidence, max_new_tokens=max_new_tokens)
     return processor.batch_decode_rationales(tokens)

@@ -1,13 +1,14 @@
 """The report of an evaluation as one self-contained HTML page: figures, charts, and items to look at."""
 
 import html
+from collections import Counter
 
 import numpy as np
 
 from .charts import STYLE, bars, curve, dot, matrix, named_dots, table, unit_chart
 from .html_page import document
 from .pictures import evenly_spaced, item_html, read_row
-from .scores import at, headlines
+from .scores import at, count_of, headlines
 
 
 CASES = 6  # items of each kind of case
@@ -29,7 +30,12 @@ def write_report(path, dataset, items, metrics, count):
         count (`int`): Items to show besides the cases.
     """
     title = f"MEGL: {metrics['model']} on {metrics['split']} of {metrics['dataset']}"
-    sections = [_figures(metrics), _classes(metrics), _maps(items, metrics), _calibration(metrics["calibration"])]
+    sections = [
+        _figures(metrics),
+        _classes(items, metrics),
+        _maps(items, metrics),
+        _calibration(metrics["calibration"]),
+    ]
     sections += [_cases(dataset, items, *case) for case in cases(items)]
     sections.append(_examples(dataset, items, count))
     body = f"""<h1>What the model sees, where it looks and what it says</h1>
@@ -41,11 +47,12 @@ of {html.escape(metrics["dataset"])}.</p>
 
 def _figures(metrics):
     rows = [
-        [name, f"{value:.3f}", interval_text(at(metrics["intervals"], path))]
+        [name, f"{value:.3f}", interval_text(at(metrics["intervals"], path)), f"{count_of(metrics, path):,}"]
         for path, name, value in headlines(metrics)
     ]
-    bootstrap = metrics["bootstrap"]
-    return f"""<h2>Figures</h2>{table(["", "value", interval_head(metrics)], rows)}
+    bootstrap, not_scored = metrics["bootstrap"], at(metrics, ("rationale", "not_scored"))
+    note = f'<p class="figures">Rationales are not scored: {html.escape(not_scored)}.</p>' if not_scored else ""
+    return f"""<h2>Figures</h2>{table(["", "value", interval_head(metrics), "images"], rows)}{note}
 <p class="figures">Intervals: bootstrap over the images, {bootstrap["resamples"]:,} resamples.</p>"""
 
 
@@ -57,13 +64,14 @@ def interval_text(ends, form="{:.3f} to {:.3f}"):
     return "" if ends is None else form.format(*ends)
 
 
-def _classes(metrics):
+def _classes(items, metrics):
     charts = []
+    mapped = [item for item in items if item["per_item"].get("saliency.iou") is not None]
     for title, name, sizes in (
         ("Accuracy by class", "accuracy_by_class", metrics["n_by_class"]),
-        ("IoU of the maps by class", "iou_by_class", metrics["n_by_class"]),
-        ("Accuracy by group", "accuracy_by_group", metrics["n"]),
-        ("IoU of the maps by group", "iou_by_group", metrics["n"]),
+        ("IoU of the maps by class", "iou_by_class", Counter(item["label"] for item in mapped)),
+        ("Accuracy by group", "accuracy_by_group", metrics["n_by_group"]),
+        ("IoU of the maps by group", "iou_by_group", Counter(item["group"] for item in mapped)),
     ):
         values = metrics[name]
         if values:

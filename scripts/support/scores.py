@@ -9,15 +9,17 @@ from collections import Counter
 import evaluate
 import numpy as np
 import torch
+from PIL import Image
 
 from dataset_builders import COLOURS, PLACES
 
 from .bootstrap import LEVEL, METRICS, intervals, point_figures
-from .pictures import evenly_spaced, mask_array, read_row
+from .pictures import evenly_spaced, human_map, read_row
 
 
 BINS = 10
 PIXELS_AT_ONCE = 2**20  # of masks that are scored together: a megapixel takes 100 MB as the module stores it
+MOST_PIXELS = 2**22  # of a mask as it is scored
 
 # What tables show, of what there is: path in `metrics.json` to its name in words.
 HEADLINES = {
@@ -68,7 +70,7 @@ HEADLINES = {
 }
 
 
-def compute_scores(items, dataset, class_names, clip=None, saliency=None, faithfulness=None):
+def compute_scores(items, dataset, class_names, clip=None, saliency=None, faithfulness=None, not_scored=None):
     """
     Args:
         items (`list[dict]`): What [`predict`] gives, with the scores of their maps; filled with those of their texts.
@@ -76,17 +78,21 @@ def compute_scores(items, dataset, class_names, clip=None, saliency=None, faithf
         class_names (`list[str]`): In the order of their ids.
         clip (`str`, *optional*): Hub id or folder of a CLIP model.
         saliency, faithfulness (`dict`, *optional*): These parts, of all items ([`joined`]).
+        not_scored (`str`, *optional*): Why the rationales are not scored, if they are not.
 
     Returns:
         `dict`: the parts of `metrics.json` that need no resampling.
     """
-    references = [texts or [] for texts in dataset["textual_explanations"]]
+    references = [[] if not_scored else texts or [] for texts in dataset["textual_explanations"]]
+    clip = None if not_scored else clip
     scores = {
         "saliency": saliency,
         "faithfulness": faithfulness,
         "rationale": text_scores(items, references, class_names),
         **clip_scores(items, dataset, references, clip),
     }
+    if not_scored:
+        scores["rationale"]["not_scored"] = not_scored
     scores["explained_accuracy"] = explained_accuracy(items, references, saliency)
     return {
         **classification_scores(items),
@@ -100,7 +106,7 @@ def compute_scores(items, dataset, class_names, clip=None, saliency=None, faithf
 def classification_scores(items):
     """Accuracy over all items, groups and classes, and macro F1; with how many items there are of each."""
     found = point_figures(items)
-    groups = Counter(item["group"] for item in items if item["group"] is not None)
+    groups = dict(sorted(Counter(item["group"] for item in items if item["group"] is not None).items()))
     by = {
         name: {path[1]: value for path, value in found.items() if path[0] == name}
         for name in ("accuracy_by_group", "accuracy_by_class", "iou_by_group", "iou_by_class")
@@ -111,7 +117,9 @@ def classification_scores(items):
         "worst_group_accuracy": found.get(("worst_group_accuracy",)),
         "macro_f1": found["macro_f1",],
         **by,
-        "n": {"accuracy": len(items), **dict(sorted(groups.items()))},
+        # A group may have the name of the total: `n_by_group` has it all the same.
+        "n": {**groups, "accuracy": len(items)},
+        "n_by_group": groups,
         "n_by_class": dict(sorted(Counter(item["label"] for item in items).items())),
     }
 
@@ -119,14 +127,16 @@ def classification_scores(items):
 def saliency_scores(items, places, dataset):
     """
     The metrics of `metrics/saliency` on the items of a batch that have a visual explanation. The masks are read one by
-    one and scored a few at a time, as many as `PIXELS_AT_ONCE` allows.
+    one and scored a few at a time, as many as `PIXELS_AT_ONCE` allows; those of more than `MOST_PIXELS` are averaged
+    down first.
     """
-    masks = dataset.select_columns(["id", "visual_explanation"])
+    given = dataset.select_columns(["id", "image", "visual_explanation"])
     parts, waiting, pixels = [], [], 0
     for item, place in zip(items, places, strict=True):
-        mask = mask_array(read_row(masks, place)["visual_explanation"])
+        mask = human_map(read_row(given, place))
         if mask is None:
             continue
+        mask = _at_most(MOST_PIXELS, mask)
         if waiting and pixels + mask.size > PIXELS_AT_ONCE:
             parts.append(_score_maps(waiting))
             waiting, pixels = [], 0
@@ -135,6 +145,14 @@ def saliency_scores(items, places, dataset):
     if waiting:
         parts.append(_score_maps(waiting))
     return joined(items, "saliency.", parts)
+
+
+def _at_most(pixels, mask):
+    """The mask, or the means of its squares of the least side that leaves no more than `pixels` of them."""
+    side = 1
+    while -(-mask.shape[0] // side) * -(-mask.shape[1] // side) > pixels:
+        side += 1
+    return mask if side == 1 else np.asarray(Image.fromarray(mask).reduce(side)).clip(0, 1)
 
 
 def _score_maps(pairs):
@@ -363,14 +381,14 @@ def headlines(metrics):
         parts = value.items() if isinstance(value, dict) else [(None, value)]
         for part, number in parts:
             if number is not None:
-                yield (*path, part) if part else path, name.format(part), number
+                yield path if part is None else (*path, part), name.format(part), number
 
 
 def count_of(metrics, path):
     """How many images the figure at a path is of."""
     part, name = path[0], path[-1]
     if part == "accuracy_by_group":
-        return metrics["n"][name]
+        return at(metrics, ("n_by_group", name))
     if part == "rationale":
         name = name.removeprefix("shuffled_").removeprefix("no_evidence_")
         return metrics[part][f"{name.removesuffix('_accuracy')}_n" if name.endswith("_accuracy") else "n"]

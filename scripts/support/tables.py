@@ -55,7 +55,8 @@ def open_table(name, split, columns=None, class_names=None, option="--split", op
     Labels may be a `ClassLabel`, texts or integers. Without `class_names` the classes are the values that occur,
     sorted; with them, texts are class names, and integers are ids, unless the class names are numbers themselves.
     Items without a label (-1 or null) are left out, which is said. A column of one text an item is taken for lists of
-    one; blank texts are left out. What an optional column lacks is null, the ids are then the rows' numbers.
+    one; blank texts are left out, and blank groups are null. What an optional column lacks is null, the ids are then
+    the rows' numbers.
 
     Pictures stay where they are, on disk and encoded; of the other columns those that differ are rewritten in memory.
 
@@ -79,6 +80,12 @@ def open_table(name, split, columns=None, class_names=None, option="--split", op
         raise ValueError(f"{where} has no items: choose another split by `{option}`.")
     found = _find_columns(dataset, columns, where)
     labels, class_names = _read_labels(dataset, found["label"], class_names, where)
+    blank = [place for place, class_name in enumerate(class_names) if not class_name.strip()]
+    if blank:
+        raise ValueError(
+            f"{where}: class {blank[0]} has the blank name {class_names[blank[0]]!r}, which no prompt can name: "
+            "give each class a name."
+        )
     made = {
         "label": _STAYS if dataset.features[found["label"]] == ClassLabel(names=class_names) else labels,
         "id": _read_ids(dataset, found["id"], where),
@@ -100,7 +107,8 @@ def _load(name, split, option, optional):
         return load_dataset(str(name), split=split)
     except ValueError as error:
         if not str(error).startswith("Unknown split"):
-            raise
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"`{option} {split!r}` of {name} cannot be loaded: {reason}") from error
         if optional:
             return None
         there = str(error).partition("Should be one of ")[2].rstrip(".")
@@ -156,6 +164,10 @@ def _stored_columns(dataset, found, stay, where):
         if names[column] == "image" and pc.any(absent).as_py():
             row = pc.index(absent, True).as_py()
             raise ValueError(f"{where}: row {row} has no picture in {column!r}. Leave the row out, or add it.")
+        empty = pc.and_(absent, pc.is_valid(stored))
+        if pc.any(empty).as_py():  # a picture without content, which cannot be opened
+            stored = pc.if_else(empty, pa.scalar(None, stored.type), stored)
+            table = table.remove_columns(column).add_column(column, stored, feature=feature)
         if not isinstance(feature, Image) or not feature.decode:
             table = table.cast_column(column, Image())
     return table.rename_columns({column: names[column] for column in table.column_names})
@@ -178,6 +190,7 @@ def _read_labels(dataset, column, class_names, where):
     if _is_text(values.type):
         values = pc.if_else(_is_blank(values), None, values)
     elif pa.types.is_integer(values.type):
+        _check_range(values, where, column)
         values = pc.if_else(pc.equal(values, -1), None, values).cast(pa.int64())
     else:
         _refuse(where, column, "label", "class names, integers or a `ClassLabel`", feature)
@@ -192,6 +205,17 @@ def _read_labels(dataset, column, class_names, where):
     are_numbers = all(name.removeprefix("-").isdecimal() for name in class_names)
     ids = [int(name) for name in class_names] if are_numbers else range(len(class_names))
     return _index_in(values, ids, where, column), class_names
+
+
+def _check_range(values, where, column):
+    if not pa.types.is_uint64(values.type):
+        return
+    large = pc.greater(values, pa.scalar(2**63 - 1, values.type))
+    if pc.any(large).as_py():
+        row = pc.index(large, True).as_py()
+        raise ValueError(
+            f"{where}: row {row} has {values[row].as_py()} in {column!r}, expected an integer of at most {2**63 - 1}."
+        )
 
 
 def _index_in(values, given, where, column):
@@ -216,7 +240,13 @@ def _read_ids(dataset, column, where):
 
 
 def _read_groups(dataset, column, where):
-    return None if column is None else _read_strings(dataset, column, "group", where)
+    """The groups, null where they are blank, as tables of text store what is absent."""
+    if column is None:
+        return None
+    groups = _read_strings(dataset, column, "group", where)
+    values = dataset.data.column(column) if groups is _STAYS else groups
+    blank = pc.and_(pc.is_valid(values), _is_blank(values))
+    return pc.if_else(blank, None, values) if pc.any(blank).as_py() else groups
 
 
 def _read_strings(dataset, column, ours, where):
