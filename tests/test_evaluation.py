@@ -732,10 +732,8 @@ def test_pretrained_parts_of_the_hub_are_the_cards_base_models(evaluated, tmp_pa
     assert str(tmp_path) not in (tmp_path / "card.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["unwritable", "broken"])
-def test_a_card_that_cannot_be_written_loses_nothing(evaluated, run, own_model, tmp_path, capsys, monkeypatch, kind):
-    text = OWN_CARD if kind == "unwritable" else "---\n: [\n---\nwords"
-    (own_model / "README.md").write_text(text, encoding="utf-8")
+def test_a_card_that_cannot_be_written_loses_nothing(evaluated, run, own_model, tmp_path, monkeypatch):
+    (own_model / "README.md").write_text(OWN_CARD, encoding="utf-8")
     write_file = card.write_file
 
     def read_only(path, content):
@@ -743,13 +741,129 @@ def test_a_card_that_cannot_be_written_loses_nothing(evaluated, run, own_model, 
             raise PermissionError(f"[Errno 30] Read-only file system: '{path}'")
         write_file(path, content)
 
-    if kind == "unwritable":
-        monkeypatch.setattr(card, "write_file", read_only)
-    metrics = evaluate_own(run, evaluated, own_model, tmp_path / "out", "--update_card")
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate_megl: ")]
-    assert line.startswith("evaluate_megl: the evaluation is whole, but the card of ")
-    assert metrics["n"]["accuracy"] == 9 and (tmp_path / "out" / "model_card.md").is_file()
-    assert (own_model / "README.md").read_text(encoding="utf-8") == text
+    monkeypatch.setattr(card, "write_file", read_only)
+    with pytest.raises(
+        SystemExit, match=r"evaluate_megl: .*/out is whole, but the card of .*own cannot be updated: .*30"
+    ):
+        evaluate_own(run, evaluated, own_model, tmp_path / "out", "--update_card")
+    assert read(tmp_path / "out")[0]["n"]["accuracy"] == 9 and (tmp_path / "out" / "model_card.md").is_file()
+    assert (own_model / "README.md").read_text(encoding="utf-8") == OWN_CARD
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"---\n: [\n---\nwords", "the front matter between its lines `---` is no YAML"),
+        (b"---\n- a\n---\n", "expected front matter with a `key: value` a line"),
+        (b"---\n{license: mit}\n---\n", "expected front matter with a `key: value` a line"),
+        (b"---\nmodel-index: foo\n---\n", "expected `model-index` to be a list of models"),
+        (b"---\nmodel-index:\n- name: a\n---\n", "expected `model-index` to be a list of models"),
+        ("---\nlicense: mit\n---\ncafé".encode("latin-1"), "README.md is no UTF-8 text"),
+    ],
+)
+def test_a_card_that_cannot_be_updated_is_refused_before_the_work(
+    evaluated, run, own_model, tmp_path, content, message
+):
+    (own_model / "README.md").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"^evaluate_megl: .*README.md.*{message}|^evaluate_megl: .*{message}"):
+        evaluate_own(run, evaluated, own_model, tmp_path / "out", "--update_card")
+    assert (own_model / "README.md").read_bytes() == content and not (tmp_path / "out").exists()
+
+
+def test_figures_that_are_no_list_are_refused_before_the_work(evaluated, run, own_model, tmp_path):
+    (own_model / ".eval_results").mkdir()
+    (own_model / ".eval_results" / "org--object-me.yaml").write_text("a: b\n")
+    with pytest.raises(SystemExit, match="org--object-me.yaml is no list of figures"):
+        evaluate_own(run, evaluated, own_model, tmp_path / "out", "--update_card")
+    assert not (tmp_path / "out").exists()
+
+
+FACTS = {
+    "model_name": "own",
+    "labels": "a, b",
+    "base_model": [],
+    **dict.fromkeys(("vision_model", "text_model", "parameters", "saliency_method", "rationale_gradient"), "-"),
+    **dict.fromkeys(("rationale_prompt", "training"), "-"),
+}
+# Words that YAML reads as other than they are written, comments, and results that are nearly ours.
+PARTICULAR = """\
+---
+# of the top
+language: no
+version: 1.10  # stays
+tags:
+  - birds  # stays too
+# of the index
+model-index:
+- name: mine
+  results:
+  - task: {type: image-classification}
+    dataset: {name: object-me, type: org/object-me, split: test, config: small}
+    metrics:
+    - {type: accuracy, value: 0.50, name: Accuracy}
+  - task: {type: image-classification}
+    dataset: {name: object-me, type: org/object-me, split: test}
+    metrics:
+    - {type: accuracy, value: 0.20, name: Accuracy by hand}
+    - {type: accuracy, value: 0.11, name: Accuracy}
+- name: other-model
+  results:
+  - task: {type: image-classification}
+    dataset: {name: object-me, type: org/object-me, split: test}
+    metrics:
+    - {type: accuracy, value: 1e-2, name: Accuracy}
+# of the end
+widget: off
+---
+Words.
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_what_the_user_wrote_into_the_metadata_stays(tmp_path, newline):
+    metrics = {"dataset": "org/object-me", "split": "test", "accuracy": 0.75, "intervals": {}, "n": {"accuracy": 4}}
+    path = tmp_path / "README.md"
+    path.write_bytes(PARTICULAR.replace("\n", newline).encode())
+    card.update_card(tmp_path, FACTS, metrics)
+    written = path.read_bytes().decode()
+    lines = written.split(newline)
+    assert "\n" not in written.replace(newline, "")
+    kept = [line for line in PARTICULAR.split("\n") if line and "0.11" not in line]
+    places = [lines.index(line) for line in kept if kept.count(line) == 1]
+    assert places == sorted(places)  # each line is there as it was, in its order
+    models = yaml.safe_load(written.split("---")[1])["model-index"]
+    found = [
+        [
+            (result["dataset"].get("config"), metric["name"], metric["value"])
+            for result in model["results"]
+            for metric in result["metrics"]
+        ]
+        for model in models
+    ]
+    ours = (None, "Accuracy", 0.75)
+    assert found[0] == [("small", "Accuracy", 0.5), (None, "Accuracy by hand", 0.2), ours]
+    assert [model["name"] for model in models] == ["mine", "other-model"] and found[1] == [(None, "Accuracy", "1e-2")]
+    card.update_card(tmp_path, FACTS, metrics)
+    assert path.read_bytes().decode() == written
+    card.update_card(tmp_path, {**FACTS, "model_name": "other-model"}, metrics)  # the model of that name
+    models = yaml.safe_load(path.read_bytes().decode().split("---")[1])["model-index"]
+    assert [[metric["value"] for result in model["results"] for metric in result["metrics"]] for model in models] == [
+        [0.5, 0.2, 0.75],
+        [0.75],
+    ]
+
+
+def test_class_names_are_no_markup_of_a_card(evaluated, tmp_path):
+    model, processor, _ = load(evaluated)
+    metrics, _ = read(evaluated / "evaluations" / "1-model0")
+    names = ["<!-- end of evaluation -->", "a\n## b", *list(model.config.id2label.values())[2:]]
+    model.config.id2label = dict(enumerate(names))
+    facts = card.card_facts(tmp_path, model, processor)
+    for _ in range(2):
+        card.update_card(tmp_path, facts, metrics, "org/object-me")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| classes | &lt;!-- end of evaluation --&gt;, a ## b" in text
+    assert text.count(card.EVALUATED) == text.count("<!-- evaluation on ") == text.count("| Accuracy |") == 1
 
 
 # refusals
