@@ -151,6 +151,30 @@ def test_paired_test_of_equal_and_of_always_better_runs():
     assert higher["accuracy",]["p"] == 1
 
 
+@pytest.mark.parametrize("count", [3, 4, 10, 30])
+def test_equal_runs_of_few_scored_items_differ_as_often_as_is_said(count):
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        scores = rng.normal(0.5, 0.2, (2, 100)) + rng.normal(0, 0.2, 100)
+        scores[:, count:] = np.nan
+        runs = [
+            [make_item(i, saliency__iou=None if np.isnan(x) else float(x)) for i, x in enumerate(run)]
+            for run in scores
+        ]
+        (tests,) = bootstrap.paired_tests(runs, ["a", "b"], 200, seed=0)
+        found.append(tests["saliency", "iou"]["p"] < 0.05)
+    assert np.mean(found) <= 0.07 and (count < 30 or np.mean(found) >= 0.03)
+
+
+def test_few_items_that_all_say_the_same_are_no_proof():
+    runs = [[make_item(i, prediction=prediction) for i in range(4)] for prediction in "ba"]
+    (tests,) = bootstrap.paired_tests(runs, ["a", "b"], 2000, seed=0)
+    assert tests["accuracy",]["difference"] == 1 and tests["accuracy",]["p"] == 2 * 0.5**4
+    (tests,) = bootstrap.paired_tests([run[:1] for run in runs], ["a", "b"], 2000, seed=0)
+    assert tests["accuracy",]["p"] == 1
+
+
 def rounded(test):
     return {name: np.round(value, 9).tolist() for name, value in test.items()}
 
