@@ -943,6 +943,57 @@ def test_comparison_refuses_what_it_cannot_compare(evaluated, run, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("metrics.json", {"accuracy": [1]}, ": expected a number as `accuracy`, got .1."),
+        ("metrics.json", {"accuracy": "x"}, ": expected a number as `accuracy`, got 'x'"),
+        ("metrics.json", {"accuracy": True}, ": expected a number as `accuracy`, got True"),
+        ("metrics.json", {"macro_f1": float("inf")}, ": expected a number as `macro_f1`, got inf"),
+        ("metrics.json", {"saliency": [1]}, ": expected an object in braces as `saliency`, got .1."),
+        ("metrics.json", {"rationale": "x"}, ": expected an object in braces as `rationale`, got 'x'"),
+        ("metrics.json", {"accuracy_by_group": {"g": [1]}}, ": expected a number as `accuracy_by_group.g`, got .1."),
+        ("metrics.json", {"intervals": {"accuracy": 5}}, ": expected two numbers as `intervals.accuracy`, got 5"),
+        ("metrics.json", {"intervals": {"accuracy": [1]}}, ": expected two numbers as `intervals.accuracy`, got .1."),
+        (
+            "metrics.json",
+            {"intervals": {"saliency": 5}},
+            ": expected an object in braces as `intervals.saliency`, got",
+        ),
+        ("predictions.jsonl", {"id": ["a"]}, ", line 2: expected a text as `id`, got .'a'."),
+        ("predictions.jsonl", {"id": 3}, ", line 2: expected a text as `id`, got 3"),
+        ("predictions.jsonl", {"id": None}, ", line 2: expected a text as `id`, got None"),
+        ("predictions.jsonl", {"label": 3}, ", line 2: expected a text as `label`, got 3"),
+        ("predictions.jsonl", {"prediction": {}}, ", line 2: expected a text or null as `prediction`, got {}"),
+        ("predictions.jsonl", {"group": ["a"]}, ", line 2: expected a text or null as `group`, got .'a'."),
+        ("predictions.jsonl", {"per_item": []}, ", line 2: expected an object in braces as `per_item`, got "),
+        (
+            "predictions.jsonl",
+            {"per_item": {"clip_score": True}},
+            ", line 2: expected a number as `clip_score`, got T",
+        ),
+        ("predictions.jsonl", {"per_item": {"clip_score": float("inf")}}, ", line 2: expected a number as `clip_sco"),
+        ("predictions.jsonl", {"bleu_statistics": [1, 2]}, ", line 2: expected 10 numbers as `bleu_statistics`, got "),
+        ("predictions.jsonl", {"bleu_statistics": 3}, ", line 2: expected 10 numbers as `bleu_statistics`, got 3"),
+    ],
+)
+def test_comparison_names_the_file_and_key_of_odd_contents(evaluated, run, tmp_path, file, change, message):
+    good = evaluated / "evaluations" / "1-model0"
+    metrics, items = read(good)
+    if file == "metrics.json":
+        metrics = {**metrics, **change}
+    else:
+        items[1] = {**items[1], **change}
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "odd" / "predictions.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    with pytest.raises(
+        SystemExit, match=f"^compare_evaluations: .*odd/{file}{message}.*: run evaluate_megl.py again.$"
+    ):
+        run("compare_evaluations", good, tmp_path / "odd", "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def refused(run, script, *arguments):
     with pytest.raises(SystemExit) as caught:
         run(script, *arguments)

@@ -28,6 +28,8 @@ class Estimate:
 
     def p(self, against=0.0):
         """Two-sided p of the mean's being `against`."""
+        if self.error <= ROUNDING:
+            return 1.0
         return float(2 * student.sf(abs(self.mean - against) / self.error, self.freedom))
 
 
@@ -55,7 +57,7 @@ def estimate(figures, influences):
 
     Returns:
         [`Estimate`], of one seed with the variance over images alone; `None` where less than two images count, and
-        where nothing varies, which says nothing about other seeds and images.
+        where nothing varies but all is not 0, which says nothing about other seeds and images.
     """
     shares = np.nan_to_num(influences[:, ~np.isnan(influences).all(axis=0)])
     seeds, images = shares.shape
@@ -67,7 +69,7 @@ def estimate(figures, influences):
     images_square = seeds * np.sum(of_images**2) / (images - 1)
     if seeds == 1:
         error = float(np.sqrt(images_square / images))
-        return None if error <= ROUNDING else Estimate(float(mean), error, images - 1, 1)
+        return Estimate(float(mean), error, images - 1, 1) if error > ROUNDING else _constant(mean, images - 1, 1)
     freedom = seeds - 1
     rest_freedom = freedom * (images - 1)
     seeds_square = images * np.sum(of_seeds**2) / freedom
@@ -75,10 +77,15 @@ def estimate(figures, influences):
     from_images = max(images_square - rest_square, 0)
     error = np.sqrt((seeds_square + from_images) / (seeds * images))
     if error <= ROUNDING:
-        return None
+        return _constant(mean, freedom, seeds)
     corrected = seeds_square * (freedom + 4) / freedom
     parts = corrected**2 / freedom + images_square**2 / (images - 1) + rest_square**2 / rest_freedom
     return Estimate(float(mean), float(error), float((corrected + from_images) ** 2 / parts), seeds)
+
+
+def _constant(mean, freedom, seeds):
+    """Of runs that are alike in everything: no difference, and nothing that speaks for one. `None` of all else."""
+    return Estimate(0.0, 0.0, freedom, seeds) if abs(mean) <= ROUNDING else None
 
 
 def holm(p_values):
