@@ -1000,6 +1000,49 @@ def refused(run, script, *arguments):
     return caught.value.code
 
 
+NOWHERE = "nowhere/at-all is neither a folder nor a Hub id that can be reached: check the name, and the network."
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("evaluate_megl", ("--model", "nowhere/at-all"), NOWHERE),
+        ("init_megl", ("--model", "nowhere/at-all"), NOWHERE),
+        ("init_megl", ("--vision", "nowhere/at-all"), NOWHERE),
+        ("init_megl", ("--vision", "VISION", "--text", "nowhere/at-all"), NOWHERE),
+        (
+            "init_megl",
+            ("--vision", "MODEL"),
+            "MODEL is a MEGL model: take it to the new classes by `--model` in place of `--vision`.",
+        ),
+        (
+            "init_megl",
+            ("--vision", "CODE"),
+            "CODE brings code of its own, which runs only if it is trusted: read it, then pass `--trust_remote_code`, "
+            "in Python `trust_remote_code=True`.",
+        ),
+    ],
+)
+def test_a_model_that_is_not_there_or_not_trusted_is_named_in_one_line(
+    evaluated, run, tmp_path, monkeypatch, script, options, message
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    places = {"MODEL": str(evaluated / "model0"), "VISION": str(tmp_path / "vision"), "CODE": str(tmp_path / "code")}
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision" / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "code").mkdir()
+    auto_map = {"AutoConfig": "own.Config", "AutoImageProcessor": "own.Processor"}
+    (tmp_path / "code" / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto_map}))
+    (tmp_path / "code" / "preprocessor_config.json").write_text(json.dumps({"auto_map": auto_map}))
+    for name, place in places.items():
+        message = message.replace(name, place)
+    options = [places.get(option, option) for option in options]
+    assert refused(run, script, *options, "--dataset", evaluated / "object_me", "--output", tmp_path / "out") == (
+        f"{script}: {message}"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
