@@ -320,18 +320,17 @@ def check_remote_code(config_dict, name, trust_remote_code):
     try:
         resolve_trust_remote_code(trust_remote_code, str(name), False, True, upstream_repo=", ".join(others) or None)
     except ValueError as error:
-        raise untrusted(name) from error
+        raise untrusted(name, error) from error
     if others:
         logger.warning(f"The vision model of {name} runs code of another repository: {', '.join(others)}.")
     return True
 
 
-def untrusted(name):
-    """The error of a checkpoint whose own code may not run, in one line."""
-    return ValueError(
-        f"{name} brings code of its own, which runs only if it is trusted: read it, then pass `--trust_remote_code`, "
-        "in Python `trust_remote_code=True`."
-    )
+def untrusted(name, error):
+    """The error of a checkpoint whose own code may not run, in one line that says whose code that is."""
+    reason = str(error).strip().splitlines()[0].split(" You can inspect")[0]
+    reason = reason if str(name) in reason else f"{name}: {reason}"
+    return ValueError(f"{reason} Read it, then pass `--trust_remote_code`, in Python `trust_remote_code=True`.")
 
 
 def _classes(id2label, label2id, num_labels):

@@ -297,7 +297,7 @@ def load_image_processor(vision, trust_remote_code=False):
         raise not_found(vision, error) from error
     except ValueError as error:
         if "trust_remote_code" in str(error):
-            raise untrusted(vision) from error
+            raise untrusted(vision, error) from error
         raise
     height, width = _picture_size(source, vision)
     for make in (_without_crop, _plain):

@@ -1018,8 +1018,8 @@ NOWHERE = "nowhere/at-all is neither a folder nor a Hub id that can be reached: 
         (
             "init_megl",
             ("--vision", "CODE"),
-            "CODE brings code of its own, which runs only if it is trusted: read it, then pass `--trust_remote_code`, "
-            "in Python `trust_remote_code=True`.",
+            "The repository CODE contains custom code which must be executed to correctly load the model. Read it, "
+            "then pass `--trust_remote_code`, in Python `trust_remote_code=True`.",
         ),
     ],
 )
