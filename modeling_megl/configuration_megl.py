@@ -1,5 +1,6 @@
 """MEGL configuration: one vision model, one causal language model, and how the saliency map ties them together."""
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -253,7 +254,7 @@ class MeglConfig(PreTrainedConfig):
         Raises:
             `ValueError`: where the checkpoint is no MEGL model, and where its code is not trusted.
         """
-        config_dict, _ = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        config_dict = read_config(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") != cls.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path} is no MEGL model: its `model_type` is "
@@ -276,6 +277,26 @@ class MeglConfig(PreTrainedConfig):
 _REMOTE = "transformers_modules."
 
 
+def read_config(name, **kwargs):
+    """
+    What the `config.json` of a Hub id or folder holds.
+
+    Raises:
+        `OSError`: where there is none, in one line that names the checkpoint.
+    """
+    try:
+        return PreTrainedConfig.get_config_dict(name, **kwargs)[0]
+    except OSError as error:
+        raise not_found(name, error) from error
+
+
+def not_found(name, error):
+    """The error of a checkpoint that cannot be read, in one line that names it."""
+    if Path(name).is_dir():
+        return OSError(str(error).strip().splitlines()[0])
+    return OSError(f"{name} is neither a folder nor a Hub id that can be reached: check the name, and the network.")
+
+
 def check_remote_code(config_dict, name, trust_remote_code):
     """
     Whether a model's code lies in its checkpoint; named in a warning where that is another repository.
@@ -296,10 +317,20 @@ def check_remote_code(config_dict, name, trust_remote_code):
     if not remote:
         return False
     others = sorted({entry.split("--")[0] for entry in entries.values() if entry and "--" in entry})
-    resolve_trust_remote_code(trust_remote_code, str(name), False, True, upstream_repo=", ".join(others) or None)
+    try:
+        resolve_trust_remote_code(trust_remote_code, str(name), False, True, upstream_repo=", ".join(others) or None)
+    except ValueError as error:
+        raise untrusted(name, error) from error
     if others:
         logger.warning(f"The vision model of {name} runs code of another repository: {', '.join(others)}.")
     return True
+
+
+def untrusted(name, error):
+    """The error of a checkpoint whose own code may not run, in one line that says whose code that is."""
+    reason = str(error).strip().splitlines()[0].split(" You can inspect")[0]
+    reason = reason if str(name) in reason else f"{name}: {reason}"
+    return ValueError(f"{reason} Read it, then pass `--trust_remote_code`, in Python `trust_remote_code=True`.")
 
 
 def _classes(id2label, label2id, num_labels):

@@ -5,8 +5,10 @@ from inspect import signature
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .configuration_megl import read_config
 
 
 def place_evidence(evidence_tokens, embeddings, attention_mask):
@@ -49,11 +51,12 @@ def check_language_model(text):
         text (`str`): Hub id or folder of a language model, or a GGUF file, of which nothing is looked at.
 
     Raises:
-        `ValueError`: where it is no causal language model, and where it has code of its own.
+        `ValueError`: where it is no causal language model, and where it has code of its own. `OSError`: where there is
+        none of that name.
     """
     if text.endswith(".gguf"):
         return
-    config_dict, _ = PreTrainedConfig.get_config_dict(text)
+    config_dict = read_config(text)
     if config_dict.get("model_type") not in CONFIG_MAPPING and "auto_map" in config_dict:
         raise ValueError(
             f"{text} is a model with code of its own, which a MEGL checkpoint does not carry: choose a language model "

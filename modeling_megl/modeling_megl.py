@@ -27,7 +27,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import ModelOutput
 
-from .configuration_megl import MeglConfig, check_remote_code, infer_feature_size, infer_image_size
+from .configuration_megl import MeglConfig, check_remote_code, infer_feature_size, infer_image_size, read_config
 from .language_megl import check_causal, check_language_model, max_positions, place_evidence, probe_language_model
 from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
 from .processing_megl import load_image_processor, split_gguf
@@ -692,7 +692,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             `ValueError`: where a part cannot be used, tried on one random image, with the reason.
         """
         id2label = dict(enumerate(labels))
-        check_remote_code(PreTrainedConfig.get_config_dict(vision)[0], vision, trust_remote_code)
+        check_remote_code(read_config(vision), vision, trust_remote_code)
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
         language_model = load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config

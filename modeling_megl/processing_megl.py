@@ -21,7 +21,7 @@ from transformers import (
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from .configuration_megl import PRESETS
+from .configuration_megl import PRESETS, not_found, read_config, untrusted
 from .language_megl import check_language_model
 
 
@@ -65,8 +65,13 @@ class MeglProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, trust_remote_code=False, **kwargs):
         """As `ProcessorMixin.from_pretrained`. The parts need no code of the checkpoint, so none is asked for."""
-        processor_dict, unused_kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            processor_dict, unused_kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError as error:
+            raise not_found(pretrained_model_name_or_path, error) from error
         if "rationale_prompt" not in processor_dict:
+            if not os.path.isdir(pretrained_model_name_or_path):
+                read_config(pretrained_model_name_or_path, **kwargs)  # which there may be none of either
             raise ValueError(
                 f"{pretrained_model_name_or_path} is no MEGL model: it has no `processor_config.json` with a "
                 "`rationale_prompt`. `init_megl.py` makes a MEGL model of a vision and a language model."
@@ -283,12 +288,19 @@ def load_image_processor(vision, trust_remote_code=False):
     that the model was trained on.
 
     Raises:
-        `ValueError`: where the image processor makes no pictures of one size, or cannot do without its crop.
+        `ValueError`: where the image processor makes no pictures of one size, or cannot do without its crop, and where
+        it has code that is not trusted. `OSError`: where there is none.
     """
     try:
         source = AutoImageProcessor.from_pretrained(vision, trust_remote_code=trust_remote_code)
     except ImportError as error:
         raise ValueError(f"The image processor of {vision} needs a package: {_first_line(error)}") from error
+    except OSError as error:
+        raise not_found(vision, error) from error
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise untrusted(vision, error) from error
+        raise
     height, width = _picture_size(source, vision)
     for make in (_without_crop, _plain):
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from support.bootstrap import LEVEL, paired_tests
 from support.output_folder import new_folder
 from support.report import interval_text
+from support.saved_scores import item_fault, metrics_fault
 from support.scores import at, count_of, headlines
 from support.terminal import one_line, print_anywhere
 
@@ -43,15 +44,14 @@ def read_evaluation(folder):
     path = folder / "predictions.jsonl"
     lines = enumerate(path.read_bytes().splitlines(), 1)
     items = [_parse(line, folder, f"predictions.jsonl, line {number}") for number, line in lines]
-    if not isinstance(metrics.get("intervals"), dict) or not all(isinstance(i.get("per_item"), dict) for i in items):
+    if not isinstance(metrics.get("intervals"), dict) or not all("per_item" in item for item in items):
         raise ValueError(f"{folder} has no scores of each item: it is of an older evaluate_megl.py; run it again.")
-    for number, item in enumerate(items, 1):
-        for name in ("id", "label", "prediction", "group"):
-            if name not in item:
-                raise ValueError(f"{path}, line {number} has no `{name}`: run evaluate_megl.py again.")
-        for name, score in item["per_item"].items():
-            if not isinstance(score, int | float | None):
-                raise ValueError(f"{path}, line {number}: expected a number as `{name}`, got {score!r}.")
+    fault = metrics_fault(metrics)
+    if fault:
+        raise ValueError(f"{folder / 'metrics.json'}{fault}: run evaluate_megl.py again.")
+    for number, fault in enumerate(map(item_fault, items), 1):
+        if fault:
+            raise ValueError(f"{path}, line {number}{fault}: run evaluate_megl.py again.")
     if not items:
         raise ValueError(f"{path} is empty: run evaluate_megl.py again.")
     return metrics, items

@@ -32,7 +32,7 @@ from transformers import CLIPConfig, PreTrainedConfig
 from compare_evaluations import write_comparison
 from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.training_megl import check_labels
-from support.card import card_facts, update_card, write_card
+from support.card import card_facts, check_card, update_card, write_card
 from support.output_folder import check_new, new_folder
 from support.pictures import write_sheet
 from support.predictions import predict, why_untaught
@@ -112,6 +112,7 @@ def check_arguments(arguments, dataset):
     for name in arguments.model if arguments.update_card else []:
         if not Path(name).is_dir():
             raise ValueError(f"`--update_card` needs the folder of a model, got {name}, which is no folder.")
+        check_card(name, arguments.dataset, arguments.dataset_id)
     key, times = Counter(dataset["id"]).most_common(1)[0]
     if len(arguments.model) > 1 and times > 1:
         raise ValueError(
@@ -206,12 +207,14 @@ def write_all(arguments, runs):
             compared[name] = (write_evaluation(arguments, run, own), run["items"])
         if several:
             write_comparison(folder, compared, arguments.resamples, arguments.seed)
+    failures = []
     for run, (metrics, _) in zip(runs if arguments.update_card else [], compared.values(), strict=False):
         try:
             update_card(run["name"], run["facts"], metrics, arguments.dataset_id)
         except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = f"the card of {run['name']} cannot be updated: {one_line(error)}"
-            print(f"evaluate_megl: the evaluation is whole, but {reason}", file=sys.stderr)
+            failures.append(f"the card of {run['name']} cannot be updated: {one_line(error)}")
+    if failures:
+        raise ValueError(f"{arguments.output} is whole, but {'; '.join(failures)}")
 
 
 def main():

@@ -19,6 +19,7 @@ import sys
 import torch
 
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
+from modeling_megl.configuration_megl import read_config
 from modeling_megl.saliency_megl import SALIENCY_METHODS
 from support.output_folder import new_folder
 from support.tables import add_column_arguments, column_arguments, open_table
@@ -100,6 +101,10 @@ def make_model(arguments, labels, rationales):
         if arguments.saliency_layer:  # which may have another width
             config.feature_size = MeglForImageClassification(config).probe_saliency_layer()
         return MeglForImageClassification(config), processor
+    if read_config(arguments.vision).get("model_type") == MeglConfig.model_type:
+        raise ValueError(
+            f"{arguments.vision} is a MEGL model: take it to the new classes by `--model` in place of `--vision`."
+        )
     parts = {"vision": arguments.vision, "trust_remote_code": arguments.trust_remote_code}
     text = arguments.text or "llama-small"
     if text in TEXT_PRESETS:

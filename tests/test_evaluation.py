@@ -151,6 +151,30 @@ def test_paired_test_of_equal_and_of_always_better_runs():
     assert higher["accuracy",]["p"] == 1
 
 
+@pytest.mark.parametrize("count", [3, 4, 10, 30])
+def test_equal_runs_of_few_scored_items_differ_as_often_as_is_said(count):
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        scores = rng.normal(0.5, 0.2, (2, 100)) + rng.normal(0, 0.2, 100)
+        scores[:, count:] = np.nan
+        runs = [
+            [make_item(i, saliency__iou=None if np.isnan(x) else float(x)) for i, x in enumerate(run)]
+            for run in scores
+        ]
+        (tests,) = bootstrap.paired_tests(runs, ["a", "b"], 200, seed=0)
+        found.append(tests["saliency", "iou"]["p"] < 0.05)
+    assert np.mean(found) <= 0.07 and (count < 30 or np.mean(found) >= 0.03)
+
+
+def test_few_items_that_all_say_the_same_are_no_proof():
+    runs = [[make_item(i, prediction=prediction) for i in range(4)] for prediction in "ba"]
+    (tests,) = bootstrap.paired_tests(runs, ["a", "b"], 2000, seed=0)
+    assert tests["accuracy",]["difference"] == 1 and tests["accuracy",]["p"] == 2 * 0.5**4
+    (tests,) = bootstrap.paired_tests([run[:1] for run in runs], ["a", "b"], 2000, seed=0)
+    assert tests["accuracy",]["p"] == 1
+
+
 def rounded(test):
     return {name: np.round(value, 9).tolist() for name, value in test.items()}
 
@@ -975,10 +999,8 @@ def test_pretrained_parts_of_the_hub_are_the_cards_base_models(evaluated, tmp_pa
     assert str(tmp_path) not in (tmp_path / "card.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["unwritable", "broken"])
-def test_a_card_that_cannot_be_written_loses_nothing(evaluated, run, own_model, tmp_path, capsys, monkeypatch, kind):
-    text = OWN_CARD if kind == "unwritable" else "---\n: [\n---\nwords"
-    (own_model / "README.md").write_text(text, encoding="utf-8")
+def test_a_card_that_cannot_be_written_loses_nothing(evaluated, run, own_model, tmp_path, monkeypatch):
+    (own_model / "README.md").write_text(OWN_CARD, encoding="utf-8")
     write_file = card.write_file
 
     def read_only(path, content):
@@ -986,13 +1008,129 @@ def test_a_card_that_cannot_be_written_loses_nothing(evaluated, run, own_model, 
             raise PermissionError(f"[Errno 30] Read-only file system: '{path}'")
         write_file(path, content)
 
-    if kind == "unwritable":
-        monkeypatch.setattr(card, "write_file", read_only)
-    metrics = evaluate_own(run, evaluated, own_model, tmp_path / "out", "--update_card")
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate_megl: ")]
-    assert line.startswith("evaluate_megl: the evaluation is whole, but the card of ")
-    assert metrics["n"]["accuracy"] == 9 and (tmp_path / "out" / "model_card.md").is_file()
-    assert (own_model / "README.md").read_text(encoding="utf-8") == text
+    monkeypatch.setattr(card, "write_file", read_only)
+    with pytest.raises(
+        SystemExit, match=r"evaluate_megl: .*/out is whole, but the card of .*own cannot be updated: .*30"
+    ):
+        evaluate_own(run, evaluated, own_model, tmp_path / "out", "--update_card")
+    assert read(tmp_path / "out")[0]["n"]["accuracy"] == 9 and (tmp_path / "out" / "model_card.md").is_file()
+    assert (own_model / "README.md").read_text(encoding="utf-8") == OWN_CARD
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"---\n: [\n---\nwords", "the front matter between its lines `---` is no YAML"),
+        (b"---\n- a\n---\n", "expected front matter with a `key: value` a line"),
+        (b"---\n{license: mit}\n---\n", "expected front matter with a `key: value` a line"),
+        (b"---\nmodel-index: foo\n---\n", "expected `model-index` to be a list of models"),
+        (b"---\nmodel-index:\n- name: a\n---\n", "expected `model-index` to be a list of models"),
+        ("---\nlicense: mit\n---\ncafé".encode("latin-1"), "README.md is no UTF-8 text"),
+    ],
+)
+def test_a_card_that_cannot_be_updated_is_refused_before_the_work(
+    evaluated, run, own_model, tmp_path, content, message
+):
+    (own_model / "README.md").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"^evaluate_megl: .*README.md.*{message}|^evaluate_megl: .*{message}"):
+        evaluate_own(run, evaluated, own_model, tmp_path / "out", "--update_card")
+    assert (own_model / "README.md").read_bytes() == content and not (tmp_path / "out").exists()
+
+
+def test_figures_that_are_no_list_are_refused_before_the_work(evaluated, run, own_model, tmp_path):
+    (own_model / ".eval_results").mkdir()
+    (own_model / ".eval_results" / "org--object-me.yaml").write_text("a: b\n")
+    with pytest.raises(SystemExit, match="org--object-me.yaml is no list of figures"):
+        evaluate_own(run, evaluated, own_model, tmp_path / "out", "--update_card")
+    assert not (tmp_path / "out").exists()
+
+
+FACTS = {
+    "model_name": "own",
+    "labels": "a, b",
+    "base_model": [],
+    **dict.fromkeys(("vision_model", "text_model", "parameters", "saliency_method", "rationale_gradient"), "-"),
+    **dict.fromkeys(("rationale_prompt", "training"), "-"),
+}
+# Words that YAML reads as other than they are written, comments, and results that are nearly ours.
+PARTICULAR = """\
+---
+# of the top
+language: no
+version: 1.10  # stays
+tags:
+  - birds  # stays too
+# of the index
+model-index:
+- name: mine
+  results:
+  - task: {type: image-classification}
+    dataset: {name: object-me, type: org/object-me, split: test, config: small}
+    metrics:
+    - {type: accuracy, value: 0.50, name: Accuracy}
+  - task: {type: image-classification}
+    dataset: {name: object-me, type: org/object-me, split: test}
+    metrics:
+    - {type: accuracy, value: 0.20, name: Accuracy by hand}
+    - {type: accuracy, value: 0.11, name: Accuracy}
+- name: other-model
+  results:
+  - task: {type: image-classification}
+    dataset: {name: object-me, type: org/object-me, split: test}
+    metrics:
+    - {type: accuracy, value: 1e-2, name: Accuracy}
+# of the end
+widget: off
+---
+Words.
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_what_the_user_wrote_into_the_metadata_stays(tmp_path, newline):
+    metrics = {"dataset": "org/object-me", "split": "test", "accuracy": 0.75, "intervals": {}, "n": {"accuracy": 4}}
+    path = tmp_path / "README.md"
+    path.write_bytes(PARTICULAR.replace("\n", newline).encode())
+    card.update_card(tmp_path, FACTS, metrics)
+    written = path.read_bytes().decode()
+    lines = written.split(newline)
+    assert "\n" not in written.replace(newline, "")
+    kept = [line for line in PARTICULAR.split("\n") if line and "0.11" not in line]
+    places = [lines.index(line) for line in kept if kept.count(line) == 1]
+    assert places == sorted(places)  # each line is there as it was, in its order
+    models = yaml.safe_load(written.split("---")[1])["model-index"]
+    found = [
+        [
+            (result["dataset"].get("config"), metric["name"], metric["value"])
+            for result in model["results"]
+            for metric in result["metrics"]
+        ]
+        for model in models
+    ]
+    ours = (None, "Accuracy", 0.75)
+    assert found[0] == [("small", "Accuracy", 0.5), (None, "Accuracy by hand", 0.2), ours]
+    assert [model["name"] for model in models] == ["mine", "other-model"] and found[1] == [(None, "Accuracy", "1e-2")]
+    card.update_card(tmp_path, FACTS, metrics)
+    assert path.read_bytes().decode() == written
+    card.update_card(tmp_path, {**FACTS, "model_name": "other-model"}, metrics)  # the model of that name
+    models = yaml.safe_load(path.read_bytes().decode().split("---")[1])["model-index"]
+    assert [[metric["value"] for result in model["results"] for metric in result["metrics"]] for model in models] == [
+        [0.5, 0.2, 0.75],
+        [0.75],
+    ]
+
+
+def test_class_names_are_no_markup_of_a_card(evaluated, tmp_path):
+    model, processor, _ = load(evaluated)
+    metrics, _ = read(evaluated / "evaluations" / "1-model0")
+    names = ["<!-- end of evaluation -->", "a\n## b", *list(model.config.id2label.values())[2:]]
+    model.config.id2label = dict(enumerate(names))
+    facts = card.card_facts(tmp_path, model, processor)
+    for _ in range(2):
+        card.update_card(tmp_path, facts, metrics, "org/object-me")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| classes | &lt;!-- end of evaluation --&gt;, a ## b" in text
+    assert text.count(card.EVALUATED) == text.count("<!-- evaluation on ") == text.count("| Accuracy |") == 1
 
 
 # refusals
@@ -1048,10 +1186,104 @@ def test_comparison_refuses_what_it_cannot_compare(evaluated, run, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("metrics.json", {"accuracy": [1]}, ": expected a number as `accuracy`, got .1."),
+        ("metrics.json", {"accuracy": "x"}, ": expected a number as `accuracy`, got 'x'"),
+        ("metrics.json", {"accuracy": True}, ": expected a number as `accuracy`, got True"),
+        ("metrics.json", {"macro_f1": float("inf")}, ": expected a number as `macro_f1`, got inf"),
+        ("metrics.json", {"saliency": [1]}, ": expected an object in braces as `saliency`, got .1."),
+        ("metrics.json", {"rationale": "x"}, ": expected an object in braces as `rationale`, got 'x'"),
+        ("metrics.json", {"accuracy_by_group": {"g": [1]}}, ": expected a number as `accuracy_by_group.g`, got .1."),
+        ("metrics.json", {"intervals": {"accuracy": 5}}, ": expected two numbers as `intervals.accuracy`, got 5"),
+        ("metrics.json", {"intervals": {"accuracy": [1]}}, ": expected two numbers as `intervals.accuracy`, got .1."),
+        (
+            "metrics.json",
+            {"intervals": {"saliency": 5}},
+            ": expected an object in braces as `intervals.saliency`, got",
+        ),
+        ("predictions.jsonl", {"id": ["a"]}, ", line 2: expected a text as `id`, got .'a'."),
+        ("predictions.jsonl", {"id": 3}, ", line 2: expected a text as `id`, got 3"),
+        ("predictions.jsonl", {"id": None}, ", line 2: expected a text as `id`, got None"),
+        ("predictions.jsonl", {"label": 3}, ", line 2: expected a text as `label`, got 3"),
+        ("predictions.jsonl", {"prediction": {}}, ", line 2: expected a text or null as `prediction`, got {}"),
+        ("predictions.jsonl", {"group": ["a"]}, ", line 2: expected a text or null as `group`, got .'a'."),
+        ("predictions.jsonl", {"per_item": []}, ", line 2: expected an object in braces as `per_item`, got "),
+        (
+            "predictions.jsonl",
+            {"per_item": {"clip_score": True}},
+            ", line 2: expected a number as `clip_score`, got T",
+        ),
+        ("predictions.jsonl", {"per_item": {"clip_score": float("inf")}}, ", line 2: expected a number as `clip_sco"),
+        ("predictions.jsonl", {"bleu_statistics": [1, 2]}, ", line 2: expected 10 numbers as `bleu_statistics`, got "),
+        ("predictions.jsonl", {"bleu_statistics": 3}, ", line 2: expected 10 numbers as `bleu_statistics`, got 3"),
+    ],
+)
+def test_comparison_names_the_file_and_key_of_odd_contents(evaluated, run, tmp_path, file, change, message):
+    good = evaluated / "evaluations" / "1-model0"
+    metrics, items = read(good)
+    if file == "metrics.json":
+        metrics = {**metrics, **change}
+    else:
+        items[1] = {**items[1], **change}
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "odd" / "predictions.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    with pytest.raises(
+        SystemExit, match=f"^compare_evaluations: .*odd/{file}{message}.*: run evaluate_megl.py again.$"
+    ):
+        run("compare_evaluations", good, tmp_path / "odd", "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def refused(run, script, *arguments):
     with pytest.raises(SystemExit) as caught:
         run(script, *arguments)
     return caught.value.code
+
+
+NOWHERE = "nowhere/at-all is neither a folder nor a Hub id that can be reached: check the name, and the network."
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("evaluate_megl", ("--model", "nowhere/at-all"), NOWHERE),
+        ("init_megl", ("--model", "nowhere/at-all"), NOWHERE),
+        ("init_megl", ("--vision", "nowhere/at-all"), NOWHERE),
+        ("init_megl", ("--vision", "VISION", "--text", "nowhere/at-all"), NOWHERE),
+        (
+            "init_megl",
+            ("--vision", "MODEL"),
+            "MODEL is a MEGL model: take it to the new classes by `--model` in place of `--vision`.",
+        ),
+        (
+            "init_megl",
+            ("--vision", "CODE"),
+            "The repository CODE contains custom code which must be executed to correctly load the model. Read it, "
+            "then pass `--trust_remote_code`, in Python `trust_remote_code=True`.",
+        ),
+    ],
+)
+def test_a_model_that_is_not_there_or_not_trusted_is_named_in_one_line(
+    evaluated, run, tmp_path, monkeypatch, script, options, message
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    places = {"MODEL": str(evaluated / "model0"), "VISION": str(tmp_path / "vision"), "CODE": str(tmp_path / "code")}
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision" / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "code").mkdir()
+    auto_map = {"AutoConfig": "own.Config", "AutoImageProcessor": "own.Processor"}
+    (tmp_path / "code" / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto_map}))
+    (tmp_path / "code" / "preprocessor_config.json").write_text(json.dumps({"auto_map": auto_map}))
+    for name, place in places.items():
+        message = message.replace(name, place)
+    options = [places.get(option, option) for option in options]
+    assert refused(run, script, *options, "--dataset", evaluated / "object_me", "--output", tmp_path / "out") == (
+        f"{script}: {message}"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

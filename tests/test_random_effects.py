@@ -49,8 +49,10 @@ def test_one_factor_is_the_t_test():
 
 
 def test_nothing_varies_and_images_that_do_not_count():
-    constant = estimate(*parts(np.full((3, 4), 0.5)))
-    assert constant.interval() == [0.5, 0.5] and (constant.p(0.5), constant.p(0.4)) == (1, 0)
+    for seeds in (1, 2, 3):
+        assert estimate(np.ones(seeds), np.zeros((seeds, 4))) is None
+        alike = estimate(np.zeros(seeds), np.zeros((seeds, 4)))
+        assert alike.interval() == [0, 0] and alike.p() == alike.p(-0.1) == 1
     values = np.array([[0.2, 0.4, 0.9], [0.1, 0.5, 0.3]])
     figures, influences = parts(values)
     padded = np.full((2, 5), np.nan)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl.training_arguments_megl import MeglTrainingArguments
+
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,6 +105,17 @@ def test_the_steps_are_found():
     assert sum(language == "python" for language, _ in steps()) == 4
 
 
+def test_a_newcomer_is_told_of_the_environment_and_what_to_pass():
+    start = README.split("## Three doors")[0]
+    assert start.index("make test") < start.index("`source .venv/bin/activate`")
+    training = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    options = {name for name in vars(MeglTrainingArguments(output_dir="-"))} | {"fp16", "fsdp"}
+    for line in ("--text_loss_weight 0", "--visual_loss_weight 0", "--visual_loss_weight 0 --text_loss_weight 0"):
+        assert f"| `{line}` |" in training
+    named = re.findall(r"`--(\w+)", training.split("## Incomplete")[0].rpartition("What to learn")[2])
+    assert {"activation_checkpointing", "fp16"} <= set(named) <= options
+
+
 def test_all_that_is_printed_runs_in_its_order(folder, run):
     pytest.importorskip("efficientnet_lite_pytorch")
     python = ""
@@ -114,4 +128,7 @@ def test_all_that_is_printed_runs_in_its_order(folder, run):
             run("python -", input=python)
     for path in ("runs/quickstart/evaluation/index.html", "object_me.html", "evaluation-tiny/metrics.json"):
         assert (folder / path).is_file(), path
+    pets = MeglForImageClassification.from_pretrained(folder / "megl-pets")
+    pets.match_processor(MeglProcessor.from_pretrained(folder / "megl-pets"))  # a folder to train on
+    assert pets.config.id2label == {0: "cat", 1: "dog"}
     assert (folder / "explanations" / "explanations.jsonl").read_text(encoding="utf-8").count("\n") == 1

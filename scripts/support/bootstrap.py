@@ -6,11 +6,12 @@ A figure is named by its path in `metrics.json`, such as `("saliency", "iou")`. 
 """
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import evaluate
 import numpy as np
+from scipy.stats import t as student
 
 
 METRICS = Path(__file__).resolve().parents[2] / "metrics"
@@ -18,6 +19,7 @@ LEVEL = 0.95
 # Has no interval and no test: a resample's minimum lies below that of its items, the more so the fewer a group has.
 WORST_GROUP = ("worst_group_accuracy",)
 WEIGHTS_AT_ONCE = 2**22
+ROUNDING = 1e-12
 
 
 def figures(items, weights):
@@ -205,7 +207,7 @@ def paired_tests(runs, names, resamples, seed):
     Returns:
         `list[dict[tuple[str, ...], dict]]`: for each run after the first, path to `difference` (this run minus the
         first), its 95 % `interval`, and the two-sided `p`: twice the share of resamples in which the difference is 0
-        or has the other sign.
+        or has the other sign, or that of Student's t test with the resamples' spread, whichever is greater.
     """
     first, *rest = runs
     order = {item["id"]: place for place, item in enumerate(first)}
@@ -214,20 +216,54 @@ def paired_tests(runs, names, resamples, seed):
     runs = [first, *(sorted(run, key=lambda item: order[item["id"]]) for run in rest)]
     baseline, *others = resampled_figures(runs, resamples, seed)
     points, *other_points = (point_figures(run) for run in runs)
+    counts, *other_counts = (counted_items(run) for run in runs)
     return [
         {
-            path: {"difference": point[path] - points[path], **difference_test(found[path] - baseline[path])}
+            path: {
+                "difference": point[path] - points[path],
+                **difference_test(
+                    found[path] - baseline[path], point[path] - points[path], min(counts[path], count[path])
+                ),
+            }
             for path in found
             if point[path] is not None and points.get(path) is not None and path != WORST_GROUP
         }
-        for found, point in zip(others, other_points, strict=True)
+        for found, point, count in zip(others, other_points, other_counts, strict=True)
     ]
 
 
-def difference_test(differences):
-    """The `interval` and the two-sided `p` of resampled differences, as in [`paired_tests`]."""
+def difference_test(differences, difference, count):
+    """
+    The `interval` and the two-sided `p` of a difference from its resamples, as in [`paired_tests`], and from how many
+    items count.
+    """
     differences = differences[~np.isnan(differences)]
     # The figures themselves count as one more resample, so that p is never 0 (Davison and Hinkley 1997, 4.2.3).
     # Rounding must not turn equal runs into different ones.
-    tails = [(np.sum(sign * differences <= 1e-12) + 1) / (len(differences) + 1) for sign in (1, -1)]
-    return {"interval": interval(differences), "p": float(min(1, 2 * min(tails)))}
+    tails = [(np.sum(sign * differences <= ROUNDING) + 1) / (len(differences) + 1) for sign in (1, -1)]
+    p = max(2 * min(tails), _student_p(differences, difference, count))
+    return {"interval": interval(differences), "p": float(min(1, p))}
+
+
+def _student_p(differences, difference, count):
+    """
+    Two-sided p by Student's t with the spread of the resamples. Of few items their tails alone are too short, as the
+    spread is that of n - 1 items and itself uncertain (Hesterberg 2015, section 3.4).
+    """
+    if count < 2 or abs(difference) <= ROUNDING:
+        return 1.0
+    error = differences.std() * np.sqrt(count / (count - 1))
+    if error <= ROUNDING:  # every item says the same: the chance that all signs agree
+        return 2.0 ** (1 - count)
+    return 2 * student.sf(abs(difference) / error, count - 1)
+
+
+def counted_items(items):
+    """Path of a figure to how many items count in it; all of them where it is not named."""
+    found = defaultdict(lambda: len(items))
+    found |= {path: int(np.sum(~np.isnan(values))) for path, values in mean_columns(items).items()}
+    found |= {path: int(np.sum(~np.isnan(values))) for path, values in influences(items).items()}
+    filtered = ("explained_accuracy", "iou_filtered")
+    if filtered in found:
+        found["explained_accuracy", "iou_overall"] = found[filtered]
+    return found

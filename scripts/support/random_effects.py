@@ -9,10 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from .bootstrap import LEVEL
-
-
-ROUNDING = 1e-12
+from .bootstrap import LEVEL, ROUNDING
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,9 @@ class Estimate:
 
     def p(self, against=0.0):
         """Two-sided p of the mean's being `against`."""
-        distance = abs(self.mean - against)
         if self.error <= ROUNDING:
-            return float(distance <= ROUNDING)
-        return float(2 * student.sf(distance / self.error, self.freedom))
+            return 1.0
+        return float(2 * student.sf(abs(self.mean - against) / self.error, self.freedom))
 
 
 def contrast(first, second, factors=(1, -1)):
@@ -60,7 +56,8 @@ def estimate(figures, influences):
             does not count.
 
     Returns:
-        [`Estimate`], of one seed with the variance over images alone; `None` where less than two images count.
+        [`Estimate`], of one seed with the variance over images alone; `None` where less than two images count, and
+        where nothing varies but all is not 0, which says nothing about other seeds and images.
     """
     shares = np.nan_to_num(influences[:, ~np.isnan(influences).all(axis=0)])
     seeds, images = shares.shape
@@ -71,7 +68,8 @@ def estimate(figures, influences):
     of_seeds, of_images = values.mean(axis=1), values.mean(axis=0)
     images_square = seeds * np.sum(of_images**2) / (images - 1)
     if seeds == 1:
-        return Estimate(float(mean), float(np.sqrt(images_square / images)), images - 1, 1)
+        error = float(np.sqrt(images_square / images))
+        return Estimate(float(mean), error, images - 1, 1) if error > ROUNDING else _constant(mean, images - 1, 1)
     freedom = seeds - 1
     rest_freedom = freedom * (images - 1)
     seeds_square = images * np.sum(of_seeds**2) / freedom
@@ -79,10 +77,15 @@ def estimate(figures, influences):
     from_images = max(images_square - rest_square, 0)
     error = np.sqrt((seeds_square + from_images) / (seeds * images))
     if error <= ROUNDING:
-        return Estimate(float(mean), 0.0, freedom, seeds)
+        return _constant(mean, freedom, seeds)
     corrected = seeds_square * (freedom + 4) / freedom
     parts = corrected**2 / freedom + images_square**2 / (images - 1) + rest_square**2 / rest_freedom
     return Estimate(float(mean), float(error), float((corrected + from_images) ** 2 / parts), seeds)
+
+
+def _constant(mean, freedom, seeds):
+    """Of runs that are alike in everything: no difference, and nothing that speaks for one. `None` of all else."""
+    return Estimate(0.0, 0.0, freedom, seeds) if abs(mean) <= ROUNDING else None
 
 
 def holm(p_values):

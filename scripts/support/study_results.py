@@ -4,6 +4,7 @@ import gzip
 import html
 import json
 import re
+import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from .charts import STYLE, bars, curve, dot, frame, named_dots, table, unit_char
 from .html_page import document
 from .output_folder import write_file
 from .random_effects import contrast, estimate, holm
+from .saved_scores import item_fault, metrics_fault
 from .scores import headlines
 from .study import BEST_BASELINE, COLUMNS
 
@@ -27,6 +29,7 @@ CONTROLS = {"shuffled_place_accuracy"}
 TEXTUAL = {"rationale", "grounding", "clip_score", "ref_clip_score", "cider_overall"}
 # Marks a test of one seed.
 ONE_SEED = " ¹"
+RUN_AGAIN = "remove its folder and run the study again."
 BARS = ("accuracy", "accuracy_conflicting", "iou", "pointing_game", "rouge_l", "place_accuracy")
 
 
@@ -41,7 +44,18 @@ class Run:
 
     @cached_property
     def record(self):
-        return _read(self.folder / "cell.json")
+        path = self.folder / "cell.json"
+        record = _read(path)
+        kinds = {"key": str, "training_settings": dict, "seconds": dict, "machine": dict, "versions": dict}
+        for name, kind in kinds.items():
+            if not isinstance(record.get(name), kind):
+                raise ValueError(f"{path} has no `{name}`: {RUN_AGAIN}")
+        if not {"processor", "cores"} <= record["machine"].keys():
+            raise ValueError(f"{path} has no `processor` and `cores` of its `machine`: {RUN_AGAIN}")
+        if not all(isinstance(value, int | float) for value in record["seconds"].values()):
+            raise ValueError(f"{path}: expected numbers in `seconds`, got {record['seconds']}: {RUN_AGAIN}")
+        record.setdefault("commit", None)
+        return record
 
     @cached_property
     def paths(self):
@@ -60,7 +74,12 @@ class Run:
 
     @cached_property
     def metrics(self):
-        return _read(self.folder / "metrics.json")
+        path = self.folder / "metrics.json"
+        metrics = _read(path)
+        fault = metrics_fault(metrics)
+        if fault:
+            raise ValueError(f"{path}{fault}: {RUN_AGAIN}")
+        return metrics
 
     @cached_property
     def figures(self):
@@ -73,16 +92,26 @@ class Run:
         path = self.folder / "predictions.jsonl.gz"
         try:
             with gzip.open(path, "rt", encoding="utf-8") as lines:
-                return [json.loads(line) for line in lines]
-        except (OSError, EOFError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): remove its folder and run the study again.") from error
+                items = [json.loads(line) for line in lines]
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise ValueError(f"{path} cannot be read ({error}): {RUN_AGAIN}") from error
+        for number, item in enumerate(items, 1):
+            fault = item_fault(item) if isinstance(item, dict) else " is no object in braces"
+            if fault:
+                raise ValueError(f"{path}, line {number}{fault}: {RUN_AGAIN}")
+        if not items:
+            raise ValueError(f"{path} is empty: {RUN_AGAIN}")
+        return items
 
 
 def _read(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}): remove its folder and run the study again.") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): {RUN_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no object in braces: {RUN_AGAIN}")
+    return found
 
 
 class Group:
