@@ -22,6 +22,7 @@ from modeling_megl.processing_megl import (
     load_image_processor,
     make_image_processor,
     open_image,
+    read_mask,
     split_gguf,
     train_rationale_tokenizer,
 )
@@ -313,6 +314,27 @@ def test_a_mask_is_still(processor, tmp_path):
     random_mask(8, 8).save(tmp_path / "mask.gif", save_all=True, append_images=[random_mask(8, 8, 1)])
     with pytest.raises(ValueError, match=r"`visual_explanations\[0\]` must be a still picture, got 2 frames"):
         processor(images=[random_picture(8, 8)], visual_explanations=[Image.open(tmp_path / "mask.gif")])
+
+
+def test_a_mask_has_the_limit_of_a_picture_and_decodes(processor, tmp_path, monkeypatch):
+    random_mask(80, 80).save(tmp_path / "mask.png")
+    (tmp_path / "mask.png").write_bytes((tmp_path / "mask.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"`visual_explanations\[0\]` must be a whole picture, but does not decode"):
+        processor(images=[random_picture(8, 8)], visual_explanations=[Image.open(tmp_path / "mask.png")])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    message = r"`visual_explanations\[0\]` must be a mask of at most 100 pixels, got 11 x 11: store it smaller"
+    with pytest.raises(ValueError, match=message):
+        processor(images=[random_picture(8, 8)], visual_explanations=[random_mask(11, 11)])
+
+
+def test_a_mask_is_read_as_floats_that_are_upright():
+    values = np.arange(24, dtype=np.uint16).reshape(4, 6) * 2849
+    found = read_mask(Image.fromarray(values), (60, 40), "the mask")
+    assert found.dtype == np.float32 and np.array_equal(found, values.astype(np.float32) / np.float32(65535))
+    turned = with_orientation(Image.fromarray((values >> 8).astype(np.uint8)).transpose(Image.Transpose.ROTATE_90), 6)
+    assert np.array_equal(read_mask(turned, (60, 40), "it"), (values >> 8).astype(np.float32) / np.float32(255))
+    with pytest.raises(ValueError, match="^the mask is 6 x 4, which is not the aspect ratio of its image of 40 x 60"):
+        read_mask(Image.fromarray(values), (40, 60), "the mask")
 
 
 def test_no_masks_at_all(processor):
