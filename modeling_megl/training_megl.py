@@ -163,8 +163,10 @@ class MeglTrainer(Trainer):
         for dataset in self._labelled_datasets:
             check_labels(model.config.id2label, dataset)
         model.probe_saliency_layer()
-        if args.text_loss_weight > 0 and self._processor is not None:
-            model.match_processor(self._processor)
+        if args.text_loss_weight > 0:
+            model.probe_language_model()
+            if self._processor is not None:
+                model.match_processor(self._processor)
         if args.lora_rank is not None:
             model = add_lora(model, args.lora_rank)
         self.statistic = VisualExplanationStatistic(args.distribution_statistic).to(args.device)

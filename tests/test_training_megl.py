@@ -144,6 +144,16 @@ def test_other_classes_in_the_data_are_refused(make_trainer):
             call(other)
 
 
+def test_language_model_that_cannot_write_is_refused_unless_nothing_is_written(make_model, make_trainer):
+    sizes = {"model_type": "openai-gpt", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128}
+    model = make_model("megl-resnet-tiny", text=sizes)
+    with pytest.raises(
+        ValueError, match="OpenAIGPTLMHeadModel cannot generate from embeddings, .* Choose another"
+    ):
+        make_trainer(model=model)
+    make_trainer(model=model, text_loss_weight=0.0).train()
+
+
 def test_layer_without_maps_is_refused(make_model, make_trainer):
     model = make_model("megl-vit-tiny", saliency_layer="vit.layernorm")
     with pytest.raises(ValueError, match="no gradient at any patch of the output of `saliency_layer='vit.layernorm'`"):
