@@ -147,9 +147,7 @@ def test_other_classes_in_the_data_are_refused(make_trainer):
 def test_language_model_that_cannot_write_is_refused_unless_nothing_is_written(make_model, make_trainer):
     sizes = {"model_type": "openai-gpt", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128}
     model = make_model("megl-resnet-tiny", text=sizes)
-    with pytest.raises(
-        ValueError, match="OpenAIGPTLMHeadModel cannot generate from embeddings, .* Choose another"
-    ):
+    with pytest.raises(ValueError, match="OpenAIGPTLMHeadModel cannot generate from embeddings, .* Choose another"):
         make_trainer(model=model)
     make_trainer(model=model, text_loss_weight=0.0).train()
 
