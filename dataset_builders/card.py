@@ -65,33 +65,15 @@ def card(builder, finished: Path, folder: str, text: CardText) -> str:
         folder (`str`): the name of the folder that it will be.
         text ([`CardText`]): what the user says.
     """
-    counts = builder.counts
-    shards = sorted((finished / "data").glob("*.parquet"))
     source = builder.source
     rows = sum(split.num_examples for split in builder.info.splits.values())
     name = text.name or (folder_name(source.root) or "Own pictures" if source.OWN else builder.PRETTY_NAME)
-    maps = sum(number for classes in counts.values() for _, number, _ in classes.values())
+    maps = sum(number for classes in builder.counts.values() for _, number, _ in classes.values())
     told = rows - builder.silent
-    data = DatasetCardData(
-        pretty_name=name,
-        license=text.license or source.license or "unknown",
-        language=text.language or (None if source.OWN else ["en"]),
-        task_categories=["image-classification", *(["image-to-text"] if told else [])],
-        size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
-        tags=["explanation-guided-learning", *(["saliency"] if maps else []), *(["rationales"] if told else [])],
-        configs=[
-            {
-                "config_name": "default",
-                "description": f"{name}, shards sha256 {builder.checksum.hexdigest()}",
-                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in counts],
-            }
-        ],
-    )
-    builder.info.download_size = sum(shard.stat().st_size for shard in shards)
-    DatasetInfosDict({"default": builder.info}).to_dataset_card_data(data)
+    metadata = _metadata(builder, finished, text, name, (rows, maps, told))
     citations = "\n\n".join(filter(None, (CITATION, source.citation)))
     return f"""---
-{data.to_yaml()}
+{metadata.to_yaml()}
 ---
 
 # {name}
@@ -129,7 +111,7 @@ Pictures; in brackets the pictures with a visual explanation and the number of r
 several. Of {rows:,} pictures, {maps:,} have a visual explanation
 and {told:,} have a rationale.
 
-{counts_table(counts)}
+{counts_table(builder.counts)}
 
 ## Citation
 
@@ -137,6 +119,30 @@ and {told:,} have a rationale.
 {citations}
 ```
 """
+
+
+def _metadata(builder, finished, text, name, numbers):
+    """The card's YAML, from its name and the numbers of rows, of visual explanations and of rows with a rationale."""
+    source, (rows, maps, told) = builder.source, numbers
+    data = DatasetCardData(
+        pretty_name=name,
+        license=text.license or source.license or "unknown",
+        language=text.language or (None if source.OWN else ["en"]),
+        task_categories=["image-classification", *(["image-to-text"] if told else [])],
+        size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
+        tags=["explanation-guided-learning", *(["saliency"] if maps else []), *(["rationales"] if told else [])],
+        configs=[
+            {
+                "config_name": "default",
+                "description": f"{name}, shards sha256 {builder.checksum.hexdigest()}",
+                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in builder.counts],
+            }
+        ],
+    )
+    shards = (finished / "data").glob("*.parquet")
+    builder.info.download_size = sum(shard.stat().st_size for shard in shards)
+    DatasetInfosDict({"default": builder.info}).to_dataset_card_data(data)
+    return data
 
 
 def left_out(dropped: Counter, skipped: Counter) -> str:

@@ -19,6 +19,9 @@ from transformers.utils import (
 
 logger = logging.get_logger(__name__)
 
+# Files of a checkpoint that torch writes, to go on from it.
+TRAINING_STATE = (".pt", ".pth", ".bin")
+
 
 def last_whole_checkpoint(output_dir):
     """The newest whole `checkpoint-N` in a folder (`str`), or `None`; what is passed over is named in a warning."""
@@ -81,7 +84,7 @@ def _fault(path):
         elif path.suffix == ".safetensors":
             with safe_open(path, "pt"):  # compares the file's length with what its header says
                 pass
-        elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
+        elif path.suffix in TRAINING_STATE and not zipfile.is_zipfile(path):
             return "is cut off"
     except (ValueError, SafetensorError) as error:
         return f"is cut off ({error})"

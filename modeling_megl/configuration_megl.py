@@ -290,10 +290,16 @@ def read_config(name, **kwargs):
         raise not_found(name, error) from error
 
 
+def one_line(error):
+    """The first line of an error, which says what is wrong; libraries add more."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def not_found(name, error):
     """The error of a checkpoint that cannot be read, in one line that names it."""
     if Path(name).is_dir():
-        return OSError(str(error).strip().splitlines()[0])
+        return OSError(one_line(error))
     return OSError(f"{name} is neither a folder nor a Hub id that can be reached: check the name, and the network.")
 
 
@@ -328,7 +334,7 @@ def check_remote_code(config_dict, name, trust_remote_code):
 
 def untrusted(name, error):
     """The error of a checkpoint whose own code may not run, in one line that says whose code that is."""
-    reason = str(error).strip().splitlines()[0].split(" You can inspect")[0]
+    reason = one_line(error).split(" You can inspect")[0]
     reason = reason if str(name) in reason else f"{name}: {reason}"
     return ValueError(f"{reason} Read it, then pass `--trust_remote_code`, in Python `trust_remote_code=True`.")
 

@@ -4,6 +4,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .configuration_megl import one_line
+
 
 class FrozenLayers:
     """
@@ -98,7 +100,7 @@ class FrozenLayers:
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"`frozen_layer={self.name!r}` cannot be frozen: what follows does not depend on its output alone "
-                f"({str(error).splitlines()[0]}). Choose a stage of a convolutional vision model, at or before the "
+                f"({one_line(error)}). Choose a stage of a convolutional vision model, at or before the "
                 "layer that the map is computed on."
             ) from error
         return found.logits

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .configuration_megl import read_config
+from .configuration_megl import one_line, read_config
 
 
 def place_evidence(evidence_tokens, embeddings, attention_mask):
@@ -98,7 +98,7 @@ def probe_language_model(language_model, num_evidence_tokens):
 
     with _refused(f"{name} cannot be trained on embeddings, which the evidence is given as"):
         _train(language_model, evidence, embed(prompts[0])[None])
-    with torch.no_grad(), _in_evaluation_mode(language_model):
+    with torch.no_grad(), _in_mode(language_model, training=False):
         with _refused(f"{name} cannot generate from embeddings, which the evidence is given as"):
             tokens, scores = _generate(language_model, evidence, prompts, embed)
         for row, prompt in enumerate(prompts):
@@ -120,14 +120,11 @@ def probe_language_model(language_model, num_evidence_tokens):
 
 def _train(language_model, evidence, embeddings):
     """A forward and a backward pass as in training, from the text to the evidence, which must be reached."""
-    training = language_model.training
     evidence = evidence[:1].clone().requires_grad_()
     embeds = torch.cat([evidence, embeddings.detach()], dim=1)
-    try:
-        logits = language_model.train()(inputs_embeds=embeds, attention_mask=_ones(embeds), use_cache=False).logits
+    with _in_mode(language_model, training=True):
+        logits = language_model(inputs_embeds=embeds, attention_mask=_ones(embeds), use_cache=False).logits
         (gradient,) = torch.autograd.grad(logits[0, -1].float().logsumexp(dim=-1), evidence)
-    finally:
-        language_model.train(training)
     if not gradient.isfinite().all():
         raise ValueError("the gradient is not finite")
     if not gradient.any():
@@ -169,13 +166,13 @@ def _close(found, expected):
 
 
 @contextmanager
-def _in_evaluation_mode(model):
-    training = model.training
-    model.eval()
+def _in_mode(model, training):
+    before = model.training
+    model.train(training)
     try:
         yield
     finally:
-        model.train(training)
+        model.train(before)
 
 
 @contextmanager
@@ -184,5 +181,4 @@ def _refused(reason):
     try:
         yield
     except Exception as error:
-        lines = str(error).splitlines() or [""]
-        raise ValueError(f"{reason} ({type(error).__name__}: {lines[0]}). Choose another one.") from error
+        raise ValueError(f"{reason} ({type(error).__name__}: {one_line(error)}). Choose another one.") from error

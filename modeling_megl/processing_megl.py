@@ -21,7 +21,7 @@ from transformers import (
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from .configuration_megl import PRESETS, not_found, read_config, untrusted
+from .configuration_megl import PRESETS, not_found, one_line, read_config, untrusted
 from .language_megl import check_language_model
 
 
@@ -294,7 +294,7 @@ def load_image_processor(vision, trust_remote_code=False):
     try:
         source = AutoImageProcessor.from_pretrained(vision, trust_remote_code=trust_remote_code)
     except ImportError as error:
-        raise ValueError(f"The image processor of {vision} needs a package: {_first_line(error)}") from error
+        raise ValueError(f"The image processor of {vision} needs a package: {one_line(error)}") from error
     except OSError as error:
         raise not_found(vision, error) from error
     except ValueError as error:
@@ -342,7 +342,7 @@ def _picture_size(source, vision):
     except Exception as error:
         raise ValueError(
             f"The image processor of {vision}, {type(source).__name__}, makes no `pixel_values` of shape (1, 3, "
-            f"height, width) of a picture, as a map needs ({_first_line(error)})."
+            f"height, width) of a picture, as a map needs ({one_line(error)})."
         ) from error
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -390,12 +390,6 @@ def _plain(source, height, width):
     return ViTImageProcessorPil(size={"height": height, "width": width}, do_convert_rgb=True, **settings)
 
 
-def _first_line(error):
-    """What an error of another library says, on one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
-
-
 def make_image_processor(size, mean, std, resample=Image.Resampling.BILINEAR):
     """An image processor that resizes the whole picture to `size`, height and width in pixels."""
     return ViTImageProcessorPil(
@@ -425,7 +419,7 @@ def open_image(source, timeout=None):
         return Image.open(io.BytesIO(content))
     except (httpx.HTTPError, OSError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's own words on an unknown format have an address in memory.
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else _first_line(error)
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise ValueError(
             f"{name} is no picture: expected the path of an image file, a URL that begins with `http://` or "
             f"`https://`, or a base64 text ({reason})."
@@ -450,7 +444,7 @@ def _load_image(image, where):
     try:
         return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
-        raise ValueError(f"{name} must be a whole picture, but does not decode ({_first_line(error)}).") from error
+        raise ValueError(f"{name} must be a whole picture, but does not decode ({one_line(error)}).") from error
 
 
 def _check_size(image, name, kind):
@@ -493,7 +487,7 @@ def read_mask(mask, image_size, where):
         mask = ImageOps.exif_transpose(mask)
         mask.load()
     except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
-        raise ValueError(f"{where} must be a whole picture, but does not decode ({_first_line(error)}).") from error
+        raise ValueError(f"{where} must be a whole picture, but does not decode ({one_line(error)}).") from error
     width, height = image_size
     # Rounding to whole cells moves the ratio of a coarse mask by up to half a cell on each side.
     tolerance = 0.02 + 0.5 / min(mask.size)

@@ -9,6 +9,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedConfig
 
+from .configuration_megl import one_line
+
 
 class Tap:
     """
@@ -311,13 +313,12 @@ def _answer(tap, images):
     except TapError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         inputs = inspect.signature(getattr(tap.vision_model, "backbone", tap.vision_model).forward).parameters
         others = [name for name in inputs if name.startswith(("input_ids", "pixel_", "spatial_"))]
         height, width = images.shape[2:]
         raise ValueError(
             f"{model} does not give class `logits` for `pixel_values` alone of shape (batch_size, 3, {height}, "
-            f"{width}): {reason}. Its `forward` takes {', '.join(others) or 'no pixels'}."
+            f"{width}): {one_line(error)}. Its `forward` takes {', '.join(others) or 'no pixels'}."
         ) from error
     num_labels = getattr(tap.vision_model.config, "num_labels", None)
     if scores.ndim != 2 or len(scores) != len(images) or num_labels not in (None, scores.shape[1]):

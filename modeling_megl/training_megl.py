@@ -18,7 +18,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress, hf_api, logging
 
-from .checkpoints_megl import check_checkpoint, last_whole_checkpoint
+from .checkpoints_megl import TRAINING_STATE, check_checkpoint, last_whole_checkpoint
 from .collator_megl import MeglDataCollator, TellEpoch, check_labels
 from .frozen_megl import FrozenLayers
 from .lora_megl import add_lora
@@ -511,7 +511,7 @@ class MeglTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         # A copy, as the checkpoint may be rotated away during the upload.
         for path in Path(checkpoint_folder).iterdir():
-            if path.is_file() and path.suffix not in _TRAINING_STATE:
+            if path.is_file() and path.suffix not in TRAINING_STATE:
                 shutil.copy(path, self.args.output_dir)
         options = {
             "repo_id": self.hub_model_id,
@@ -520,7 +520,7 @@ class MeglTrainer(Trainer):
             "revision": self.args.hub_revision,
             "run_as_future": True,
         }
-        ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", *(f"*{suffix}" for suffix in _TRAINING_STATE)]
+        ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", *(f"*{suffix}" for suffix in TRAINING_STATE)]
         jobs = [hf_api().upload_folder(folder_path=self.args.output_dir, ignore_patterns=ignored, **options)]
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = self.args.hub_strategy == HubStrategy.CHECKPOINT
@@ -558,8 +558,6 @@ _LOSSES = ("classification", "visual", "text", "distribution")
 # What a batch has besides pictures and prompts.
 _TARGETS = ("labels", "visual_explanations", "has_visual_explanation", "rationale_labels")
 _EXPLANATIONS = ("visual_explanation", "textual_explanations")
-# Files of a checkpoint that torch writes, to go on from it.
-_TRAINING_STATE = (".pt", ".pth", ".bin")
 # What the collator reads of a row.
 _COLUMNS = ["id", "image", "label", *_EXPLANATIONS, "encoded"]
 

@@ -14,12 +14,13 @@ import json
 import sys
 from pathlib import Path
 
+from modeling_megl.configuration_megl import one_line
 from support.bootstrap import LEVEL, paired_tests
 from support.output_folder import new_folder
 from support.report import interval_text
 from support.saved_scores import item_fault, metrics_fault
 from support.scores import at, count_of, headlines
-from support.terminal import one_line, print_anywhere
+from support.terminal import print_anywhere
 
 
 def parse_arguments():

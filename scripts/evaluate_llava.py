@@ -17,12 +17,13 @@ from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedConfig
 
 from evaluate_megl import metrics_table
+from modeling_megl.configuration_megl import one_line
 from modeling_megl.training_megl import check_labels
 from support.llava import parse_answer, write_answers
 from support.output_folder import new_folder
 from support.scores import classification_scores, text_scores, with_intervals
 from support.tables import add_column_arguments, column_arguments, open_table
-from support.terminal import one_line, print_anywhere
+from support.terminal import print_anywhere
 
 
 def make_parser():

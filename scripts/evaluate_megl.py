@@ -31,6 +31,7 @@ from transformers import CLIPConfig, PreTrainedConfig
 
 from compare_evaluations import write_comparison
 from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
+from modeling_megl.configuration_megl import one_line
 from modeling_megl.training_megl import check_labels
 from support.card import card_facts, check_card, update_card, write_card
 from support.output_folder import check_new, new_folder
@@ -49,7 +50,7 @@ from support.scores import (
     with_intervals,
 )
 from support.tables import add_column_arguments, column_arguments, open_table
-from support.terminal import one_line, print_anywhere
+from support.terminal import print_anywhere
 
 
 def make_parser():

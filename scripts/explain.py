@@ -22,10 +22,11 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl.configuration_megl import one_line
 from support.output_folder import check_new, new_folder
 from support.pictures import font, overlay, wrapped
 from support.predictions import why_untaught
-from support.terminal import one_line, print_anywhere
+from support.terminal import print_anywhere
 
 
 RECORDED = ("label", "score", "rationale", "prediction", "target", "foil")

@@ -143,9 +143,10 @@ def take_to_classes(arguments, labels):
                 value[row] = old[key][old_row]
         state[key] = value if key in head else old[key]
     model.load_state_dict(state)
-    if model.probe_saliency_layer() != config.feature_size:
+    channels = model.probe_saliency_layer()
+    if channels != config.feature_size:
         raise ValueError(
-            f"`--saliency_layer {config.saliency_layer}` has {model.probe_saliency_layer()} channels, the trained "
+            f"`--saliency_layer {config.saliency_layer}` has {channels} channels, the trained "
             f"grounding takes {config.feature_size}: leave the option out."
         )
     return model, processor

@@ -261,8 +261,8 @@ def _student_p(differences, difference, count):
 def counted_items(items):
     """Path of a figure to how many items count in it; all of them where it is not named."""
     found = defaultdict(lambda: len(items))
-    found |= {path: int(np.sum(~np.isnan(values))) for path, values in mean_columns(items).items()}
-    found |= {path: int(np.sum(~np.isnan(values))) for path, values in influences(items).items()}
+    columns = mean_columns(items) | influences(items)
+    found |= {path: int(np.sum(~np.isnan(values))) for path, values in columns.items()}
     filtered = ("explained_accuracy", "iou_filtered")
     if filtered in found:
         found["explained_accuracy", "iou_overall"] = found[filtered]

@@ -3,10 +3,7 @@ place."""
 
 import math
 
-from .scores import HEADLINES
-
-
-BLEU_STATISTICS = 10
+from .scores import BLEU_STATISTICS, HEADLINES
 
 
 def metrics_fault(metrics):

@@ -18,6 +18,7 @@ from .pictures import evenly_spaced, human_map, read_row
 
 
 BINS = 10
+BLEU_STATISTICS = 10  # of an item: lengths, and hits and tries of each order
 PIXELS_AT_ONCE = 2**20  # of masks that are scored together: a megapixel takes 100 MB as the module stores it
 MOST_PIXELS = 2**22  # of a mask as it is scored
 
@@ -235,13 +236,13 @@ def text_scores(items, references, class_names):
     result = rationale_scores(items_given, references_given, class_names)
     result["n_without_reference"] = len(items) - len(given)
     for item in items if given else []:
-        item.setdefault("bleu_statistics", [0] * 10)  # which add nothing to the corpus
+        item.setdefault("bleu_statistics", [0] * BLEU_STATISTICS)  # which add nothing to the corpus
     if not all("no_evidence_rationale" in item for item in items):
         return result
     control = load("rationale").compute(
         predictions=[item["no_evidence_rationale"] for item in items_given],
         references=references_given,
-        phrases={"kind": class_names, "colour": list(COLOURS), "place": list(PLACES)},
+        phrases=_phrases(class_names),
         meteor=False,
         per_item=True,
     )
@@ -252,6 +253,11 @@ def text_scores(items, references, class_names):
     return result
 
 
+def _phrases(class_names):
+    """What rationales may name, by kind."""
+    return {"kind": class_names, "colour": list(COLOURS), "place": list(PLACES)}
+
+
 def rationale_scores(items, references, class_names):
     """
     The metrics of `metrics/rationale` over the items that have references, with the share of rationales that name the
@@ -259,8 +265,7 @@ def rationale_scores(items, references, class_names):
     another picture's map, where the items have a `shuffled_rationale`.
     """
     metric = load("rationale")
-    phrases = {"kind": class_names, "colour": list(COLOURS), "place": list(PLACES)}
-    common = {"references": references, "phrases": phrases, "per_item": True}
+    common = {"references": references, "phrases": _phrases(class_names), "per_item": True}
     result = metric.compute(predictions=[item["rationale"] for item in items], **common)
     if all("shuffled_rationale" in item for item in items):
         control = metric.compute(predictions=[item["shuffled_rationale"] for item in items], meteor=False, **common)

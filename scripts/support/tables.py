@@ -11,6 +11,7 @@ from datasets import ClassLabel, Image, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
 from dataset_builders.build import features
+from modeling_megl.configuration_megl import one_line
 
 
 _STAYS = "stays"  # in place of a column's values: they are as they should be, and stay on disk
@@ -107,15 +108,13 @@ def _load(name, split, option, optional):
         return load_dataset(str(name), split=split)
     except ValueError as error:
         if not str(error).startswith("Unknown split"):
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"`{option} {split!r}` of {name} cannot be loaded: {reason}") from error
+            raise ValueError(f"`{option} {split!r}` of {name} cannot be loaded: {one_line(error)}") from error
         if optional:
             return None
         there = str(error).partition("Should be one of ")[2].rstrip(".")
         raise ValueError(f"`{option}` must name a split of {name}, got {split!r}. Its splits are {there}.") from error
     except DatasetsError as error:
-        cause = error.__cause__ or error
-        raise ValueError(f"{name} cannot be loaded as a data set: {str(cause).strip().splitlines()[0]}") from error
+        raise ValueError(f"{name} cannot be loaded as a data set: {one_line(error.__cause__ or error)}") from error
 
 
 def _find_columns(dataset, columns, where):
