@@ -29,28 +29,26 @@ import yaml
 from accelerate import PartialState
 from transformers import CLIPConfig, PreTrainedConfig
 
-from compare_evaluations import write_comparison
-from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
-from modeling_megl.configuration_megl import one_line
-from modeling_megl.training_megl import check_labels
-from support.card import card_facts, check_card, update_card, write_card
-from support.output_folder import check_new, new_folder
-from support.pictures import write_sheet
-from support.predictions import predict, why_untaught
-from support.report import interval_head, interval_text, write_report
-from support.scores import (
-    at,
+from megl.evaluation.card import card_facts, check_card, update_card, write_card
+from megl.evaluation.comparison import write_comparison
+from megl.evaluation.headlines import metrics_table
+from megl.evaluation.predictions import predict, why_untaught
+from megl.evaluation.scores import (
     compute_scores,
-    count_of,
     faithfulness_scores,
-    headlines,
     joined,
     saliency_scores,
     sanity_check,
     with_intervals,
 )
-from support.tables import add_column_arguments, column_arguments, open_table
-from support.terminal import print_anywhere
+from megl.files import check_new, new_folder
+from megl.pages.pictures import write_sheet
+from megl.pages.report import write_report
+from megl.tables import add_column_arguments, column_arguments, open_table
+from megl.terminal import print_anywhere
+from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
+from modeling_megl.configuration_megl import one_line
+from modeling_megl.training_megl import check_labels
 
 
 def make_parser():
@@ -185,15 +183,6 @@ def write_evaluation(arguments, run, folder):
     print_anywhere(f"{run['name']} on {arguments.split} of {arguments.dataset}, {len(dataset)} images")
     print_anywhere(metrics_table(metrics))
     return metrics
-
-
-def metrics_table(metrics):
-    """The headline figures, a line each, with their intervals and how many images they are of."""
-    lines = [f"{'':<34}{'value':>8}   {interval_head(metrics):<18}{'images':>8}"]
-    for path, name, value in headlines(metrics):
-        interval = interval_text(at(metrics["intervals"], path))
-        lines.append(f"{name:<34}{value:>8.3f}   {interval:<18}{count_of(metrics, path):>8,}")
-    return "\n".join(lines)
 
 
 def write_all(arguments, runs):

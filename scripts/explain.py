@@ -21,12 +21,12 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from megl.evaluation.predictions import why_untaught
+from megl.files import check_new, new_folder
+from megl.pages.pictures import font, overlay, wrapped
+from megl.terminal import print_anywhere
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import one_line
-from support.output_folder import check_new, new_folder
-from support.pictures import font, overlay, wrapped
-from support.predictions import why_untaught
-from support.terminal import print_anywhere
 
 
 RECORDED = ("label", "score", "rationale", "prediction", "target", "foil")

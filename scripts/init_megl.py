@@ -18,11 +18,11 @@ import sys
 
 import torch
 
+from megl.files import new_folder
+from megl.tables import add_column_arguments, column_arguments, open_table
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import read_config
 from modeling_megl.saliency_megl import SALIENCY_METHODS
-from support.output_folder import new_folder
-from support.tables import add_column_arguments, column_arguments, open_table
 
 
 # Options that are settings of `MeglProcessor` or fields of `MeglConfig`, which have the defaults.

@@ -19,10 +19,10 @@ import torch
 from datasets import Image
 from transformers import HfArgumentParser, set_seed
 
+from megl.tables import ColumnArguments, open_table
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.checkpoints_megl import check_checkpoint, last_whole_checkpoint
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
-from support.tables import ColumnArguments, open_table
 
 
 # What the model's card reports of the run.

@@ -3,6 +3,7 @@
 import copy
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,14 @@ def modules_cache(monkeypatch, tmp_path):
     yield
     forget()
     sys.modules.update(earlier)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """`run(script, *arguments)` runs the `main` of a program of `scripts/` in this process."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        import_module(f"megl.scripts.{script}").main()
+
+    return run

@@ -1,16 +1,12 @@
 """The benchmark compares like with like, and its page holds what was measured."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import benchmark
+from benchmarks import model as benchmark
+from megl import machine
 
 
 ARGUMENTS = SimpleNamespace(
@@ -82,15 +78,15 @@ def test_each_step_trains(step, dtype):
 
 
 def test_ratios_are_of_pairs(monkeypatch):
-    page = benchmark.Page(ARGUMENTS)
+    page = machine.Page(benchmark.Bench, ARGUMENTS)
     monkeypatch.setattr(page, "run", lambda *args, **options: [(2.0, 1.0), (3.0, 2.0), (9.0, 3.0)])
     assert page.ratio("resnet18", "guided_step", "plain_step") == ["**2.00**", "1.50 to 3.00", "3,000", "2,000"]
-    assert benchmark.table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert machine.table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
 def test_pairs_are_timed_in_turns(monkeypatch):
     order = []
-    monkeypatch.setattr(benchmark, "seconds", lambda bench, step: order.append(step) or float(len(order)))
-    pairs = benchmark.compare(ARGUMENTS, "resnet18", "guided_step", "plain_step")
+    monkeypatch.setattr(machine, "seconds", lambda bench, step: order.append(step) or float(len(order)))
+    pairs = machine.compare(benchmark.Bench, ARGUMENTS, "resnet18", "guided_step", "plain_step")
     assert order == ["plain_step", "guided_step"] + 2 * ["guided_step", "plain_step"]
     assert pairs == [(3.0, 4.0), (5.0, 6.0)]

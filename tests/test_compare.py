@@ -17,15 +17,16 @@ import pytest
 import yaml
 from scipy import stats
 
+from dataset_builders import ObjectMe, build_dataset
+from megl.evaluation import bootstrap
+from megl.pages import charts
+from studies import compare
+from studies import results as study_results
+from studies import study as studies
+from studies.random_effects import estimate, holm
+
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import compare  # noqa: E402
-from dataset_builders import ObjectMe, build_dataset  # noqa: E402
-from support import bootstrap, charts, study_results  # noqa: E402
-from support import study as studies  # noqa: E402
-from support.random_effects import estimate, holm  # noqa: E402
 
 
 ANYTHING = re.escape(".*")
@@ -763,7 +764,7 @@ def fake_scripts(place, monkeypatch):
     for steps in studies.STEPS.values():
         for step, (_, parser) in steps.items():
             (place / f"fake_{step}.py").write_text(FAKE)
-            monkeypatch.setitem(steps, step, (place / f"fake_{step}.py", parser))
+            monkeypatch.setitem(steps, step, (f"fake_{step}", parser))
 
 
 def test_cells_run_once_and_are_recorded(place, run, fake_scripts):
@@ -837,7 +838,7 @@ def test_a_llava_is_a_method_like_others(place, run, fake_scripts):
 def test_a_cell_that_fails_is_told_and_tried_anew(place, run, fake_scripts):
     study = changed(methods={"bad": {"learning_rate": 1}, "megl": {}}, seeds=[0])
     message = (
-        r"1 cells failed; run it again to try them anew.\npictures, resnet, bad, seed 0: fake_train.py failed, see .*"
+        r"1 cells failed; run it again to try them anew.\npictures, resnet, bad, seed 0: fake_train failed, see .*"
     )
     for _ in range(2):
         with pytest.raises(SystemExit, match=message + ": train_megl: no luck") as error:
@@ -854,12 +855,10 @@ def test_a_cell_that_fails_is_told_and_tried_anew(place, run, fake_scripts):
 
 DRIVER = """
 import sys
-from pathlib import Path
-sys.path.insert(0, {scripts!r})
-import compare
-from support import study
+from studies import compare
+from studies import study
 for step, (_, parser) in study.STEPS["megl"].items():
-    study.STEPS["megl"][step] = (Path(f"fake_{{step}}.py").resolve(), parser)
+    study.STEPS["megl"][step] = (f"fake_{step}", parser)
 sys.argv = ["compare.py", "study.yaml", "--output", "out"]
 compare.main()
 """
@@ -886,9 +885,10 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_table(place, run, fake_sc
     (place / "out").rename(place / "straight")
     (place / "trained").unlink()
 
-    (place / "driver.py").write_text(DRIVER.format(scripts=str(ROOT / "scripts")))
+    (place / "driver.py").write_text(DRIVER)
     (place / "hold").touch()  # the third training does not end
-    process = subprocess.Popen([sys.executable, "driver.py"], stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "driver.py"], stdout=subprocess.DEVNULL, env=environment)
     trained = place / "trained"
     wait_for(lambda: trained.exists() and len(trained.read_text().split()) == 3)
     wait_for(lambda: len((place / "pids").read_text().split()) == 9)

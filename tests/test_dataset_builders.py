@@ -335,8 +335,7 @@ def test_script_tells_of_labels_that_look_alike_and_keys_that_are_not_read(tmp_p
 
 
 def test_script_ends_in_one_line_before_the_build(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
-    import prepare_dataset
+    from megl.scripts import prepare_dataset
 
     def fail(*arguments, **options):
         raise HTTPError("no route to\nthe host")

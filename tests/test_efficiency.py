@@ -2,18 +2,14 @@
 
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import benchmark
-import efficiency
+from megl import machine
+from studies.llava import efficiency
 
 
 ARGUMENTS = SimpleNamespace(device="cpu", dtype="float32", repeats=2)
@@ -131,9 +127,9 @@ def test_models_are_made_when_asked_for(tiny):
 
 def test_answers_are_timed_in_turns(monkeypatch, tiny):
     order = []
-    monkeypatch.setattr(benchmark, "seconds", lambda bench, step: order.append(step) or float(len(order)))
+    monkeypatch.setattr(machine, "seconds", lambda bench, step: order.append(step) or float(len(order)))
     steps = efficiency.TIMED_STEPS
-    rounds = benchmark.compare(ARGUMENTS, "tiny", *steps, bench=efficiency.Contest)
+    rounds = machine.compare(efficiency.Contest, ARGUMENTS, "tiny", *steps)
     assert order == [*reversed(steps), *steps, *steps]
     assert rounds == [(4.0, 5.0, 6.0), (7.0, 8.0, 9.0)]
 
@@ -201,16 +197,16 @@ def test_memory_is_that_of_a_process_of_its_own():
     """What this process holds is not counted, and the models' class is found in the other."""
     block = torch.ones(2**29, dtype=torch.uint8)
     arguments = SimpleNamespace(**vars(ARGUMENTS))
-    taken = benchmark.Page(arguments).run(benchmark.peak_memory, "sample", "nothing", bench=efficiency.Contest)
-    assert 2**26 < taken < benchmark.peak_memory(arguments, "sample", "nothing", bench=efficiency.Contest)
+    taken = machine.Page(efficiency.Contest, arguments).run(machine.peak_memory, "sample", "nothing")
+    assert 2**26 < taken < machine.peak_memory(efficiency.Contest, arguments, "sample", "nothing")
     assert block.all()
 
 
 def test_from_measurement_to_page(main, tmp_path, monkeypatch):
     """The smallest size, measured in this process."""
     monkeypatch.setattr(efficiency, "count", lambda name: FIGURES["counted"]["sample"])
-    run = lambda page, function, *args, **options: function(page.arguments, *args, **options)  # noqa: E731
-    monkeypatch.setattr(benchmark.Page, "run", run)
+    run = lambda page, function, *args, **options: function(page.bench, page.arguments, *args, **options)  # noqa: E731
+    monkeypatch.setattr(machine.Page, "run", run)
     page = tmp_path / "page.md"
     main("--sizes", "sample", "--batch_sizes", 2, "--repeats", 3, "--device", "cpu", "--output", page)
     figures = json.loads(page.with_suffix(".json").read_text())

@@ -5,25 +5,19 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 VARIANTS = ["lite0", "lite1", "lite2", "lite3", "lite4"]
 
 
 @pytest.fixture(scope="module")
 def converter():
-    """The conversion script as a module, with `scripts/` importable as it is when the script runs."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        yield importlib.import_module("convert_efficientnet_lite")
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    """The conversion program as a module."""
+    return importlib.import_module("examples.efficientnet_lite.convert")
 
 
 @pytest.fixture(scope="module")

@@ -20,15 +20,19 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from PIL import Image
 from test_metrics import CLIP, clip_workplace  # noqa: F401
 
+from dataset_builders import ObjectMe, build_dataset
+from dataset_builders.build import features
+from megl import terminal
+from megl.evaluation import bootstrap, card, predictions, scores
+from megl.evaluation.comparison import check_same_data, markdown, read_evaluation
+from megl.evaluation.headlines import at, count_of, headlines
+from megl.evaluation.metrics import load
+from megl.pages import charts, pictures, report
+from megl.tables import human_map
+from modeling_megl import MeglForImageClassification, MeglProcessor
+
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import compare_evaluations  # noqa: E402
-import evaluate_megl  # noqa: E402
-from dataset_builders import ObjectMe, build_dataset  # noqa: E402
-from dataset_builders.build import features  # noqa: E402
-from support import bootstrap, card, charts, pictures, predictions, report, scores, terminal  # noqa: E402
 
 
 def make_item(number, label="a", prediction="a", group=None, **per_item):
@@ -344,15 +348,6 @@ def test_confusion_of_many_classes_is_a_list_of_the_largest():
 # the scripts, on a small sample
 
 
-@pytest.fixture
-def run(monkeypatch):
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        __import__(script).main()
-
-    return run
-
-
 SIZES = {"train": 16, "validation": 4, "test": 9}
 
 
@@ -379,7 +374,7 @@ def evaluated(work, run, clip_workplace):  # noqa: F811
 
 
 def read(folder):
-    return compare_evaluations.read_evaluation(folder)
+    return read_evaluation(folder)
 
 
 def test_metrics_are_as_documented(evaluated):
@@ -403,7 +398,7 @@ def test_intervals_lie_at_their_figures(evaluated):
     figures = bootstrap.point_figures(items)
     assert len(found) > 25 and metrics["bootstrap"] == {"level": 0.95, "resamples": 60, "seed": 0}
     for path, (low, high) in found.items():
-        value = scores.at(metrics, path)
+        value = at(metrics, path)
         assert value == pytest.approx(figures[path], abs=1e-6), path  # the figure is that of the saved items
         assert low <= high, path
     wanted = [("accuracy",), ("saliency", "iou"), ("rationale", "bleu_4"), ("rationale", "cider"), ("clip_score",)]
@@ -421,12 +416,12 @@ def test_clip_figures_are_those_of_the_modules(evaluated, clip_workplace):  # no
         "images": list(dataset["image"]),
         "model_name_or_path": str(clip_workplace / CLIP),
     }
-    direct = scores.load("clip_score").compute(references=dataset["textual_explanations"], **common)
+    direct = load("clip_score").compute(references=dataset["textual_explanations"], **common)
     assert [metrics[name] for name in ("clip_score", "ref_clip_score")] == pytest.approx(
         [direct[name] for name in ("clip_score", "ref_clip_score")]
     )
     assert metrics["clip_n_truncated"] == direct["n_truncated"]
-    direct = scores.load("grounding").compute(maps=[item["saliency"] for item in items], **common)
+    direct = load("grounding").compute(maps=[item["saliency"] for item in items], **common)
     assert metrics["grounding"] == pytest.approx(direct, abs=1e-3)  # the saved maps are rounded
 
 
@@ -459,7 +454,7 @@ def test_markdown_marks_what_differs():
     comparison = {"baseline": "a|b", "bootstrap": {"level": 0.95, "resamples": 10}}
     comparison |= {"runs": {"a|b": figures(0.5), "c": figures(0.75)}, "tests": {"c": {"accuracy": test}}}
     runs = {name: ({"accuracy": 0.5}, []) for name in comparison["runs"]}
-    lines = compare_evaluations.markdown(runs, comparison).splitlines()
+    lines = markdown(runs, comparison).splitlines()
     assert lines[:3] == [
         "| | a\\|b | c | images |",
         "|---|---|---|---|",
@@ -488,16 +483,16 @@ def test_card_carries_the_results_in_both_forms(evaluated):
     assert {"accuracy", "iou", "cider"} <= set(written.data.metrics)
 
 
-def load(work, name="model0"):
+def opened(work, name="model0"):
     """A model, its processor and the test split."""
-    model = evaluate_megl.MeglForImageClassification.from_pretrained(work / name).eval()
-    processor = evaluate_megl.MeglProcessor.from_pretrained(work / name)
+    model = MeglForImageClassification.from_pretrained(work / name).eval()
+    processor = MeglProcessor.from_pretrained(work / name)
     return model, processor, load_dataset(str(work / "object_me"), split="test")
 
 
 def test_no_figure_depends_on_the_batches(evaluated, monkeypatch):
     """The control's map is another picture's (a batch of one once took its own); random maps are each its own draw."""
-    model, processor, dataset = load(evaluated)
+    model, processor, dataset = opened(evaluated)
     with torch.no_grad():  # an untrained model would write the same whatever it sees
         model.grounding.position_projection.weight *= 100
         for parameter in model.language_model.parameters():
@@ -553,14 +548,14 @@ def test_partners_are_other_pictures():
 
 def test_label_alone_is_scored_as_the_rationales_are(evaluated):
     metrics, items = read(evaluated / "evaluations" / "1-model0")
-    model, processor, dataset = load(evaluated)
+    model, processor, dataset = opened(evaluated)
     texts = {item["prediction"]: item["no_evidence_rationale"] for item in items}
     assert all(item["no_evidence_rationale"] == texts[item["prediction"]] for item in items)
     names = sorted(texts)
     evidence = model.ground(torch.rand(len(names), model.config.feature_size, 8, 8), torch.zeros(len(names), 8, 8))
     tokens = model.generate_rationales(**processor.prompts(names), evidence_tokens=evidence)
     assert processor.batch_decode_rationales(tokens) == [texts[name] for name in names]
-    direct = scores.load("rationale").compute(
+    direct = load("rationale").compute(
         predictions=[item["no_evidence_rationale"] for item in items],
         references=dataset["textual_explanations"],
         phrases={"place": list(scores.PLACES)},
@@ -596,9 +591,9 @@ def test_masks_are_scored_as_all_at_once(evaluated, monkeypatch):
     dataset = load_dataset(str(evaluated / "object_me"), split="test")
     given = [place for place, mask in enumerate(dataset["visual_explanation"]) if mask is not None]
     assert len(given) > 1
-    direct = scores.load("saliency").compute(
+    direct = load("saliency").compute(
         predictions=[items[place]["saliency"] for place in given],
-        references=[pictures.human_map(dataset[place]) for place in given],
+        references=[human_map(dataset[place]) for place in given],
     )
     assert metrics["saliency"] == pytest.approx(direct, abs=1e-3)  # the saved maps are rounded
     sizes, compute = [], scores._score_maps
@@ -655,7 +650,7 @@ SAME_MASKS = {
 @pytest.mark.parametrize("kind", SAME_MASKS)
 def test_a_mask_is_scored_as_training_reads_it_whatever_it_is_stored_as(kind):
     dataset, item = masked_rows(SAME_MASKS[kind])
-    direct = scores.load("saliency").compute(predictions=[item["saliency"]], references=[INSIDE / 255])
+    direct = load("saliency").compute(predictions=[item["saliency"]], references=[INSIDE / 255])
     assert direct["n"] == 1 and scores.saliency_scores([item], [0], dataset) == pytest.approx(direct)
     expected = pictures.overlay(Image.new("RGB", (60, 40)), INSIDE / 255)
     shown = pictures._pictures(dataset[0], item)
@@ -716,20 +711,17 @@ def test_large_masks_are_averaged_down_and_others_stay(monkeypatch):
     dataset, item = masked_rows(SAME_MASKS["grey"])
     monkeypatch.setattr(scores, "MOST_PIXELS", 2400)
     full = scores.saliency_scores([item], [0], dataset)
-    assert (
-        full["iou"]
-        == scores.load("saliency").compute(predictions=[item["saliency"]], references=[INSIDE / 255])["iou"]
-    )
+    assert full["iou"] == load("saliency").compute(predictions=[item["saliency"]], references=[INSIDE / 255])["iou"]
     monkeypatch.setattr(scores, "MOST_PIXELS", 2399)
     halved = INSIDE.reshape(20, 2, 30, 2).mean(axis=(1, 3)) / 255
-    direct = scores.load("saliency").compute(predictions=[item["saliency"]], references=[halved])
+    direct = load("saliency").compute(predictions=[item["saliency"]], references=[halved])
     assert scores.saliency_scores([item], [0], dataset) == pytest.approx(direct) and direct["mae"] != full["mae"]
     ones = scores._at_most(7, np.ones((7, 11), np.float32))
     assert ones.shape == (2, 3) and ones.max() == 1
 
 
 def test_a_refused_mask_is_one_line(evaluated, run, tmp_path):
-    _, _, dataset = load(evaluated)
+    _, _, dataset = opened(evaluated)
     rows = list(dataset.cast_column("visual_explanation", ImageFeature(decode=False)))
     rows[4]["visual_explanation"] = encoded(Image.new("L", (40, 90)))
     (tmp_path / "table").mkdir()
@@ -749,7 +741,7 @@ def test_groups_of_any_name_are_counted():
     items = [make_item(i, group=group) | {"score": 1} for i, group in enumerate(["accuracy", "accuracy", "x", None])]
     found = scores.classification_scores(items)
     assert found["n"] == {"x": 1, "accuracy": 4} and found["n_by_group"] == {"accuracy": 2, "x": 1}
-    assert [(name, scores.count_of(found, path)) for path, name, _ in scores.headlines(found)][:3] == [
+    assert [(name, count_of(found, path)) for path, name, _ in headlines(found)][:3] == [
         ("accuracy", 4),
         ("accuracy, accuracy", 2),
         ("accuracy, x", 1),
@@ -757,7 +749,7 @@ def test_groups_of_any_name_are_counted():
 
 
 def test_a_split_with_blank_groups_and_names_in_any_script(evaluated, run, tmp_path):
-    _, _, dataset = load(evaluated)
+    _, _, dataset = opened(evaluated)
     groups = ["", "accuracy", None, "猫", "accuracy", "", "猫", "accuracy", ""]
     rows = [{**row, "group": group, "id": f"ö{row['id']}"} for row, group in zip(dataset, groups, strict=True)]
     (tmp_path / "table").mkdir()
@@ -872,7 +864,7 @@ def write_table(folder, dataset, masks, rationales):
     "masks, rationales", [(0, 0), (9, 0), (0, 9), (4, 2)], ids=["labels", "masks", "rationales", "some"]
 )
 def test_what_there_is_is_scored_and_says_of_how_many(evaluated, run, tmp_path, capsys, masks, rationales):
-    _, _, dataset = load(evaluated)
+    _, _, dataset = opened(evaluated)
     given = [place for place, mask in enumerate(dataset["visual_explanation"]) if mask is not None]
     masks, rationales = given[:masks], range(rationales)
     folder, output = write_table(tmp_path / "table", dataset, masks, rationales), tmp_path / "out"
@@ -989,7 +981,7 @@ def test_a_card_keeps_the_users_text_licence_and_other_figures(evaluated, run, o
 
 
 def test_pretrained_parts_of_the_hub_are_the_cards_base_models(evaluated, tmp_path):
-    model, processor, _ = load(evaluated)
+    model, processor, _ = opened(evaluated)
     metrics, _ = read(evaluated / "evaluations" / "1-model0")
     assert ModelCard.load(evaluated / "model0" / "README.md").data.base_model is None
     model.config.vision_config._name_or_path = "microsoft/resnet-18"
@@ -1121,7 +1113,7 @@ def test_what_the_user_wrote_into_the_metadata_stays(tmp_path, newline):
 
 
 def test_class_names_are_no_markup_of_a_card(evaluated, tmp_path):
-    model, processor, _ = load(evaluated)
+    model, processor, _ = opened(evaluated)
     metrics, _ = read(evaluated / "evaluations" / "1-model0")
     names = ["<!-- end of evaluation -->", "a\n## b", *list(model.config.id2label.values())[2:]]
     model.config.id2label = dict(enumerate(names))
@@ -1157,7 +1149,7 @@ def test_comparison_refuses_what_it_cannot_compare(evaluated, run, tmp_path):
     without_label = [items[0], {name: value for name, value in items[1].items() if name != "label"}]
     worded = [{**items[0], "per_item": {"saliency.iou": "high"}}]
     elsewhere = {**metrics, "dataset": f"somewhere/else/{Path(metrics['dataset']).name}"}
-    assert compare_evaluations.check_same_data({"a": (metrics, items), "b": (elsewhere, items)}) is None
+    assert check_same_data({"a": (metrics, items), "b": (elsewhere, items)}) is None
     for folders, message in (
         ([good, variant("split", {**metrics, "split": "train"})], "split: expected the split of .*, test, got train"),
         (
@@ -1304,7 +1296,7 @@ def test_what_is_known_before_the_work_is_said_before_it(
     evaluated, run, tmp_path, capsys, monkeypatch, options, message
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(evaluate_megl, "predict", None)  # the work
+    monkeypatch.setattr("megl.scripts.evaluate_megl.predict", None)  # the work
     options = [evaluated / "model0" if option == "MODEL" else option for option in options]
     common = ("--model", evaluated / "model0", "--dataset", evaluated / "object_me", "--output", tmp_path / "out")
     code = refused(run, "evaluate_megl", *common, *options)
@@ -1314,7 +1306,7 @@ def test_what_is_known_before_the_work_is_said_before_it(
 
 
 def test_an_unreadable_picture_names_its_item(evaluated, run, tmp_path):
-    _, _, dataset = load(evaluated)
+    _, _, dataset = opened(evaluated)
     rows = dataset.cast_column("image", ImageFeature(decode=False)).to_list()
     rows[2]["image"] = {"bytes": rows[2]["image"]["bytes"][:60], "path": None}
     (tmp_path / "table").mkdir()
@@ -1334,7 +1326,7 @@ def test_an_unreadable_picture_names_its_item(evaluated, run, tmp_path):
 
 
 def test_models_are_not_compared_over_items_of_one_id(evaluated, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate_megl, "predict", None)
+    monkeypatch.setattr("megl.scripts.evaluate_megl.predict", None)
     models = (evaluated / "model0", evaluated / "model1")
     common = ("--dataset", evaluated / "object_me", "--output", tmp_path / "out", "--id_column", "group")
     code = refused(run, "evaluate_megl", "--model", *models, *common, "--group_column", "id")

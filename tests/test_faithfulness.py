@@ -477,17 +477,6 @@ def test_sanity_check_refuses(faithfulness, explain, options, message):
 # evaluate_megl.py
 
 
-@pytest.fixture
-def run(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        __import__(script).main()
-
-    return run
-
-
 def test_evaluate_megl_reports_faithfulness(run, own_cache, tmp_path, capsys):
     from datasets import load_dataset
 

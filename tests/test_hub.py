@@ -102,13 +102,13 @@ COMPOSE = """
 import sys
 
 repository, folder, state = sys.argv[1:]
-sys.path[:0] = [repository, repository + "/scripts"]
+sys.path.insert(0, repository)
 import torch
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-from efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig
-from efficientnet_lite.modeling_efficientnet_lite import EfficientNetLiteForImageClassification
+from examples.efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig
+from examples.efficientnet_lite.modeling_efficientnet_lite import EfficientNetLiteForImageClassification
 from modeling_megl import TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.processing_megl import make_image_processor
 
@@ -384,4 +384,4 @@ def test_vision_model_with_its_own_code_goes_along(tmp_path):
     run(script, again, state, third, cwd=tmp_path / "elsewhere", hub=tmp_path / "hub_of_again")
     assert names_of(third) == names_of(folder)
     for name in own_code:
-        assert (third / name).read_text() == (REPOSITORY / "scripts" / "efficientnet_lite" / name).read_text()
+        assert (third / name).read_text() == (REPOSITORY / "examples" / "efficientnet_lite" / name).read_text()

@@ -25,17 +25,12 @@ CORNER = np.zeros((32, 32), dtype=np.uint8)
 CORNER[:8, 24:] = 255
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-
 @pytest.fixture()
 def inspect(tmp_path, monkeypatch, capsys):
     """`inspect(folder, *arguments)` runs the script and returns the JSON summary, the page and what it printed."""
 
     def inspect(folder, *arguments):
-        import inspect_dataset
+        from megl.scripts import inspect_dataset
 
         output = tmp_path / "page.html"
         command = ["inspect_dataset", folder, "--output", output, "--json", *arguments]
@@ -226,7 +221,7 @@ def test_unlabelled_pictures_are_counted_apart(tmp_path, inspect):
 
 
 def test_mean_map(tmp_path):
-    from inspect_dataset import inspect, open_dataset
+    from megl.scripts.inspect_dataset import inspect, open_dataset
 
     inspection = inspect(*open_dataset(write_clean(tmp_path)), examples=0)
     expected = (LEFT / 255 + CORNER / 255) / 2
@@ -235,7 +230,7 @@ def test_mean_map(tmp_path):
 
 
 def test_sixteen_bit_maps_of_another_size(tmp_path):
-    from inspect_dataset import inspect, open_dataset
+    from megl.scripts.inspect_dataset import inspect, open_dataset
 
     values = np.full((8, 8), 13107, dtype=np.uint16)
     values[:, 4:] = 52428
@@ -405,10 +400,10 @@ def test_each_warning_alone(tmp_path, inspect, case):
 
 
 def test_every_warning_has_a_case():
-    import inspect_dataset
+    from megl import inspection
 
     kinds = {kind for _, kind, _ in WARNINGS.values()}
-    assert kinds | {"similar_class_names"} == set(inspect_dataset.WARNINGS)
+    assert kinds | {"similar_class_names"} == set(inspection.WARNINGS)
 
 
 def test_nothing_to_warn_of(tmp_path, inspect):
@@ -538,7 +533,7 @@ def test_page_is_self_contained_and_accessible(tmp_path, inspect):
 
 
 def test_histograms(tmp_path):
-    from support.inspection_page import _histogram
+    from megl.pages.inspection import _histogram
 
     values = np.array([0] + [1] * 2 + [9] * 150 + [400])
     page = Page(_histogram(values, "words", "", "texts", whole=True))
@@ -572,7 +567,7 @@ def test_foreign_text_is_escaped(tmp_path, inspect):
 def test_pictures_of_extreme_shape():
     import base64
 
-    from support.html_page import figure
+    from megl.pages.html_page import figure
 
     for size, shown in (((20000, 1), (192, 1)), ((1, 20000), (1, 384)), ((1, 1), (192, 192))):
         content = re.search(r"base64,([^\"]+)", figure(PILImage.new("RGB", size), "wide <i>"))[1]
@@ -665,7 +660,7 @@ def test_bad_data_sets(tmp_path, inspect):
 
 
 def test_bad_arguments(tmp_path, monkeypatch):
-    import inspect_dataset
+    from megl.scripts import inspect_dataset
 
     folder = write_clean(tmp_path)
     (tmp_path / "file").write_text("mine")

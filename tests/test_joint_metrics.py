@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,11 +20,10 @@ from test_metrics import (  # noqa: F401
     without_meteor,
 )
 
+from megl.evaluation import bootstrap, scores
+
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from support import bootstrap, scores  # noqa: E402
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,13 +22,9 @@ from transformers import (
 from dataset_builders import ActionMe, ObjectMe, build_dataset
 from modeling_megl import PRESETS, MeglConfig
 from modeling_megl.processing_megl import make_image_processor
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import evaluate_llava
-import train_llava
-from support import llava
+from studies.llava import evaluate as evaluate_llava
+from studies.llava import model as llava
+from studies.llava import train as train_llava
 
 
 LABELS = ["bear", "polar bear", "owl"]

@@ -139,8 +139,7 @@ def test_saliency_benchmarks_scores_at_their_ends(saliency):
 
 
 def test_saliency_equals_the_loop_that_it_is_timed_against(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from benchmark_metrics import compare_saliency
+    from benchmarks.metrics import compare_saliency
 
     pairs = compare_saliency(items=5, repeats=2, size=28)  # compares their scores first
     assert len(pairs) == 2 and all(seconds > 0 for pair in pairs for seconds in pair)

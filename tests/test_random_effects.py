@@ -1,17 +1,11 @@
 """Tests over seeds and images: by hand, beside scipy's where there is one factor, and how often they are wrong."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-from support import bootstrap  # noqa: E402
-from support.random_effects import contrast, estimate, holm  # noqa: E402
+from megl.evaluation import bootstrap
+from studies.random_effects import contrast, estimate, holm
 
 
 def parts(values):

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +11,7 @@ import torch
 from test_metrics import PTB_TOKENS, load, needs_golden, rationale, read_golden, without_meteor  # noqa: F401
 from transformers import BertConfig, BertModel, BertTokenizer
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import benchmark_metrics  # noqa: E402
+from benchmarks import metrics as benchmark_metrics
 
 
 TEXTS = ["the owl sits at the upper left", "a red apple lies in the centre", ""]

@@ -49,7 +49,7 @@ LEFT_OUT = {"make test"}
 
 def steps():
     """`(language, text)` of what can be run: blocks, and commands within a sentence, if they name no placeholder."""
-    found = re.findall(r"```(bash|python)\n(.*?)```|`(python scripts/[^`]+)`", README, re.DOTALL)
+    found = re.findall(r"```(bash|python)\n(.*?)```|`(python (?:scripts/|-m )[^`]+)`", README, re.DOTALL)
     steps = [(language, block) if language else ("bash", inline) for language, block, inline in found]
     return [(language, text) for language, text in steps if not re.search(r"\b(FOLDER|NAME)\b|\.\.\.", text)]
 
@@ -98,7 +98,7 @@ def run(folder):
 def test_the_steps_are_found():
     blocks = [text for language, text in steps() if language == "bash"]
     listed = [command for block in blocks for command in commands(block)]
-    for name in ("make quickstart", "scripts/train_megl.py", "scripts/convert_efficientnet_lite.py"):
+    for name in ("make quickstart", "scripts/train_megl.py", "examples.efficientnet_lite.convert"):
         assert any(name in command for command in listed), name
     for name in ("prepare_dataset", "inspect_dataset", "init_megl", "train_megl", "evaluate_megl", "explain"):
         assert any(f"python scripts/{name}.py" in command for command in listed), name

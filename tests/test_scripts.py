@@ -27,18 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"train": 16, "validation": 4, "test": 8}
 
 
-@pytest.fixture()
-def run(monkeypatch):
-    """`run(script, *arguments)` runs a script's `main` in this process."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        __import__(script).main()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     from dataset_builders import ObjectMe, build_dataset
@@ -278,7 +266,7 @@ def test_checkpoint_that_is_no_megl_model_is_one_clear_error(run, dataset, parts
 
 
 def test_subsets_of_the_explanations_are_nested_and_follow_from_the_ids(run, dataset):
-    from train_megl import keep_explanations  # `run` has put the scripts on the path
+    from megl.scripts.train_megl import keep_explanations
 
     train_split = load_dataset(str(dataset), split="train")
     kinds = {"visual_explanation": "", "textual_explanations": "0 rationales "}
@@ -331,7 +319,7 @@ def test_training_without_masks_has_no_visual_loss(run, dataset, untrained, tmp_
 
 def test_ablations_are_chosen_when_the_model_is_made(run, dataset, tmp_path):
     """The upper bound is shown the human masks by the evaluation: its rationales are those under the masks."""
-    from support.predictions import partners
+    from megl.evaluation.predictions import partners
 
     path, output = tmp_path / "model", tmp_path / "evaluation"
     options = ("--rationale_gradient", "none", "--grounding_map", "visual_explanation")
@@ -437,7 +425,7 @@ def test_pictures_are_explained_as_by_the_model_whatever_the_batches(run, untrai
 
 def test_no_more_than_one_picture_is_decoded_at_a_time(run, untrained, tmp_path, monkeypatch):
     """And of a batch that the model explains, no more than the batch."""
-    import explain  # `run` has put the scripts on the path
+    from megl.scripts import explain
 
     opened, alive = [], []
 
@@ -481,7 +469,7 @@ def test_an_untrained_language_model_explains_without_words(run, untrained, tmp_
 
 
 def test_what_was_asked_for_is_said_with_the_explanation(run, untrained, tmp_path):
-    import explain  # `run` has put the scripts on the path
+    from megl.scripts import explain
 
     model = MeglForImageClassification.from_pretrained(untrained).eval()
     processor = MeglProcessor.from_pretrained(untrained)
@@ -615,7 +603,7 @@ def test_files_are_utf_8_and_tables_printed_where_the_locale_is_ascii(run, tmp_p
 
 
 def test_output_that_another_program_wrote_meanwhile_is_kept(run, tmp_path):
-    from support.output_folder import new_folder  # `run` has put the scripts on the path
+    from megl.files import new_folder
 
     with pytest.raises(FileExistsError, match="out exists and is not an empty folder: choose another `--output`"):
         with new_folder(tmp_path / "out") as folder:
@@ -626,7 +614,7 @@ def test_output_that_another_program_wrote_meanwhile_is_kept(run, tmp_path):
 
 
 def test_failing_block_leaves_nothing_behind(run, tmp_path):
-    from support.output_folder import new_folder
+    from megl.files import new_folder
 
     with pytest.raises(RuntimeError, match="half-way"), new_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("half")

@@ -2,8 +2,6 @@
 
 import argparse
 import io
-import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -12,11 +10,7 @@ from PIL import Image as PILImage
 from transformers import HfArgumentParser
 
 from dataset_builders.build import features
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-from support.tables import ColumnArguments, add_column_arguments, column_arguments, open_table  # noqa: E402
+from megl.tables import ColumnArguments, add_column_arguments, column_arguments, open_table
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")

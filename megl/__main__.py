@@ -1,0 +1,6 @@
+"""`python -m megl COMMAND`."""
+
+from megl.cli import main
+
+
+main()

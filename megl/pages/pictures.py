@@ -1,0 +1,115 @@
+"""Items as pictures and words: image, human map, model's map, label with probability, rationales."""
+
+import html
+import textwrap
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from megl.pages.html_page import figure
+from megl.tables import evenly_spaced, human_map, read_row
+
+
+# Fonts that systems have, in any of which there is more than ASCII.
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf")
+
+
+def overlay(image, saliency, strength=0.6):
+    """
+    The map over its picture, from clear (0) through yellow to red (1).
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        saliency (`np.ndarray` of shape `(height, width)`): Values in [0, 1] at any resolution; resized to the picture.
+        strength (`float`): Opacity where the map is 1.
+    """
+    image = image.convert("RGB")
+    values = Image.fromarray((np.asarray(saliency, dtype=np.float32) * 255).round().astype(np.uint8))
+    values = np.asarray(values.resize(image.size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None] / 255
+    colour = np.concatenate([np.full_like(values, 255), 230 * (1 - values), np.zeros_like(values)], axis=-1)
+    opacity = strength * np.minimum(2 * values, 1)
+    return Image.fromarray((np.asarray(image) * (1 - opacity) + colour * opacity).round().astype(np.uint8))
+
+
+@cache
+def font(size):
+    """An installed font with the letters of many languages, or else Pillow's own, which has few besides ASCII."""
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
+def wrapped(text, width, size):
+    """The lines of a text in letters of `size` that fit into `width` pixels."""
+    text = " ".join(text.split())  # without the marks that the layout of fonts refuses
+    if not text:
+        return []
+    # By the mean width of its own letters, with room for lines of wider ones.
+    letters = 0.9 * width * len(text) / max(font(size).getlength(text), 1)
+    return textwrap.wrap(text, max(int(letters), 1))
+
+
+def write_sheet(path, dataset, predictions, columns=2, rows=3, side=160):
+    """The same as a PNG of `columns` x `rows` items, evenly spaced over the data set, for a README."""
+    chosen = evenly_spaced(columns * rows, len(dataset))
+    width, height = 3 * (side + 8) + 24, side + 108
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for position, index in enumerate(chosen):
+        corner = (position % columns * width + 16, position // columns * height + 12)
+        _paste_item(sheet, corner, side, read_row(dataset, index), predictions[index])
+    sheet.save(path)
+
+
+def _paste_item(sheet, corner, side, row, prediction):
+    left, top = corner
+    pictures = [picture for picture, _ in _pictures(row, prediction)]
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (left + number * (side + 8), top))
+    right = prediction["prediction"] == prediction["label"]
+    colour = "#176f2c" if right else "#b3261e"
+    draw = ImageDraw.Draw(sheet)
+    verdict = " ".join(f"{prediction['prediction']} {prediction['score']:.0%}".split())
+    draw.text((left, top + side + 6), verdict, fill=colour, font=font(17))
+    text = "\n".join(wrapped(prediction["rationale"], 3 * side + 16, 15)[:3])
+    draw.text((left, top + side + 30), text, fill="#222", font=font(15), spacing=4)
+
+
+def _pictures(row, prediction):
+    """`(picture, caption)` of the image, the human map where there is one, and the model's map."""
+    image, mask = row["image"], human_map(row)
+    pictures = [(image.convert("RGB"), "image")]
+    if mask is not None:
+        pictures.append((overlay(image, mask), "human map"))
+    return [*pictures, (overlay(image, prediction["saliency"]), "model's map")]
+
+
+def mask_array(mask):
+    """A visual explanation, 8- or 16-bit grey or `None`, as floats in [0, 1]."""
+    if mask is None:
+        return None
+    return np.asarray(mask, dtype=np.float32) / (65535 if mask.mode.startswith("I") else 255)
+
+
+def item_html(row, prediction, kind="item", note=""):
+    """
+    One item of a page.
+
+    Args:
+        row (`dict`): The item of the data set.
+        prediction (`dict`): Its line of `predictions.jsonl`.
+        kind (`str`): CSS classes.
+        note (`str`): Text about the item.
+    """
+    pictures = [figure(picture, caption) for picture, caption in _pictures(row, prediction)]
+    right = prediction["prediction"] == prediction["label"]
+    verdict = "" if right else f" (it is: {html.escape(prediction['label'])})"
+    references = "".join(f'<p class="reference">{html.escape(text)}</p>' for text in row["textual_explanations"] or [])
+    details = f'<p class="figures">{html.escape(note)}</p>' if note else ""
+    return f"""<div class="{kind}"><div class="pictures">{"".join(pictures)}</div>
+<p class="{"right" if right else "wrong"}"><b>{html.escape(prediction["prediction"])}</b>
+{prediction["score"]:.0%}{verdict}</p>
+<p>{html.escape(prediction["rationale"])}</p>{references}{details}</div>"""

@@ -1,1 +1,0 @@
-"""What the scripts share: figures, pages, output folders, studies."""

@@ -1,0 +1,116 @@
+"""Evaluates a LLaVA that answers by chain of thought: its label and its rationale, with the measures of MEGL.
+
+```
+python -m studies.llava.evaluate --model llava --dataset object_me --split test --output evaluation
+```
+
+Writes `metrics.json` and `predictions.jsonl` (one line an image), with what `evaluate_megl.py` writes there of the
+label and the rationale, so that `compare_evaluations.py` takes both. A LLaVA has no saliency map.
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+from tqdm import tqdm
+from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedConfig
+
+from megl.evaluation.headlines import metrics_table
+from megl.evaluation.scores import classification_scores, text_scores, with_intervals
+from megl.files import new_folder
+from megl.tables import add_column_arguments, column_arguments, open_table
+from megl.terminal import print_anywhere
+from modeling_megl.configuration_megl import one_line
+from modeling_megl.training_megl import check_labels
+from studies.llava.model import parse_answer, write_answers
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder that `studies/llava/train.py` wrote")
+    parser.add_argument("--dataset", required=True, help="Hub id or folder of a data set")
+    parser.add_argument("--split", default="test", help="split to evaluate on")
+    parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--max_new_tokens", type=int, default=96, help="greatest length of rationale and label")
+    parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
+    add_column_arguments(parser)
+    return parser
+
+
+def load_llava(folder):
+    """A trained LLaVA in evaluation mode, and its processor."""
+    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if model_type != "llava":
+        raise ValueError(f"{folder} must be a LLaVA (`train.py` makes one), got a model of type {model_type!r}.")
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def predict(model, processor, dataset, batch_size, max_new_tokens):
+    """
+    One dictionary for each item: `label`, `prediction` (a class name, or `None` where the answer names none),
+    `rationale` and `text`, all that the model wrote.
+    """
+    predictions, names = [], model.config.id2label
+    for start in tqdm(range(0, len(dataset), batch_size), desc="predict"):
+        rows = dataset[start : start + batch_size]
+        texts = write_answers(model, processor, rows["image"], max_new_tokens)
+        for index, text in enumerate(texts):
+            rationale, prediction = parse_answer(text, list(names.values()))
+            predictions.append(
+                {
+                    "id": rows["id"][index],
+                    "group": rows["group"][index],
+                    "label": names[rows["label"][index]],
+                    "prediction": prediction,
+                    "rationale": rationale,
+                    "text": text,
+                }
+            )
+    return predictions
+
+
+def compute_metrics(arguments, predictions, dataset, class_names):
+    for item in predictions:
+        item["per_item"] = {"unanswered": float(item["prediction"] is None)}
+    metrics = {
+        "model": arguments.model,
+        "dataset": arguments.dataset,
+        "split": arguments.split,
+        "saliency": None,
+        "rationale": text_scores(predictions, dataset["textual_explanations"], class_names),
+        **classification_scores(predictions),
+        "unanswered": sum(item["prediction"] is None for item in predictions) / len(predictions),
+    }
+    return with_intervals(metrics, predictions, arguments.resamples, arguments.seed)
+
+
+def main():
+    parser = make_parser()
+    arguments = parser.parse_args()
+    for name, least in {"batch_size": 1, "max_new_tokens": 1, "resamples": 1, "seed": 0}.items():
+        if getattr(arguments, name) < least:
+            parser.error(f"`--{name}` must be {least} or more, got {getattr(arguments, name)}")
+    try:
+        with new_folder(arguments.output) as folder:
+            model, processor = load_llava(arguments.model)
+            classes = [name for _, name in sorted(model.config.id2label.items())]
+            dataset = open_table(arguments.dataset, arguments.split, column_arguments(arguments), classes)
+            check_labels(model.config.id2label, dataset)
+            predictions = predict(model, processor, dataset, arguments.batch_size, arguments.max_new_tokens)
+            metrics = compute_metrics(arguments, predictions, dataset, classes)
+            (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            with open(folder / "predictions.jsonl", "w") as lines:
+                lines.writelines(json.dumps(item) + "\n" for item in predictions)
+    except (ValueError, OSError) as error:
+        sys.exit(f"evaluate_llava: {one_line(error)}")
+    print_anywhere(f"{arguments.model} on {arguments.split} of {arguments.dataset}, {len(dataset)} images")
+    print_anywhere(metrics_table(metrics))
+
+
+if __name__ == "__main__":
+    main()
