@@ -7,7 +7,8 @@ python -m studies.compare studies/paper.yaml --output runs/studies --report
 ```
 
 Every cell is a run of `init_megl.py`, `train_megl.py` and `evaluate_megl.py`, or of `llava/train.py` and
-`llava/evaluate.py`, in a folder of its own, `OUTPUT/cells/…`, named by all its settings. Cells that are done are skipped, so that a killed study goes on where it was, and studies share what they have in common. Writes
+`llava/evaluate.py`, in a folder of its own, `OUTPUT/cells/…`, named by all its settings. Cells that are done are
+skipped, so that a killed study goes on where it was, and studies share what they have in common. Writes
 `OUTPUT/STUDY/`: `index.html`, `results.md` and `results.json`; `--report` makes these of the cells that are done and
 runs none. docs/studies.md says how a study file is written.
 """

@@ -216,7 +216,7 @@ def measure(arguments):
         "seconds": {},
         "memory": {},
     }
-    page = Page(arguments)
+    page = Page(Contest, arguments)
     figures["memory"]["libraries"] = page.run(peak_memory, arguments.sizes[0], "nothing")
     for name in arguments.sizes:
         for batch_size in arguments.batch_sizes:
