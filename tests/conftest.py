@@ -6,8 +6,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import evaluate
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.processing_megl import make_image_processor, train_rationale_tokenizer
@@ -16,6 +18,8 @@ from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 
 # Small matrix products gain nothing from several threads.
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 LABELS = ["cat", "polar bear", "owl"]
 RATIONALES = [
@@ -147,3 +151,48 @@ def run(monkeypatch):
         import_module(f"megl.scripts.{script}").main()
 
     return run
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return lambda name: evaluate.load(f"metrics/{name}")
+
+
+@pytest.fixture
+def without_meteor(monkeypatch):
+    """As if pycocoevalcap were not installed: its program takes seconds to start."""
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", None)
+
+
+@pytest.fixture
+def rationale(load, without_meteor):
+    return load("rationale")
+
+
+@pytest.fixture(scope="module")
+def clip_workplace(tmp_path_factory):
+    """A folder with the metrics and, under the name of the published CLIP, a tiny random one."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "metrics").symlink_to(ROOT / "metrics")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    symbols = [*letters, *(letter + "</w>" for letter in letters), "ph", "de</w>"]
+    vocabulary = {token: index for index, token in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[("p", "h"), ("d", "e</w>")], model_max_length=40)
+    tiny = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    end = vocabulary["<|endoftext|>"]
+    start = vocabulary["<|startoftext|>"]
+    special = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    config = CLIPConfig(
+        text_config={**tiny, **special, "vocab_size": len(vocabulary), "max_position_embeddings": 40},
+        vision_config={**tiny, "image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    torch.manual_seed(2)
+    model = CLIPModel(config)
+    for parameter in model.parameters():  # the usual small initial values make all embeddings of a kind alike
+        torch.nn.init.normal_(parameter, std=0.5)
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(folder / "openai" / "clip-vit-base-patch32")
+    return folder

@@ -17,8 +17,8 @@ import yaml
 from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from metric_modules import CLIP
 from PIL import Image
-from test_metrics import CLIP, clip_workplace  # noqa: F401
 
 from dataset_builders import ObjectMe, build_dataset
 from dataset_builders.build import features

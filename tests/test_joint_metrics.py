@@ -8,17 +8,8 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
+from metric_modules import CLIP, REFERENCES, TEXTS, clip_images, direct_embeddings, module_of
 from PIL import Image
-from test_metrics import (  # noqa: F401
-    CLIP,
-    REFERENCES,
-    TEXTS,
-    clip_images,
-    clip_workplace,
-    direct_embeddings,
-    module_of,
-    without_meteor,
-)
 
 from megl.evaluation import bootstrap, scores
 

@@ -1,9 +1,6 @@
 import doctest
 import io
-import json
 import math
-import os
-import sys
 import unicodedata
 from itertools import pairwise
 from pathlib import Path
@@ -12,25 +9,21 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from metric_modules import (
+    CLIP,
+    PTB_TOKENS,
+    REFERENCES,
+    TEXTS,
+    clip_images,
+    direct_embeddings,
+    module_of,
+    needs_golden,
+    read_golden,
+)
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = Path(os.environ.get("MEGL_SHARED", ROOT.parent / "shared")) / "golden"
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the golden files are absent: set MEGL_SHARED to the folder that holds golden/"
-)
-
-
-@pytest.fixture
-def load(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    return lambda name: evaluate.load(f"metrics/{name}")
-
-
-def read_golden(name):
-    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
 
 
 def random_maps(count, height=8, width=8):
@@ -332,17 +325,6 @@ def test_saliency_golden(saliency):
 # rationale
 
 
-@pytest.fixture
-def without_meteor(monkeypatch):
-    """As if pycocoevalcap were not installed: its program takes seconds to start."""
-    monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", None)
-
-
-@pytest.fixture
-def rationale(load, without_meteor):
-    return load("rationale")
-
-
 def test_rationale_hand_computed(rationale):
     results = rationale.compute(predictions=["a b c d"], references=[["a b c e"]])
     assert results["bleu_1"] == pytest.approx(3 / 4)
@@ -417,10 +399,6 @@ def test_rationale_phrases(rationale, prediction, references, hit):
     results = rationale.compute(predictions=[prediction], references=[references], phrases=PLACES, per_item=True)
     assert (results["place_accuracy"], results["place_n"]) == (hit, int(hit is not None))
     assert results["per_item"]["place_accuracy"] == [hit]
-
-
-# By kind of text: texts with the tokens of pycocoevalcap 1.2, from its own program.
-PTB_TOKENS = json.loads((ROOT / "tests" / "ptb_tokens.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("kind", PTB_TOKENS)
@@ -547,65 +525,10 @@ def test_rationale_tokens_golden(rationale):
 # clip_score
 
 
-@pytest.fixture(scope="module")
-def clip_workplace(tmp_path_factory):
-    """A folder with the metrics and, under the name of the published CLIP, a tiny random one."""
-    folder = tmp_path_factory.mktemp("workplace")
-    (folder / "metrics").symlink_to(ROOT / "metrics")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    symbols = [*letters, *(letter + "</w>" for letter in letters), "ph", "de</w>"]
-    vocabulary = {token: index for index, token in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[("p", "h"), ("d", "e</w>")], model_max_length=40)
-    tiny = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    end = vocabulary["<|endoftext|>"]
-    start = vocabulary["<|startoftext|>"]
-    special = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    config = CLIPConfig(
-        text_config={**tiny, **special, "vocab_size": len(vocabulary), "max_position_embeddings": 40},
-        vision_config={**tiny, "image_size": 32, "patch_size": 8},
-        projection_dim=12,
-    )
-    torch.manual_seed(2)
-    model = CLIPModel(config)
-    for parameter in model.parameters():  # the usual small initial values make all embeddings of a kind alike
-        torch.nn.init.normal_(parameter, std=0.5)
-    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    for part in (model, tokenizer, processor):
-        part.save_pretrained(folder / "openai" / "clip-vit-base-patch32")
-    return folder
-
-
 @pytest.fixture
 def clip_score(clip_workplace, monkeypatch):
     monkeypatch.chdir(clip_workplace)
     return evaluate.load("metrics/clip_score")
-
-
-CLIP = "openai/clip-vit-base-patch32"
-TEXTS = ["a red owl", "there is an apple in the centre", "", "a very long rationale about a dog and more than that"]
-REFERENCES = [["an owl", "a red owl"], ["an apple"], ["a thing"], ["dogs", "a long text", "what"]]
-
-
-def clip_images():
-    return [Image.new("RGB", (48, 40), colour) for colour in ("red", "lime", "black", "white")]
-
-
-def direct_embeddings(images, texts):
-    """One at a time, through the whole model, so without batches and padding."""
-    model = CLIPModel.from_pretrained(CLIP).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(CLIP)
-    processor = CLIPImageProcessor.from_pretrained(CLIP)
-    image_embeds, text_embeds = [], []
-    with torch.no_grad():
-        for text in texts:
-            inputs = tokenizer("A photo depicts " + text, truncation=True, max_length=40, return_tensors="pt")
-            pixels = processor(images=images[0], return_tensors="pt")["pixel_values"]
-            text_embeds.append(model(**inputs, pixel_values=pixels).text_embeds[0].numpy())
-        for image in images:
-            inputs = tokenizer("a", return_tensors="pt")
-            pixels = processor(images=image, return_tensors="pt")["pixel_values"]
-            image_embeds.append(model(**inputs, pixel_values=pixels).image_embeds[0].numpy())
-    return np.array(image_embeds), np.array(text_embeds)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
@@ -744,10 +667,6 @@ def test_clip_score_bad_inputs(clip_score, changes, message):
 
 
 MODULES = ["saliency", "faithfulness", "rationale", "clip_score", "explained_accuracy", "grounding"]
-
-
-def module_of(metric):
-    return sys.modules[type(metric).__module__]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_metrics import PTB_TOKENS, load, needs_golden, rationale, read_golden, without_meteor  # noqa: F401
+from metric_modules import PTB_TOKENS, needs_golden, read_golden
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from benchmarks import metrics as benchmark_metrics
@@ -19,7 +19,7 @@ REFERENCES = [["the owl sits at the upper left"], ["dogs run", "a red apple"], [
 
 
 @pytest.fixture
-def with_meteor(load):  # noqa: F811
+def with_meteor(load):
     pytest.importorskip("pycocoevalcap", reason="needs pycocoevalcap, which is in the extra `captions`")
     if shutil.which("java") is None:
         pytest.skip("needs Java")
@@ -70,7 +70,7 @@ def test_meteor_names_a_java_that_does_not_work(with_meteor, tmp_path, monkeypat
     assert results["rouge_l"] > 0
 
 
-def test_meteor_without_pycocoevalcap(rationale):  # noqa: F811
+def test_meteor_without_pycocoevalcap(rationale):
     results = rationale.compute(predictions=TEXTS, references=REFERENCES, per_item=True)
     scores = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "cider"]
     assert list(results) == [*scores, "n", "n_without_reference", "absent", "per_item"]
@@ -82,21 +82,21 @@ def test_meteor_without_pycocoevalcap(rationale):  # noqa: F811
     }
 
 
-def test_meteor_without_java(rationale, monkeypatch):  # noqa: F811
+def test_meteor_without_java(rationale, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", SimpleNamespace())
     monkeypatch.setenv("PATH", "")
     absent = rationale.compute(predictions=TEXTS, references=REFERENCES)["absent"]
     assert absent["meteor"] == "METEOR needs Java: there is no `java` on the PATH"
 
 
-def test_meteor_is_not_run_when_it_is_not_wanted(rationale, monkeypatch):  # noqa: F811
+def test_meteor_is_not_run_when_it_is_not_wanted(rationale, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", SimpleNamespace())  # has no program to start
     results = rationale.compute(predictions=TEXTS, references=REFERENCES, meteor=False, per_item=True)
     assert (results["meteor"], results["absent"]["meteor"]) == (None, "not asked for")
     assert "meteor" not in results["per_item"]
 
 
-def test_nothing_to_score(rationale):  # noqa: F811
+def test_nothing_to_score(rationale):
     results = rationale.compute(predictions=[], references=[], spice=True, bert_score="a", per_item=True)
     assert (results["meteor"], results["spice"], results["bert_score"]) == (None, None, None)
     assert (results["absent"], results["n"], results["per_item"]["spice"]) == ({}, 0, [])
@@ -127,7 +127,7 @@ def spice(tmp_path, monkeypatch):
     return stand_in
 
 
-def test_spice(rationale, spice):  # noqa: F811
+def test_spice(rationale, spice):
     spice.answer = lambda: (np.nan, [{"All": {"f": score}, "Color": {"f": 1.0}} for score in (1.0, 0.5, np.nan)])
     results = rationale.compute(predictions=TEXTS, references=REFERENCES, spice=True, per_item=True)
     assert results["spice"] == pytest.approx(0.5) and results["per_item"]["spice"] == [1, 0.5, 0]
@@ -137,7 +137,7 @@ def test_spice(rationale, spice):  # noqa: F811
     ]
 
 
-def test_spice_names_what_is_missing(rationale, spice, monkeypatch):  # noqa: F811
+def test_spice_names_what_is_missing(rationale, spice, monkeypatch):
     def answer():
         raise subprocess.CalledProcessError(1, ["java"])
 
@@ -203,7 +203,7 @@ def direct_bert_score(folder, text, reference, layer):
     return (2 * precision * recall / (precision + recall)).item()
 
 
-def test_bert_score_equals_direct_computation(rationale, bert):  # noqa: F811
+def test_bert_score_equals_direct_computation(rationale, bert):
     pytest.importorskip("bert_score", reason="needs bert-score, which is in the extra `captions`")
     references = [*REFERENCES[:2], ["a thing", ""], ["", " "]]
     arguments = {"bert_score": bert, "bert_score_layers": 2, "per_item": True}
@@ -218,13 +218,13 @@ def test_bert_score_equals_direct_computation(rationale, bert):  # noqa: F811
     assert "bert_score" not in results["absent"]
 
 
-def test_bert_score_needs_a_layer(rationale, bert):  # noqa: F811
+def test_bert_score_needs_a_layer(rationale, bert):
     pytest.importorskip("bert_score", reason="needs bert-score, which is in the extra `captions`")
     with pytest.raises(ValueError, match="`bert_score_layers` must say which layer of .* to compare, got None"):
         rationale.compute(predictions=TEXTS, references=REFERENCES, bert_score=bert)
 
 
-def test_bert_score_without_its_package(rationale, monkeypatch):  # noqa: F811
+def test_bert_score_without_its_package(rationale, monkeypatch):
     monkeypatch.setitem(sys.modules, "bert_score", None)
     results = rationale.compute(predictions=TEXTS, references=REFERENCES, bert_score="a", per_item=True)
     assert results["bert_score"] is None and results["per_item"]["bert_score"] is None
