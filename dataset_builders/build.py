@@ -19,7 +19,9 @@ from datasets import (
     GeneratorBasedBuilder,
     Image,
     List,
+    SplitDict,
     SplitGenerator,
+    SplitInfo,
     Value,
 )
 from datasets.utils.py_utils import convert_file_size_to_int
@@ -31,14 +33,12 @@ from .image_folder import ImageFolder
 from .items import as_text, bad_source
 from .release import Release
 from .scenes import Scenes
-from .shards import SHARD_BYTES, in_order, write_part
+from .shards import SHARD_BYTES, Shard, in_order, write_part, write_shard
 from .sources import Source
 from .staging import check_output, replace_folder, stage_beside
 from .vqa_x import VqaX
 
 
-# What `download_and_prepare` makes of every `OSError`, also one of writing.
-MISSING = "Cannot find data file. \nOriginal error:\n"
 LAYOUTS = {layout.NAME: layout for layout in (Release, ActX, VqaX, ImageFolder, CocoInstances)}
 
 
@@ -50,8 +50,8 @@ class ExplainedImagesConfig(BuilderConfig):
         layout (`str`, *optional*): its layout; by default it is told from the folder's files.
         seed (`int`, defaults to 0): draws the sample, or the split of items that have none.
         sample_sizes (`dict[str, int]`, *optional*): number of pictures of the sample's splits.
-        num_proc (`int`, defaults to 1): processes, each of which reads and writes shards of its own; the data set does
-            not depend on their number.
+        num_proc (`int`, defaults to 1): processes of `build_dataset`, each of which reads and writes shards of its
+            own; the data set does not depend on their number.
         validation_share, test_share, on_error, images, scratch: as in [`Source`].
         activity_level (`str`, *optional*): as in [`ActX`].
         explain_category (`bool`): as in [`CocoInstances`].
@@ -81,7 +81,7 @@ class ExplainedImages(GeneratorBasedBuilder):
     Attributes:
         counts (`dict`): split to class name to the numbers of pictures, visual explanations and rationales written.
         silent (`int`): number of pictures written without a rationale.
-        checksum (`hashlib.sha256`): of the checksums of all files written, in order.
+        checksum (`hashlib.sha256`): of the checksums of all files written, in order. These three by `write` alone.
     """
 
     BUILDER_CONFIG_CLASS = ExplainedImagesConfig
@@ -122,20 +122,27 @@ class ExplainedImages(GeneratorBasedBuilder):
         refused = []
         for part in self.source.parts(split, SHARD_BYTES):
             for row in self.source.rows(part, refused):
+                # With a path, `datasets` would look for a file of that name in the working folder to take instead.
+                for column in ("image", "visual_explanation"):
+                    row[column] = row[column] and {"bytes": row[column]["bytes"], "path": None}
                 yield row["id"], row
         if refused:
             self.source.note(refused)
 
-    def _prepare_split(self, split_generator, file_format="parquet", num_proc=None, max_shard_size=None):
-        """Writes one split.
+    def write(self, folder: Path, limit: int):
+        """Writes all splits as Parquet files of about `limit` bytes, and tells of them in `info`.
 
-        The writer of `datasets` ends a batch after so many rows whatever their size, and its shards depend on the
-        number of processes; here memory and shards are bounded in bytes, and a shard is of a part of the source.
+        `download_and_prepare` ends a batch after so many rows whatever their size, and its shards depend on the number
+        of processes; here memory and shards are bounded in bytes, and a shard is of a part of the source.
         """
-        if file_format != "parquet":
-            raise ValueError(f"expected `file_format` to be 'parquet', got {file_format!r}.")
-        split, folder = split_generator.name, Path(self._output_dir)
-        limit = convert_file_size_to_int(max_shard_size or SHARD_BYTES)
+        self.info.splits = SplitDict(dataset_name=self.dataset_name)
+        for split in self.source.splits:
+            shards = self.write_split(split, folder, limit)
+            lengths, num_bytes = [shard.num_rows for shard in shards], sum(shard.num_bytes for shard in shards)
+            self.info.splits.add(SplitInfo(split, num_bytes, sum(lengths), lengths))
+        self.info.dataset_size = sum(info.num_bytes for info in self.info.splits.values())
+
+    def write_split(self, split: str, folder: Path, limit: int) -> list[Shard]:
         self.counts[split] = dict.fromkeys(self.source.label_names, (0, 0, 0))
         write = partial(write_part, self.source, self.info.features, folder / f"{split}-part", limit)
         shards = []
@@ -148,13 +155,11 @@ class ExplainedImages(GeneratorBasedBuilder):
                     self.source.note(written.refused)
                 for label, counts in written.counts.items():
                     self.counts[split][label] = tuple(map(sum, zip(self.counts[split][label], counts, strict=True)))
-        shards = [shard for shard in shards if shard.num_rows] or shards[:1]
+        shards = shards or [write_shard([], self.info.features, folder / f"{split}-part.parquet")]
         for index, shard in enumerate(shards):
             shard.path.rename(folder / f"{split}-{index:05d}-of-{len(shards):05d}.parquet")
             self.checksum.update(bytes.fromhex(shard.sha256))
-        info = split_generator.split_info
-        info.shard_lengths = [shard.num_rows for shard in shards]
-        info.num_examples, info.num_bytes = sum(info.shard_lengths), sum(shard.num_bytes for shard in shards)
+        return shards
 
 
 def find_layout(root: Path, name: str | None) -> type[Source]:
@@ -250,9 +255,12 @@ def build_folder(
         scratch = stage / "scratch"
         scratch.mkdir()
         builder = builder_class(cache_dir=str(stage / "cache"), source=str(source), scratch=str(scratch), **options)
-        builder.download_and_prepare(str(stage / "parquet"), file_format="parquet", max_shard_size=limit)
         finished = stage / "dataset"
-        collect(builder, stage / "parquet", finished)
+        (finished / "data").mkdir(parents=True)
+        builder.write(finished / "data", limit)
+        check_not_empty(builder)
+        if builder.source.skipped:
+            shutil.copyfile(builder.source.skip_log, finished / "skipped.jsonl")
         (finished / "README.md").write_text(card(builder, finished, as_text(output.name), text), encoding="utf-8")
         replace_folder(finished, output)
     return builder
@@ -277,23 +285,13 @@ def plain_errors(output: Path) -> Iterator[None]:
     except (sqlite3.Error, BrokenProcessPool) as error:
         raise OSError(f"{output}: the build was stopped ({error}). Is the disk or the memory full?") from error
     except OSError as error:
-        if str(error).startswith(MISSING) or error.errno and not error.filename:
-            raise OSError(f"{output}: {str(error).removeprefix(MISSING)}") from error
+        if error.errno and not error.filename:
+            raise OSError(f"{output}: {error}") from error
         raise
 
 
-def collect(builder: ExplainedImages, parquet: Path, finished: Path):
-    """Moves the shards, by their expected names alone, to `finished/data`, and the list of bad items beside it."""
-    data = finished / "data"
-    data.mkdir(parents=True)
-    for split, info in builder.info.splits.items():
-        for index in range(len(info.shard_lengths)):
-            name = f"{split}-{index:05d}-of-{len(info.shard_lengths):05d}.parquet"
-            (parquet / name).rename(data / name)
-    skipped = builder.source.skipped
-    if skipped:
-        shutil.copyfile(builder.source.skip_log, finished / "skipped.jsonl")
+def check_not_empty(builder: ExplainedImages):
+    """Raises `ValueError` if all items of the source are bad."""
     if not sum(info.num_examples for info in builder.info.splits.values()):
-        raise bad_source(
-            builder.config.source, "at least one good item", f"{sum(skipped.values())} bad ones", "Mend it."
-        )
+        bad = sum(builder.source.skipped.values())
+        raise bad_source(builder.config.source, "at least one good item", f"{bad} bad ones", "Mend it.")
