@@ -372,6 +372,7 @@ def rank_pixels(maps, size, seed):
     )
     # Single precision again, as the interpolation's own rounding would put pixels of a plateau into an order.
     flat = resized.float().flatten(1)
+    # `scipy.stats.rankdata` draws no order among equals, and is no requirement else.
     drawn = torch.from_numpy(np.random.default_rng(seed).permutation(flat.shape[1]))
     order = drawn[flat[:, drawn].argsort(dim=1, descending=True, stable=True)]
     return order.argsort(dim=1)

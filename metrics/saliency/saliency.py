@@ -367,6 +367,7 @@ def auc_judd(batch):
     and tells equals apart by noise. NaN where nothing is inside, or nothing outside.
     """
     inside, labelled = (values.reshape(len(batch.scaled), -1) for values in (batch.inside, batch.labelled))
+    # Not by `scipy.stats.rankdata`, which gives the same in 2.3 times the time and is no requirement else.
     # In single precision, in which what resizing makes of equals is equal again. The bits of such numbers in [0, 1]
     # order as the numbers do and leave two free, so that the labels are sorted along.
     bits = batch.scaled.reshape(inside.shape).astype(np.float32).view(np.uint32)
