@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from megl.files import write_file
+from dataset_builders.files import write_file
 from megl.machine import KEEP_MEMORY, Page, machine, table, timed_header
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification
 from modeling_megl.losses_megl import distribution_consistency, gradia

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -29,13 +30,13 @@ from datasets.utils.py_utils import convert_file_size_to_int
 from .act_x import ActX
 from .card import CITATION, CardText, Counts, card
 from .coco import CocoInstances
+from .files import check_apart, new_folder
 from .image_folder import ImageFolder
 from .items import as_text, bad_source
 from .release import Release
 from .scenes import Scenes
 from .shards import SHARD_BYTES, Shard, in_order, write_part, write_shard
 from .sources import Source
-from .staging import check_output, replace_folder, stage_beside
 from .vqa_x import VqaX
 
 
@@ -208,7 +209,7 @@ def build_dataset(
 ) -> Counts:
     """Builds a data set into a folder that `load_dataset` loads: Parquet shards, a card, and `skipped.jsonl` if any.
 
-    Everything is written in a temporary folder beside `output` and put into place in one step, so `output` is never
+    Everything is written in a hidden folder beside `output` and put into place in one step, so `output` is never
     half-written. On any failure the temporary folder is removed and `output` is as it was.
 
     Args:
@@ -250,19 +251,19 @@ def build_folder(
     limit = shard_limit(max_shard_size)
     output = Path(os.path.realpath(output))
     folders = [folder for folder in (source, options.get("images")) if folder and folder != "sample"]
-    check_output(output, [Path(folder) for folder in folders], overwrite)
-    with plain_errors(output), stage_beside(output) as stage:
-        scratch = stage / "scratch"
-        scratch.mkdir()
-        builder = builder_class(cache_dir=str(stage / "cache"), source=str(source), scratch=str(scratch), **options)
-        finished = stage / "dataset"
-        (finished / "data").mkdir(parents=True)
+    check_apart(output, [Path(folder) for folder in folders])
+    with (
+        plain_errors(output),
+        new_folder(output, overwrite) as finished,
+        tempfile.TemporaryDirectory(prefix=".", dir=finished) as work,
+    ):
+        builder = builder_class(cache_dir=f"{work}/cache", source=str(source), scratch=work, **options)
+        (finished / "data").mkdir()
         builder.write(finished / "data", limit)
         check_not_empty(builder)
         if builder.source.skipped:
             shutil.copyfile(builder.source.skip_log, finished / "skipped.jsonl")
         (finished / "README.md").write_text(card(builder, finished, as_text(output.name), text), encoding="utf-8")
-        replace_folder(finished, output)
     return builder
 
 

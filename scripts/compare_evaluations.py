@@ -12,8 +12,8 @@ former.
 import argparse
 import sys
 
+from dataset_builders.files import new_folder
 from megl.evaluation.comparison import check_same_data, read_evaluation, run_names, write_comparison
-from megl.files import new_folder
 from modeling_megl.configuration_megl import one_line
 
 

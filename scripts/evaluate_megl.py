@@ -29,6 +29,7 @@ import yaml
 from accelerate import PartialState
 from transformers import CLIPConfig, PreTrainedConfig
 
+from dataset_builders.files import check_new, new_folder
 from megl.evaluation.card import card_facts, check_card, update_card, write_card
 from megl.evaluation.comparison import write_comparison
 from megl.evaluation.headlines import metrics_table
@@ -41,7 +42,6 @@ from megl.evaluation.scores import (
     sanity_check,
     with_intervals,
 )
-from megl.files import check_new, new_folder
 from megl.pages.pictures import write_sheet
 from megl.pages.report import write_report
 from megl.tables import add_column_arguments, column_arguments, open_table

@@ -21,8 +21,8 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from dataset_builders.files import check_new, new_folder
 from megl.evaluation.predictions import why_untaught
-from megl.files import check_new, new_folder
 from megl.pages.pictures import font, overlay, wrapped
 from megl.terminal import print_anywhere
 from modeling_megl import MeglForImageClassification, MeglProcessor

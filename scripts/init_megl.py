@@ -18,7 +18,7 @@ import sys
 
 import torch
 
-from megl.files import new_folder
+from dataset_builders.files import new_folder
 from megl.tables import add_column_arguments, column_arguments, open_table
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import read_config

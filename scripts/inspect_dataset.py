@@ -18,8 +18,8 @@ import os
 import sys
 from pathlib import Path
 
+from dataset_builders.files import check_new_file, write_file
 from dataset_builders.items import folder_name, printable
-from megl.files import check_new_file, write_file
 from megl.inspection import inspect, open_dataset, table, warning_lines
 from megl.pages.inspection import page
 

@@ -15,7 +15,6 @@ runs none. docs/studies.md says how a study file is written.
 
 import argparse
 import ctypes
-import fcntl
 import gzip
 import json
 import os
@@ -26,14 +25,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from megl.files import new_folder
+from dataset_builders.files import new_folder
 from megl.machine import KEEP_MEMORY, processor_name
 from studies.results import write_results
 from studies.study import DIMENSIONS, make_cells, read_study
@@ -108,24 +106,28 @@ def run_cells(cells, folder, jobs, keep_models):
 def run_cell(cell, folder, jobs, keep_models):
     """Run one cell, unless another process has meanwhile; a line about it is returned."""
     output = folder / cell.key
-    with _lock(folder / f".{cell.key}.lock"):
-        if output.exists():
-            return "done meanwhile"
-        for left in folder.glob(f".{cell.key}-*"):  # of a process that was killed
-            shutil.rmtree(left)
-        with new_folder(output) as work:
+    try:
+        with new_folder(output, wait=True) as work:
             record = _run_steps(cell, work, jobs, output.with_suffix(".log"))
-            evaluation = work / "evaluation"
-            metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-            metrics["model"] = cell.key  # its folder was a temporary one
-            (work / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-            _keep_predictions(evaluation / "predictions.jsonl", work / "predictions.jsonl.gz")
-            (work / "cell.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            kept = {"model", "evaluation"} if keep_models else set()
-            for part in work.iterdir():
-                if part.is_dir() and part.name not in kept:
-                    shutil.rmtree(part)
+            metrics = _keep_results(cell, work, record, keep_models)
+    except FileExistsError:
+        return "done meanwhile"
     return f"accuracy {metrics['accuracy']:.3f}, {sum(record['seconds'].values()):.0f} s"
+
+
+def _keep_results(cell, work, record, keep_models):
+    """Write what is kept of a cell, of which the metrics are returned, and remove the rest."""
+    evaluation = work / "evaluation"
+    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    metrics["model"] = cell.key  # its folder was a temporary one
+    (work / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    _keep_predictions(evaluation / "predictions.jsonl", work / "predictions.jsonl.gz")
+    (work / "cell.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    kept = {"model", "evaluation"} if keep_models else set()
+    for part in work.iterdir():
+        if part.is_dir() and part.name not in kept:
+            shutil.rmtree(part)
+    return metrics
 
 
 def _run_steps(cell, work, jobs, failed_log):
@@ -187,15 +189,6 @@ def provenance():
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     return {"commit": commit, "versions": versions, "machine": machine}
-
-
-@contextmanager
-def _lock(path):
-    """Only one process at a time runs a cell; the lock ends with its process. A block that fails leaves the file."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        path.unlink(missing_ok=True)
 
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -13,10 +13,10 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from dataset_builders.files import write_file
 from megl.evaluation.bootstrap import LEVEL, check_same_items, influences
 from megl.evaluation.headlines import headlines
 from megl.evaluation.saved_scores import item_fault, metrics_fault
-from megl.files import write_file
 from megl.pages.charts import STYLE, bars, curve, dot, frame, named_dots, table, unit_chart, within
 from megl.pages.html_page import document
 from studies.random_effects import contrast, estimate, holm

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import yaml
 from scipy import stats
 
 from dataset_builders import ObjectMe, build_dataset
+from dataset_builders.files import new_folder
 from megl.evaluation import bootstrap
 from megl.pages import charts
 from studies import compare
@@ -876,6 +879,23 @@ def running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_cell_that_another_process_runs_is_waited_for(place, fake_scripts):
+    cell, begun = cells_of(STUDY)[0], threading.Event()
+
+    def run_it():
+        with new_folder(place / "cells" / cell.key) as folder:
+            (folder / "cell.json").touch()
+            begun.set()
+            time.sleep(0.5)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(run_it)
+        assert begun.wait(60)
+        assert compare.run_cell(cell, place / "cells", 1, False) == "done meanwhile"
+        other.result()
+    assert [path.name for path in (place / "cells").iterdir()] == [cell.key]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed study leaves its last script running")

@@ -35,8 +35,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image as PILImage
 
 import dataset_builders.hub
-from dataset_builders import ActionMe, HubTarget, ObjectMe, build, build_dataset, shards, staging
-from dataset_builders.staging import clean_leftovers
+from dataset_builders import ActionMe, HubTarget, ObjectMe, build, build_dataset, files, shards
 
 
 PINNED = ("26.0.1", "13.0.0")  # constraints.txt
@@ -126,7 +125,7 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path, step, num_proc):
 
 def test_what_a_killed_build_left_does_no_harm(tmp_path):
     """Nor does what another program keeps under a name like it."""
-    stale = tmp_path / ".out.building-dead" / "dataset" / "data"
+    stale = tmp_path / ".out.building" / "data"
     foreign = tmp_path / "out.incomplete"
     for folder in (stale, foreign):
         folder.mkdir(parents=True)
@@ -137,15 +136,6 @@ def test_what_a_killed_build_left_does_no_harm(tmp_path):
     assert len(load_dataset(str(tmp_path / "out"), split="train")) == 4
 
 
-def test_old_folder_is_put_back_after_a_kill_between_the_renames(tmp_path):
-    old = tmp_path / ".out.old-dead"
-    old.mkdir()
-    (old / "README.md").write_text("old")
-    clean_leftovers(tmp_path / "out")
-    assert (tmp_path / "out" / "README.md").read_text() == "old"
-    assert leftovers(tmp_path) == ["out"]
-
-
 def test_failed_move_puts_the_old_folder_back(tmp_path, monkeypatch):
     output = tmp_path / "out"
     build_release(make_release(tmp_path / "source"), output)
@@ -153,11 +143,11 @@ def test_failed_move_puts_the_old_folder_back(tmp_path, monkeypatch):
     rename = Path.rename
 
     def fail(path, target):
-        if path.name == "dataset":
+        if path.name == ".out.building":
             raise OSError("disk trouble")
         return rename(path, target)
 
-    monkeypatch.setattr("dataset_builders.staging.exchange", lambda first, second: False)
+    monkeypatch.setattr("dataset_builders.files.exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="disk trouble"):
         build_release(tmp_path / "source", output, overwrite=True)
@@ -186,9 +176,9 @@ KILLS = {
     "written": ("dataset_builders.build", "write_part", 1, "after", False),
     "all written": ("dataset_builders.build.ExplainedImages", "write", 1, "after", False),
     "describing": ("dataset_builders.build", "card", 1, "after", False),
-    "replacing": ("dataset_builders.build", "replace_folder", 1, "before", False),
-    "replaced": ("dataset_builders.build", "replace_folder", 1, "after", True),
-    "cleaning": ("shutil", "rmtree", 1, "before", True),
+    "replacing": ("dataset_builders.files", "replace_folder", 1, "before", False),
+    "replaced": ("dataset_builders.files", "replace_folder", 1, "after", True),
+    "cleaning": ("shutil", "rmtree", 2, "before", True),
 }
 
 
@@ -208,7 +198,7 @@ def killed_build(owner, name, call, when, exchange, root, output):
 
     setattr(owner, name, kill)
     if not exchange:
-        staging.exchange = lambda first, second: False
+        files.exchange = lambda first, second: False
     build_release(root, output, overwrite=True)
 
 
@@ -237,7 +227,7 @@ def test_killed_build_leaves_the_old_folder_or_none(tmp_path, step, overwrite):
     process = run_killed(killed_build, *kill, True, root, output)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert len(leftovers(tmp_path)) == 1 + output.exists(), "it was killed before it began or after it ended"
+    assert ".out.lock" in leftovers(tmp_path), "it was killed before it began or after it ended"
     assert output.exists() == (overwrite or done)
     after_kill = digests(output)
     assert done or after_kill == old
@@ -309,22 +299,12 @@ def test_two_builds_of_one_folder_do_not_meet(tmp_path):
     started = multiprocessing.get_context("forkserver").Event()
     process = run_killed(wait_in_build, root, tmp_path / "out", started)
     assert started.wait(60)
-    with pytest.raises(FileExistsError, match="the only build of .*out, got another one at work in"):
+    with pytest.raises(FileExistsError, match="the only program that writes .*out, got another one at work"):
         build_release(root, tmp_path / "out")
     process.kill()
     process.join()
     build_release(root, tmp_path / "out")
     assert leftovers(tmp_path) == ["out"]
-
-
-def test_swap_of_two_folders(tmp_path):
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    if not staging.exchange(tmp_path / "first", tmp_path / "second"):
-        pytest.skip("this system cannot swap folders")
-    assert (tmp_path / "first" / "second").exists() and (tmp_path / "second" / "first").exists()
-    assert not staging.exchange(tmp_path / "first", tmp_path / "nowhere")
 
 
 # Size and order

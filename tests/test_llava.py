@@ -244,7 +244,7 @@ def test_what_the_trainer_would_get_wrong_is_refused(run, make, dataset, tmp_pat
 def test_bad_inputs_are_one_clear_error(run, make, dataset, tmp_path, make_model):
     trained = tmp_path / "trained"
     train(run, dataset, trained, "--save_strategy", "no")
-    with pytest.raises(SystemExit, match="train_llava: .* exists and is not an empty folder"):
+    with pytest.raises(SystemExit, match="train_llava: expected `output` to be a new or empty folder, got "):
         train(run, dataset, trained)
     make_model("megl-vit-tiny").save_pretrained(tmp_path / "megl")
     build_dataset(ActionMe, "sample", tmp_path / "action_me", sample_sizes={"train": 5, "validation": 1, "test": 1})

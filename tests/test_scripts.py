@@ -361,7 +361,7 @@ def test_outputs_are_never_overwritten(run, dataset, untrained, tmp_path):
         ("explain", "--model", untrained, ROOT / "docs" / "example.png", "--output", untrained),
         ("train_megl", "--model_name_or_path", untrained, "--dataset_name", dataset, "--output_dir", untrained),
     ):
-        with pytest.raises(SystemExit, match="exists and is not"):
+        with pytest.raises(SystemExit, match=f"{untrained}.* is not empty"):
             run(*call)
     assert kept.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["untrained"]
@@ -600,23 +600,3 @@ def test_files_are_utf_8_and_tables_printed_where_the_locale_is_ascii(run, tmp_p
     assert (tmp_path / "explanations" / "0000_schön.png").is_file()
     for path in ("evaluation/index.html", "evaluation/model_card.md", "model/README.md"):
         assert "Vögel" in (tmp_path / path).read_text(encoding="utf-8"), path
-
-
-def test_output_that_another_program_wrote_meanwhile_is_kept(run, tmp_path):
-    from megl.files import new_folder
-
-    with pytest.raises(FileExistsError, match="out exists and is not an empty folder: choose another `--output`"):
-        with new_folder(tmp_path / "out") as folder:
-            (folder / "ours").touch()
-            (tmp_path / "out").mkdir()
-            (tmp_path / "out" / "theirs").touch()
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
-
-
-def test_failing_block_leaves_nothing_behind(run, tmp_path):
-    from megl.files import new_folder
-
-    with pytest.raises(RuntimeError, match="half-way"), new_folder(tmp_path / "out") as folder:
-        (folder / "file").write_text("half")
-        raise RuntimeError("half-way")
-    assert list(tmp_path.iterdir()) == []

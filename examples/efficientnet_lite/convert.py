@@ -18,9 +18,9 @@ import torch
 from transformers.image_utils import PILImageResampling
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from dataset_builders.files import new_folder
 from examples.efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig
 from examples.efficientnet_lite.modeling_efficientnet_lite import EfficientNetLiteForImageClassification
-from megl.files import new_folder
 
 
 # "Edge models use inception-style MEAN and STDDEV for better post-quantization", in units of 0..255: MEAN_RGB and

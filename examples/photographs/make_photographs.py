@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_builders import PLACES, place_of
-from dataset_builders.staging import check_output, replace_folder, stage_beside
+from dataset_builders.files import check_apart, check_new, new_folder
 
 
 STAMPS = "tuxpaint/stamps"
@@ -400,12 +400,11 @@ def make_photographs(arguments: argparse.Namespace) -> Counter:
     check_arguments(arguments)
     output = Path(os.path.realpath(arguments.output))
     root = Path(arguments.packages)
-    check_output(output, [root], arguments.overwrite)
+    check_apart(output, [root])
+    check_new(output, arguments.overwrite)
     check_packages(root)
-    with stage_beside(output) as stage:
-        counts = write_release(stage / "release", arguments)
-        replace_folder(stage / "release", output)
-    return counts
+    with new_folder(output, arguments.overwrite) as folder:
+        return write_release(folder, arguments)
 
 
 def main():

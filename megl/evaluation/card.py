@@ -15,8 +15,8 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
+from dataset_builders.files import write_file
 from megl.evaluation.headlines import at, count_of
-from megl.files import write_file
 
 
 # Ends the figures of an evaluation in a card.

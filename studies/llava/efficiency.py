@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaForConditionalGeneration
 
-from megl.files import write_file
+from dataset_builders.files import write_file
 from megl.machine import Page, compare, machine, peak_memory, table
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification
 from studies.llava.model import VISION_PRESETS, make_config

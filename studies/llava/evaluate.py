@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedConfig
 
+from dataset_builders.files import new_folder
 from megl.evaluation.headlines import metrics_table
 from megl.evaluation.scores import classification_scores, text_scores, with_intervals
-from megl.files import new_folder
 from megl.tables import add_column_arguments, column_arguments, open_table
 from megl.terminal import print_anywhere
 from modeling_megl.configuration_megl import one_line

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from megl.files import check_new
+from dataset_builders.files import check_new
 from megl.scripts.train_megl import RECORDED
 from megl.tables import ColumnArguments, open_table
 from modeling_megl.training_megl import TellEpoch
