@@ -27,7 +27,6 @@ from dataset_builders.build import features
 from dataset_builders.items import folded, groups_of_equals, number_of_frames, printable, similar_names
 from dataset_builders.maps import is_faint
 from megl.pages.inspection import example
-from megl.pages.pictures import mask_array
 
 
 GRID = 32  # cells along each side of a mean map
@@ -211,13 +210,17 @@ def decode(value, deep=False):
 
 
 def decode_map(value):
-    """A visual explanation as `(height, width)` float32 in [0, 1], or `None`; `ValueError` where it is not grey."""
+    """
+    A visual explanation as `(height, width)` float32 in [0, 1], or `None`; `ValueError` where it is not grey.
+
+    Not by `read_mask`, which refuses masks of 0 and 1 and reads 16 bits of at most 255 as 8: here both are warned of.
+    """
     if value is None:
         return None
     image = decode(value, deep=True)
     if image.mode not in ("L", "I", "I;16"):
         raise ValueError(f"mode {image.mode}, not 8- or 16-bit grey")
-    return mask_array(image)
+    return np.asarray(image, dtype=np.float32) / (255 if image.mode == "L" else 65535)
 
 
 def pixels(image):

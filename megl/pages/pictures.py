@@ -87,13 +87,6 @@ def _pictures(row, prediction):
     return [*pictures, (overlay(image, prediction["saliency"]), "model's map")]
 
 
-def mask_array(mask):
-    """A visual explanation, 8- or 16-bit grey or `None`, as floats in [0, 1]."""
-    if mask is None:
-        return None
-    return np.asarray(mask, dtype=np.float32) / (65535 if mask.mode.startswith("I") else 255)
-
-
 def item_html(row, prediction, kind="item", note=""):
     """
     One item of a page.
