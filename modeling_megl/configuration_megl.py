@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, resolve_trust_remote_code
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 
 logger = logging.get_logger(__name__)
@@ -274,7 +273,7 @@ class MeglConfig(PreTrainedConfig):
 
 
 # Where Transformers imports the code of checkpoints to.
-_REMOTE = "transformers_modules."
+_REMOTE = f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."
 
 
 def read_config(name, **kwargs):

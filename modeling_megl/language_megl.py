@@ -5,8 +5,7 @@ from inspect import signature
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from .configuration_megl import one_line, read_config
 
@@ -67,7 +66,7 @@ def check_language_model(text):
 
 def check_causal(config, name):
     """Raise a `ValueError` where there is no causal language model of this configuration."""
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{name} is no causal language model: its `model_type` is {config.model_type!r}.")
 
 

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     ProcessorMixin,
+    ViTImageProcessorPil,
 )
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from .configuration_megl import PRESETS, not_found, one_line, read_config, untrusted
 from .language_megl import check_language_model

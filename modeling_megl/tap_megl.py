@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedConfig
+from transformers import PreTrainedModel
 
 from .configuration_megl import one_line
 
@@ -178,16 +178,16 @@ def _no_checkpointing(modules):
 @contextmanager
 def _eager_attention(vision_model):
     """Attention that gives its weights; the fused kernels never hold them."""
-    configs = [getattr(module, "config", None) for module in vision_model.modules()]
-    configs = {id(config): config for config in configs if isinstance(config, PreTrainedConfig)}.values()
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = "eager"
+    models = [module for module in vision_model.modules() if isinstance(module, PreTrainedModel)]
+    before = [model.config._attn_implementation for model in models]
+    for model in models:
+        model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
+        # The outer ones first, which set their parts as well.
+        for model, implementation in zip(models, before, strict=True):
+            model.set_attn_implementation(implementation)
 
 
 @contextmanager

@@ -14,8 +14,14 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoProcessor, CLIPImageProcessorPil, ViTConfig, ViTForImageClassification
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from modeling_megl import TEXT_PRESETS, MeglForImageClassification, MeglProcessor
 from modeling_megl.processing_megl import (

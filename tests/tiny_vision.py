@@ -1,7 +1,7 @@
 """Tiny vision models of every kind, with random weights large enough to tell classes apart."""
 
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoModelForImageClassification
 
 from modeling_megl.modeling_megl import MeglPooledClassifier
 from modeling_megl.saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
@@ -174,7 +174,7 @@ def make_vision_model(model_type, seed=0, **settings):
 def make_model_of(config):
     """A random model of three classes, in evaluation mode."""
     config.num_labels = 3
-    if type(config) in AutoModelForImageClassification._model_mapping:
+    if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         return AutoModelForImageClassification.from_config(config).eval()
     return MeglPooledClassifier(config).eval()
 

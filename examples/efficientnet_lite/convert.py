@@ -15,8 +15,8 @@ import argparse
 from pathlib import Path
 
 import torch
+from transformers import ViTImageProcessorPil
 from transformers.image_utils import PILImageResampling
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from dataset_builders.files import new_folder
 from examples.efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig

@@ -70,7 +70,7 @@ def _plain(text):
 
 def _hub_id(config):
     """Where a pretrained part came from, if that was the Hub."""
-    name = getattr(config, "_name_or_path", None) or ""
+    name = getattr(config, "name_or_path", None) or ""
     return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
 
 
