@@ -106,7 +106,10 @@ def res_l(maps, masks, annotated=None, kernel=None, slack=0.0, threshold=None):
         Others: As in [`res_g`].
     """
     if kernel is None:
-        raise ValueError("`res_l` needs `kernel`, its learnt convolution: train with `MeglTrainer`, or pass one.")
+        raise ValueError(
+            "`res_l` needs `kernel`, its learnt convolution: train with `MeglTrainer`, or pass one, to a model in "
+            "`visual_loss_kwargs`. `losses_megl.res_kernel()` makes the first one."
+        )
     inside, outside = _sides(maps, masks, annotated)
     return _res(maps, inside, outside, _convolve(maps, masks, annotated, kernel), slack, threshold)
 
@@ -186,6 +189,23 @@ VISUAL_LOSSES = {
     "energy": energy,
     "ppce": ppce,
 }
+
+
+def visual_losses(name, maps, masks, annotated=None, **settings):
+    """
+    The visual loss of that name: what the model and `MeglTrainer` both train by.
+
+    Args:
+        name (`str`): A key of `VISUAL_LOSSES`.
+        maps, masks, annotated: See the head of this file.
+        settings: What this loss takes besides, such as `slack` and `kernel` of RES.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`.
+    """
+    if name not in VISUAL_LOSSES:
+        raise ValueError(f"`visual_loss` must be one of {sorted(VISUAL_LOSSES)}, got {name!r}.")
+    return VISUAL_LOSSES[name](maps, masks, annotated, **settings)
 
 
 def _sides(maps, masks, annotated, size=None):

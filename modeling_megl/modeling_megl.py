@@ -11,6 +11,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     AutoBackbone,
     AutoConfig,
     AutoModel,
@@ -29,7 +32,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_megl import MeglConfig, check_remote_code, infer_feature_size, infer_image_size, read_config
 from .language_megl import check_causal, check_language_model, max_positions, place_evidence, probe_language_model
-from .losses_megl import VISUAL_LOSSES, rationale_loss, resize_masks
+from .losses_megl import rationale_loss, resize_masks, visual_losses
 from .processing_megl import load_image_processor, split_gguf
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
 from .tap_megl import keep_gathered, open_tap, probe_tap
@@ -110,8 +113,8 @@ def _pooled_size(vision_config):
 
 def _auto_class(vision_config):
     """`AutoModel`, or `AutoBackbone` for what exists as a backbone alone."""
-    for auto_class in (AutoModel, AutoBackbone):
-        if type(vision_config) in auto_class._model_mapping:
+    for auto_class, mapping in ((AutoModel, MODEL_MAPPING), (AutoBackbone, MODEL_FOR_BACKBONE_MAPPING)):
+        if type(vision_config) in mapping:
             return auto_class
     raise ValueError(
         f"`vision` is of type {vision_config.model_type!r}, which none of AutoModelForImageClassification, AutoModel "
@@ -255,7 +258,8 @@ class MeglPreTrainedModel(PreTrainedModel):
         with _own_class(self):
             super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         vision_config = self.config.vision_config
-        if getattr(self.vision_model, "_auto_class", None) is None or not kwargs.get("is_main_process", True):
+        own_code = isinstance(self.vision_model, PreTrainedModel) and self.vision_model.is_remote_code()
+        if not own_code or not kwargs.get("is_main_process", True):
             return
         custom_object_save(vision_config, save_directory, config=vision_config)
         custom_object_save(self.vision_model, save_directory, config=vision_config)
@@ -280,7 +284,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        if type(config.vision_config) in AutoModelForImageClassification._model_mapping:
+        if type(config.vision_config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
             self.vision_model = AutoModelForImageClassification.from_config(config.vision_config)
         else:
             self.vision_model = MeglPooledClassifier(config.vision_config)
@@ -346,6 +350,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         visual_loss="gradia",
         loss_weights=None,
         num_items_in_batch=None,
+        visual_loss_kwargs=None,
         return_dict=None,
     ):
         """
@@ -371,12 +376,15 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 Whether to compute the map, and with it evidence and rationale logits. Without, this is the plain
                 classifier at its plain cost.
             visual_loss (`str`, *optional*, defaults to `"gradia"`):
-                A key of `losses_megl.VISUAL_LOSSES`.
+                A key of `losses_megl.VISUAL_LOSSES`; `None` leaves the visual loss to the caller.
             loss_weights (`dict[str, float]`, *optional*):
                 Weights in `loss` of `"visual"` and `"text"`; 1 where not given.
             num_items_in_batch (`dict[str, float]`, *optional*):
                 What the losses are divided by: `"images"`, `"visual_explanations"` and `"rationale_tokens"` of the
                 whole batch where this is a part of it. `None`: this batch's own.
+            visual_loss_kwargs (`dict`, *optional*):
+                What the visual loss takes besides, such as `slack` of `res_g` and `kernel` of `res_l`, which cannot do
+                without.
 
         The map can be differentiated, a second derivative of the tail, wherever the caller's gradients are on. Under
         `torch.no_grad()` or `torch.inference_mode()` it is computed all the same and leaves no graph behind.
@@ -394,9 +402,10 @@ class MeglForImageClassification(MeglPreTrainedModel):
             if input_ids is not None:
                 rationale_logits = self._score_rationales(evidence_tokens, input_ids, attention_mask)
         num_items = num_items_in_batch or {}
+        visual_targets = visual_explanations, has_visual_explanation
         losses = {
             "classification": _classification_loss(logits, labels, num_items),
-            "visual": _visual_loss(saliency, visual_explanations, has_visual_explanation, visual_loss, num_items),
+            "visual": _visual_loss(saliency, *visual_targets, visual_loss, visual_loss_kwargs or {}, num_items),
             "text": _text_loss(rationale_logits, rationale_labels, num_items),
         }
         output = MeglOutput(
@@ -699,16 +708,18 @@ class MeglForImageClassification(MeglPreTrainedModel):
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
         image_size = _picture_size(vision, vision_config, trust_remote_code)
         feature_size = probe_tap(vision_model, saliency_layer, image_size)
-        attentions = vision_config._attn_implementation, text_config._attn_implementation
+        # A new config would set those of its parts back, which are in use.
+        attention = {
+            "vision_config": vision_config._attn_implementation,
+            "text_config": text_config._attn_implementation,
+        }
         config = MeglConfig(
-            **{"feature_size": feature_size, **config_kwargs},
+            **{"feature_size": feature_size, "attn_implementation": attention, **config_kwargs},
             vision_config=vision_config,
             text_config=text_config,
             id2label=id2label,
             label2id={name: label for label, name in id2label.items()},
         )
-        # Which a new config takes from the parts' configs: they are in use.
-        vision_config._attn_implementation, text_config._attn_implementation = attentions
         # What a chat model is to generate with is no matter of rationales, and no part of a MEGL checkpoint.
         language_model.generation_config = GenerationConfig.from_model_config(text_config)
         model = cls(config)
@@ -759,7 +770,7 @@ def _load_vision_model(vision, id2label, trust_remote_code):
 def _load_vision_parts(vision, id2label, trust_remote_code):
     config = AutoConfig.from_pretrained(vision, trust_remote_code=trust_remote_code)
     config.id2label, config.label2id = id2label, {name: label for label, name in id2label.items()}
-    if type(config) in AutoModelForImageClassification._model_mapping or "auto_map" in config.to_dict():
+    if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "auto_map" in config.to_dict():
         return AutoModelForImageClassification.from_pretrained(
             vision,
             config=config,
@@ -770,7 +781,7 @@ def _load_vision_parts(vision, id2label, trust_remote_code):
     vision_model = MeglPooledClassifier(config)
     auto_class = _auto_class(config)
     if auto_class is AutoBackbone:  # which looks for folders on the Hub
-        auto_class = AutoBackbone._model_mapping[type(config)]
+        auto_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     vision_model.backbone = auto_class.from_pretrained(vision, config=config, dtype=torch.float32)
     return vision_model
 
@@ -809,16 +820,13 @@ def _classification_loss(logits, labels, num_items):
     return F.cross_entropy(logits.float(), labels, reduction="sum") / num_items.get("images", len(labels))
 
 
-def _visual_loss(saliency, masks, annotated, name, num_items):
+def _visual_loss(saliency, masks, annotated, name, settings, num_items):
     """Mean over the annotated images; 0 where none is."""
-    if saliency is None or masks is None:
+    if name is None or saliency is None or masks is None:
         return None
-    if name not in VISUAL_LOSSES:
-        raise ValueError(f"`visual_loss` must be one of {sorted(VISUAL_LOSSES)}, got {name!r}.")
-    if annotated is None:
-        annotated = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
-    losses = VISUAL_LOSSES[name](saliency, masks, annotated)
-    return losses.sum() / max(num_items.get("visual_explanations", annotated.sum()), 1)
+    losses = visual_losses(name, saliency, masks, annotated, **settings)
+    count = len(losses) if annotated is None else annotated.sum()
+    return losses.sum() / max(num_items.get("visual_explanations", count), 1)
 
 
 def _text_loss(logits, labels, num_items):

@@ -24,10 +24,10 @@ from .frozen_megl import FrozenLayers
 from .lora_megl import add_lora
 from .losses_megl import (
     DISTRIBUTION_STATISTICS,
-    VISUAL_LOSSES,
     distribution_consistency,
     rationale_loss,
     res_kernel,
+    visual_losses,
 )
 from .training_arguments_megl import MeglTrainingArguments
 
@@ -86,11 +86,18 @@ class VisualExplanationStatistic(nn.Module):
         return distribution_consistency(maps, mean, std, self.describe, self.delta)
 
 
-class _LearntLossCallback(TrainerCallback):
-    """Treats what the visual loss itself learns as the Trainer treats the model's parameters."""
+class _BesideTheModel(TrainerCallback):
+    """
+    Treats what the visual loss itself learns as the Trainer treats the model's parameters, and the model's second way
+    to be called, `generate_rationales`, as `forward`.
+    """
 
     def __init__(self, trainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.is_fsdp_enabled:
+            register_fsdp_forward_method(self.trainer.model, "generate_rationales")
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.visual_loss_parameters.zero_grad()
@@ -154,7 +161,8 @@ class MeglTrainer(Trainer):
             self._freeze(args.frozen_layer)
         self._class_weights = self._weigh_classes()
         self._sums = {"train": defaultdict(float), "eval": defaultdict(float)}
-        self.add_callback(_LearntLossCallback(self))
+        self._num_items = None  # what each loss is divided by in the step that is under way
+        self.add_callback(_BesideTheModel(self))
 
     # ---- Model ----
 
@@ -197,15 +205,6 @@ class MeglTrainer(Trainer):
                 "`visual_loss='res_l'` learns a parameter beside the model, which FSDP and DeepSpeed do not take: use "
                 "`res_g`, or plain data parallelism."
             )
-
-    def _prepare_for_training(self, *args, **kwargs):
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which refuse the layout
-            # On CPUs and GPUs alike convolutions run fastest on it; other layers do not mind.
-            self.model.vision_model.to(memory_format=torch.channels_last)
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            register_fsdp_forward_method(self.model, "generate_rationales")
-        return prepared
 
     # ---- Data ----
 
@@ -270,7 +269,7 @@ class MeglTrainer(Trainer):
             self.data_collator = collator
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one optimizer step, and what each loss is divided by in all of them together."""
+        """The batches of one optimizer step and their number of images; keeps what each loss is divided by there."""
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._sums["train"]["steps"] += 1
         totals = torch.zeros(len(_LOSSES), dtype=torch.float64, device=device)
@@ -281,11 +280,13 @@ class MeglTrainer(Trainer):
             totals += torch.stack([counts[name].sum() if name in counts else totals[0] * 0 for name in _LOSSES])
             if "visual" in counts:
                 mask_sums += self.statistic.sums(batch["visual_explanations"][batch["has_visual_explanation"]])
-        sums = self.accelerator.reduce(torch.cat([totals, mask_sums.flatten()]), reduction="sum")
-        num_items = dict(zip(_LOSSES, sums[: len(_LOSSES)].tolist(), strict=True))
-        if num_items["visual"]:
-            self.statistic.update(sums[len(_LOSSES) :].view_as(mask_sums), num_items["visual"])
-        return batch_samples, num_items
+        images = totals.new_tensor([sum(len(batch["labels"]) for batch in batch_samples)])
+        sums = self.accelerator.reduce(torch.cat([images, totals, mask_sums.flatten()]), reduction="sum")
+        images, totals, mask_sums = sums[0], sums[1 : len(_LOSSES) + 1], sums[len(_LOSSES) + 1 :].view_as(mask_sums)
+        self._num_items = dict(zip(_LOSSES, totals.tolist(), strict=True))
+        if self._num_items["visual"]:
+            self.statistic.update(mask_sums, self._num_items["visual"])
+        return batch_samples, int(images)
 
     # ---- Losses ----
 
@@ -302,20 +303,22 @@ class MeglTrainer(Trainer):
                 **{name: inputs[name] for name in names if name in inputs},
                 target=None if evaluating else inputs["labels"],
                 output_saliency=with_map,
+                visual_loss=None,
             )
         wanted = [name for name in _LOSSES if evaluating or weights[name] > 0]
         losses = self._losses(outputs, inputs, wanted)
         counts = self._counts(inputs)
-        if num_items_in_batch is None:
-            num_items_in_batch = {name: count.sum().item() for name, count in counts.items()}
-        terms = {name: loss.sum() / (num_items_in_batch[name] or 1) for name, loss in losses.items()}
+        num_items = self._num_items
+        if num_items_in_batch is None or num_items is None:  # of no step: this batch is the whole one
+            num_items = {name: count.sum().item() for name, count in counts.items()}
+        terms = {name: loss.sum() / (num_items[name] or 1) for name, loss in losses.items()}
         if evaluating:
             self._record_rows(losses, counts)
         else:
             self._record_terms(terms)
         loss = sum(weights[name] * term for name, term in terms.items())
         if self.compute_loss_func is not None:
-            images = int(num_items_in_batch["classification"])
+            images = len(inputs["labels"]) if num_items_in_batch is None else num_items_in_batch
             loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=images)
         if not evaluating:
             # Gradients are averaged over processes, while the losses are already shares of the sum over all of them.
@@ -365,9 +368,8 @@ class MeglTrainer(Trainer):
         settings = dict(self.visual_loss_parameters)
         if self.args.visual_loss in ("res_g", "res_l"):
             settings["slack"] = self.args.res_slack
-        return VISUAL_LOSSES[self.args.visual_loss](
-            saliency, inputs["visual_explanations"], inputs["has_visual_explanation"], **settings
-        )
+        masks, annotated = inputs["visual_explanations"], inputs["has_visual_explanation"]
+        return visual_losses(self.args.visual_loss, saliency, masks, annotated, **settings)
 
     # ---- Logs ----
 
@@ -441,6 +443,13 @@ class MeglTrainer(Trainer):
     # ---- Optimizer and training state ----
 
     def create_optimizer(self, model=None):
+        """As `Trainer`'s, the first thing of each training, before the model is wrapped and a checkpoint is read."""
+        # What is left of another one: `auto_find_batch_size` begins anew where it has found a batch too large.
+        self._sums["train"].clear()
+        self.statistic.reset()
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which refuse the layout
+            # On CPUs and GPUs alike convolutions run fastest on it; other layers do not mind.
+            self.model.vision_model.to(memory_format=torch.channels_last)
         optimizer = super().create_optimizer(model)
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         learnt = [value for value in self.visual_loss_parameters.values() if id(value) not in trained]
@@ -456,12 +465,6 @@ class MeglTrainer(Trainer):
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in text]
                 optimizer.add_param_group({**group, "params": moved, "lr": self.args.text_learning_rate})
         return optimizer
-
-    def _inner_training_loop(self, *args, **kwargs):
-        # Begun anew with a smaller batch, where `auto_find_batch_size` has found one too large.
-        self._sums["train"].clear()
-        self.statistic.reset()
-        return super()._inner_training_loop(*args, **kwargs)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`; of the checkpoints in `output_dir`, `True` takes the newest that is whole."""
@@ -494,12 +497,9 @@ class MeglTrainer(Trainer):
         if plugin is not None and not _internal_call:
             plugin.set_state_dict_type("FULL_STATE_DICT")
         super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
         if self.args.should_save:
             # A pickle that nothing reads back, in what shall be a model repository without any.
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _push_from_checkpoint(self, checkpoint_folder):
         """As `Trainer`'s; what is uploaded is the checkpoint's repository, with its code and without a pickle."""

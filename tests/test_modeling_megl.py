@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import GenerationConfig, PreTrainedModel, ViTConfig
 
 from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
-from modeling_megl.losses_megl import VISUAL_LOSSES
+from modeling_megl.losses_megl import VISUAL_LOSSES, res_kernel
 from modeling_megl.saliency_megl import compute_saliency, explained_scores
 from modeling_megl.tap_megl import open_tap
 
@@ -268,6 +268,24 @@ def test_nan_where_there_is_no_mask_does_no_harm_to_any_loss(name, make_model, m
 def test_unknown_visual_loss_is_refused(make_model, make_batch):
     with pytest.raises(ValueError, match=r"`visual_loss` must be one of \['energy', .*\], got 'l1'"):
         make_model(VIT)(**make_batch(), visual_loss="l1")
+    with pytest.raises(ValueError, match="`res_l` needs `kernel`, .* in `visual_loss_kwargs`"):
+        make_model(VIT)(**make_batch(), visual_loss="res_l")
+
+
+def test_settings_of_a_visual_loss(make_model, make_batch):
+    """The kernel of RES-L is learnt by the model's own loss; without a name the visual loss is the caller's."""
+    model, batch = make_model(VIT), make_batch()
+    kernel = res_kernel().requires_grad_()
+    settings = {"kernel": kernel, "slack": 0.1}
+    output = model(**batch, visual_loss="res_l", visual_loss_kwargs=settings)
+    expected = VISUAL_LOSSES["res_l"](output.saliency, batch["visual_explanations"], **settings).mean()
+    torch.testing.assert_close(output.loss_visual, expected)
+    assert output.loss_visual != model(**batch, visual_loss="res_g", visual_loss_kwargs={"slack": 0.1}).loss_visual
+    output.loss.backward()
+    assert kernel.grad.abs().max() > 0
+    without = model(**batch, visual_loss=None)
+    assert without.loss_visual is None
+    torch.testing.assert_close(without.loss, output.loss_classification + output.loss_text)
 
 
 def test_plain_classifier_has_the_same_logits_and_no_map(make_model, make_batch):
@@ -852,6 +870,20 @@ def test_composed_of_pretrained_parts(preset, make_model, tmp_path):
     for name, value in donor.vision_model.state_dict().items():
         if not name.startswith("classifier."):
             assert torch.equal(other.vision_model.state_dict()[name], value), name
+
+
+def test_parts_keep_their_attention_when_composing(make_model, tmp_path):
+    donor = make_model(VIT)
+    donor.vision_model.save_pretrained(tmp_path)
+    text = {**donor.config.text_config.to_dict(), "attn_implementation": "eager"}
+    model = MeglForImageClassification.from_vision_text_pretrained(str(tmp_path), text, ["a", "b"])
+    for part, attention in (("vision_model", "sdpa"), ("language_model", "eager")):
+        assert {
+            module.config._attn_implementation
+            for module in getattr(model, part).modules()
+            if isinstance(module, PreTrainedModel)
+        } == {attention}
+    assert model.config.text_config is model.language_model.config
 
 
 def test_tap_without_a_gradient_is_refused_when_composing(make_model, tmp_path):

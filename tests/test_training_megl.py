@@ -193,15 +193,17 @@ def test_visual_loss_is_the_one_of_that_name(make_trainer, processor, name):
     slack = {"res_slack": 0.3} if name.startswith("res") else {}
     trainer = make_trainer("megl-vit-tiny", max_steps=1, per_device_train_batch_size=12, visual_loss=name, **slack)
     batch = MeglDataCollator(processor, dict(enumerate(LABELS)))(make_rows(12))
-    saliency = trainer.model.train()(batch["pixel_values"], labels=batch["labels"]).saliency
     annotated = batch["has_visual_explanation"]
     settings = {"slack": 0.3} if slack else {}
     if name == "res_l":
         settings["kernel"] = torch.full((1, 1, 16, 16), 1 / 256)
-    losses = VISUAL_LOSSES[name](saliency[annotated], batch["visual_explanations"][annotated], **settings)
+    output = trainer.model.train()(**batch, visual_loss=name, visual_loss_kwargs=settings)
+    saliency, masks = output.saliency[annotated], batch["visual_explanations"][annotated]
+    expected = VISUAL_LOSSES[name](saliency, masks, **settings).mean().item()
+    assert output.loss_visual.item() == pytest.approx(expected, rel=1e-4)
     trainer.train()
     logs = trainer.state.log_history[0]
-    assert logs["loss_visual"] == pytest.approx(losses.mean().item(), rel=1e-4)
+    assert logs["loss_visual"] == pytest.approx(expected, rel=1e-4)
     assert 0 < logs["grad_norm"] < float("inf")
 
 

@@ -180,6 +180,16 @@ def test_weighted_classes_accumulate_to_one_large_batch(make):
         torch.testing.assert_close(found[1][key], value, rtol=1e-4, atol=1e-6)
 
 
+def test_the_number_of_items_in_a_step_is_its_number_of_images(make):
+    """Whatever the classes weigh: what each loss is divided by is the Trainer's own."""
+    trainer = make(class_weights=["0.25", "0.25", "0.25"], per_device_train_batch_size=3)
+    loader = iter(trainer.get_train_dataloader())
+    batches, number = trainer.get_batch_samples(loader, 2, trainer.args.device)
+    assert len(batches) == 2 and number == 6 and type(number) is int
+    batches, number = trainer.get_batch_samples(loader, 9, trainer.args.device)
+    assert number == sum(len(batch["labels"]) for batch in batches)
+
+
 def test_bad_class_weights_are_refused(make):
     for given, message in (
         (["0.5", "heavy"], "must be 'balanced' or numbers that are not negative, one for each class, got"),
