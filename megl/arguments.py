@@ -113,8 +113,8 @@ class InspectArguments:
 class InitArguments:
     """What to make a model of, and for which classes."""
 
-    preset: Literal["megl-resnet-tiny", "megl-swin-tiny", "megl-vit-tiny"] | None = option(
-        "Known sizes, with random weights."
+    preset: Literal["megl-resnet-tiny", "megl-resnet18", "megl-swin-tiny", "megl-vit-b16", "megl-vit-tiny"] | None = (
+        option("Known sizes, with random weights.")
     )
     vision: str | None = option("Hub id or folder of a pretrained vision model.")
     model: str | None = option("Hub id or folder of a trained MEGL model, to be taken to the new classes.")

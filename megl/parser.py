@@ -87,7 +87,7 @@ class CommandParser(HfArgumentParser):
         if isinstance(default, (str, int, float)) and default not in ("", argparse.SUPPRESS) and default is not False:
             settings["help"] = f"{settings.get('help', '')} (default: %(default)s)"
         if kind in TYPES and not settings.get("choices"):
-            settings.setdefault("metavar", TYPES[kind])
+            settings.setdefault("metavar", name if positional else TYPES[kind])
         title = self.headings.get(name)
         if title and not self.groups:
             titles = [each for each in HEADINGS if each in self.headings.values()]
