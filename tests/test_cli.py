@@ -11,9 +11,11 @@ import pytest
 from dataset_builders import BUILDERS, LAYOUTS
 from megl.arguments import (
     ColumnArguments,
+    CompareArguments,
     EvaluateArguments,
     ExplainArguments,
     InitArguments,
+    InspectArguments,
     PrepareArguments,
     TrainArguments,
     option,
@@ -209,6 +211,8 @@ TRAINED = ("--model_name_or_path", "m", "--dataset_name", "d")
         (InitArguments, (*PLACED, "--vision", "v", "--model", "m"), "is needed, got `--vision` and `--model`"),
         (InitArguments, (*PLACED, "--model", "m", "--text", "t"), "`--text` goes with `--vision`"),
         (EvaluateArguments, ("--model", "m", *PLACED, "--seed", -1), "`--seed` must be 0 or more, got -1"),
+        (InspectArguments, ("d", *PLACED[2:], "--examples", -1), "`--examples` must be 0 or more, got -1"),
+        (CompareArguments, ("a", *PLACED[2:]), "two or more folders are needed, got a alone"),
         (ExplainArguments, ("a", "--model", "m", *PLACED[2:], "--batch_size", 0), "`--batch_size` must be 1 or more"),
     ],
 )
