@@ -1,27 +1,35 @@
 """`megl COMMAND`: the programs of `scripts/`."""
 
+import difflib
 import sys
 from importlib import import_module
 
 
-# Command to its program in `scripts/` and what it does.
+# Command to its program in `scripts/`, the extra of setup.cfg that has what it needs, and what it does.
 COMMANDS = {
-    "prepare": ("prepare_dataset", "make a data set of a source: own folders, COCO, Object-ME, Action-ME, a sample"),
-    "inspect": ("inspect_dataset", "show what a data set holds and warn of what is wrong with it"),
-    "init": ("init_megl", "make an untrained MEGL model of a vision model and a language model"),
-    "train": ("train_megl", "train it on labels, masks and rationales, as far as there are any"),
-    "evaluate": ("evaluate_megl", "score labels, maps and rationales on a split, with a report"),
-    "compare-evaluations": ("compare_evaluations", "test evaluations of several models against the first"),
-    "explain": ("explain", "explain pictures: label, map and rationale"),
+    "prepare": ("prepare_dataset", "train", "make a data set of a source: own folders, COCO, Object-ME, a sample"),
+    "inspect": ("inspect_dataset", "evaluate", "show what a data set holds and warn of what is wrong with it"),
+    "init": ("init_megl", "train", "make an untrained MEGL model of a vision model and a language model"),
+    "train": ("train_megl", "train", "train it on labels, masks and rationales, as far as there are any"),
+    "evaluate": ("evaluate_megl", "evaluate", "score labels, maps and rationales on a split, with a report"),
+    "compare-evaluations": ("compare_evaluations", "evaluate", "test evaluations of several models against the first"),
+    "explain": ("explain", "evaluate", "explain pictures: label, map and rationale"),
 }
 
 
 def usage():
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMMANDS.items()]
     return "\n".join(
-        ["usage: megl COMMAND [OPTION …]", "", *lines, "", "megl COMMAND --help tells a command's options."]
+        ["usage: megl COMMAND [OPTION ...]", "", *lines, "", "megl COMMAND --help tells a command's options."]
     )
+
+
+def refuse(command):
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(COMMANDS)}."
+    print(f"megl: unknown command `{command}`: {hint}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main():
@@ -31,6 +39,10 @@ def main():
         return
     name = command.replace("_", "-")
     if name not in COMMANDS:
-        sys.exit(f"megl: expected a command, one of {', '.join(COMMANDS)}, got {command!r}.")
+        refuse(command)
     sys.argv = [f"megl {name}", *arguments]
-    import_module(f"megl.scripts.{COMMANDS[name][0]}").main()
+    script, extra, _ = COMMANDS[name]
+    try:
+        import_module(f"megl.scripts.{script}").main()
+    except ModuleNotFoundError as error:
+        sys.exit(f"megl {name}: `{error.name}` is not installed: pip install 'megl[{extra}]'")

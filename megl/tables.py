@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
@@ -11,42 +11,12 @@ from datasets import ClassLabel, Image, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
 from dataset_builders.build import features
+from megl.arguments import ColumnArguments
 from modeling_megl.configuration_megl import one_line
 from modeling_megl.processing_megl import read_mask
 
 
 _STAYS = "stays"  # in place of a column's values: they are as they should be, and stay on disk
-
-
-@dataclass
-class ColumnArguments:
-    """What the columns of the data set are called."""
-
-    image_column: str = field(default="image", metadata={"help": "Column of the pictures."})
-    label_column: str = field(
-        default="label", metadata={"help": "Column of the classes: names, numbers or a `ClassLabel`; -1 is unknown."}
-    )
-    visual_explanation_column: str = field(
-        default="visual_explanation", metadata={"help": "Column of the human maps, if any: pictures, or null."}
-    )
-    textual_explanations_column: str = field(
-        default="textual_explanations",
-        metadata={"help": "Column of the rationales, if any: a text or a list of texts."},
-    )
-    id_column: str = field(default="id", metadata={"help": "Column of the items' names; without, the rows' numbers."})
-    group_column: str = field(default="group", metadata={"help": "Column of the items' groups, if any."})
-
-
-def add_column_arguments(parser):
-    """The options of [`ColumnArguments`] for a parser of `argparse`."""
-    group = parser.add_argument_group("columns of the data set")
-    for column in fields(ColumnArguments):
-        group.add_argument(f"--{column.name}", default=column.default, help=column.metadata["help"])
-
-
-def column_arguments(arguments):
-    """The [`ColumnArguments`] among parsed arguments."""
-    return ColumnArguments(**{column.name: getattr(arguments, column.name) for column in fields(ColumnArguments)})
 
 
 def open_table(name, split, columns=None, class_names=None, option="--split", optional=False):

@@ -1,6 +1,12 @@
-"""Texts on terminals that know few characters."""
+"""Programs on terminals: their name, and texts where few characters are known."""
 
+import os
 import sys
+
+
+def program():
+    """The program as its user called it: `megl train`, or `train_megl` for `scripts/train_megl.py`."""
+    return os.path.basename(sys.argv[0]).removesuffix(".py")
 
 
 def print_anywhere(text):

@@ -1,39 +1,27 @@
 """Compares evaluations of several models on the same images: figures with intervals, and paired bootstrap tests.
 
 ```
-python scripts/compare_evaluations.py evaluation-plain evaluation-megl --output comparison
+megl compare-evaluations evaluation-plain evaluation-megl --output comparison
+megl compare-evaluations plain gradia megl --resamples 10000 --output comparison
 ```
 
-Each folder is what `evaluate_megl.py` wrote for one model; the first is what the others are tested against. Writes
+Each folder is what `megl evaluate` wrote for one model; the first is what the others are tested against. Writes
 `comparison.md` (a table for a paper, and the differences with their p values) and `comparison.json`, and prints the
 former.
 """
 
-import argparse
 import sys
 
 from dataset_builders.files import new_folder
+from megl.arguments import CompareArguments
 from megl.evaluation.comparison import check_same_data, read_evaluation, run_names, write_comparison
+from megl.parser import parse
+from megl.terminal import program
 from modeling_megl.configuration_megl import one_line
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evaluations", nargs="+", metavar="FOLDER", help="what evaluate_megl.py wrote, two or more")
-    parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
-    parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
-    arguments = parser.parse_args()
-    if len(arguments.evaluations) < 2:
-        parser.error("two or more folders are needed")
-    for name, least in {"resamples": 1, "seed": 0}.items():
-        if getattr(arguments, name) < least:
-            parser.error(f"`--{name}` must be {least} or more, got {getattr(arguments, name)}")
-    return arguments
-
-
 def main():
-    arguments = parse_arguments()
+    (arguments,) = parse(__doc__, CompareArguments)
     try:
         names = run_names(arguments.evaluations)
         if len(set(names)) < len(names):
@@ -43,7 +31,7 @@ def main():
         with new_folder(arguments.output) as folder:
             write_comparison(folder, runs, arguments.resamples, arguments.seed)
     except (ValueError, OSError) as error:
-        sys.exit(f"compare_evaluations: {one_line(error)}")
+        sys.exit(f"{program()}: {one_line(error)}")
 
 
 if __name__ == "__main__":

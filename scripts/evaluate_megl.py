@@ -1,9 +1,9 @@
 """Evaluates MEGL models on a split: label, saliency map and rationale against what humans gave.
 
 ```
-python scripts/evaluate_megl.py --model megl-trained --dataset object_me --split test --output evaluation
-python scripts/evaluate_megl.py --model megl-plain megl-trained --dataset object_me --output evaluations
-torchrun --nproc_per_node 4 scripts/evaluate_megl.py --model megl-trained --dataset object_me --output evaluation
+megl evaluate --model megl-trained --dataset object_me --split test --output evaluation
+megl evaluate --model megl-plain megl-trained --dataset object_me --output evaluations
+torchrun --nproc_per_node 4 -m megl evaluate --model megl-trained --dataset object_me --output evaluation
 ```
 
 Writes `metrics.json` (figures with bootstrap intervals; docs/evaluation.md says what each is), `predictions.jsonl`
@@ -11,12 +11,11 @@ Writes `metrics.json` (figures with bootstrap intervals; docs/evaluation.md says
 and prints a table. The model's folder stays as it is; `--update_card` enters the figures into its `README.md` and its
 `.eval_results`, and keeps what else stands there. With `--clip` (a Hub id or folder of a CLIP model) it also computes
 CLIPScore and the grounding of the rationales, with `--faithfulness` whether the class scores depend on what the maps
-show. Several models go into a folder each, and are compared as `compare_evaluations.py` does. Under `torchrun` the
+show. Several models go into a folder each, and are compared as by `megl compare-evaluations`. Under `torchrun` the
 pictures are shared over the processes. The data set's columns may have other names, and all but the pictures and the
 labels may be missing: what there is is scored, and each figure says of how many images it is.
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -30,6 +29,7 @@ from accelerate import PartialState
 from transformers import CLIPConfig, PreTrainedConfig
 
 from dataset_builders.files import check_new, new_folder
+from megl.arguments import ColumnArguments, EvaluateArguments
 from megl.evaluation.card import card_facts, check_card, update_card, write_card
 from megl.evaluation.comparison import write_comparison
 from megl.evaluation.headlines import metrics_table
@@ -44,61 +44,19 @@ from megl.evaluation.scores import (
 )
 from megl.pages.pictures import write_sheet
 from megl.pages.report import write_report
-from megl.tables import add_column_arguments, column_arguments, open_table
-from megl.terminal import print_anywhere
+from megl.parser import parse
+from megl.tables import open_table
+from megl.terminal import print_anywhere, program
 from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import one_line
 from modeling_megl.training_megl import check_labels
 
 
-def make_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, nargs="+", help="Hub ids or folders of MEGL models")
-    parser.add_argument("--dataset", required=True, help="Hub id or folder of a data set")
-    parser.add_argument("--split", default="test", help="split to evaluate on")
-    parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
-    parser.add_argument("--clip", help="CLIP model for CLIPScore and grounding; none is downloaded unless asked")
-    parser.add_argument(
-        "--faithfulness",
-        nargs="?",
-        const="blur",
-        choices=["blur", "mean", "noise"],
-        help="also score the maps by deleting and inserting pixels, with this in their place (default: blur); takes "
-        "82 passes through the vision model for each image",
-    )
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--max_new_tokens", type=int, default=40, help="greatest length of a rationale")
-    parser.add_argument(
-        "--examples", type=int, default=24, help="pictures in the report, evenly spaced over the split"
-    )
-    parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="draws the resamples, and the pairs of the control")
-    parser.add_argument(
-        "--update_card",
-        action="store_true",
-        help="enter the figures into the README.md of the model's folder, and keep what else stands there",
-    )
-    parser.add_argument("--dataset_id", help="Hub id of the data set for the card, where --dataset is a folder")
-    parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
-    add_column_arguments(parser)
-    return parser
-
-
-def parse_arguments():
-    parser = make_parser()
-    arguments = parser.parse_args()
-    lowest = {"batch_size": 1, "max_new_tokens": 1, "examples": 0, "resamples": 1, "seed": 0}
-    for name, least in lowest.items():
-        if getattr(arguments, name) < least:
-            parser.error(f"`--{name}` must be {least} or more, got {getattr(arguments, name)}")
-    return arguments
-
-
-def open_dataset(arguments, name):
+def open_dataset(arguments, columns, name):
     """The split with the classes of a model; a `ValueError` where they are others."""
     config = MeglConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     classes = [label for _, label in sorted(config.id2label.items())]
-    dataset = open_table(arguments.dataset, arguments.split, column_arguments(arguments), classes)
+    dataset = open_table(arguments.dataset, arguments.split, columns, classes)
     check_labels(config.id2label, dataset)
     return dataset
 
@@ -208,12 +166,12 @@ def write_all(arguments, runs):
 
 
 def main():
-    arguments = parse_arguments()
+    arguments, columns = parse(__doc__, EvaluateArguments, ColumnArguments)
     # Some processes may have far fewer or smaller pictures than others.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     try:
         # All that can be known before the work is checked before it.
-        datasets = [open_dataset(arguments, name) for name in arguments.model]
+        datasets = [open_dataset(arguments, columns, name) for name in arguments.model]
         check_arguments(arguments, datasets[0])
         runs = [evaluate(arguments, *pair) for pair in zip(arguments.model, datasets, strict=True)]
         # From here on one process works alone.
@@ -221,7 +179,7 @@ def main():
         if state.is_main_process:
             write_all(arguments, runs)
     except (ValueError, OSError) as error:
-        sys.exit(f"evaluate_megl: {one_line(error)}" if state.is_main_process else 1)
+        sys.exit(f"{program()}: {one_line(error)}" if state.is_main_process else 1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Explains pictures: for each a PNG (map over the picture, label, rationale) and a line of JSON.
 
 ```
-python scripts/explain.py --model megl-trained picture.png another.jpg --output explanations
-python scripts/explain.py --model megl-trained picture.png --target house --foil tree --output why-house-not-tree
+megl explain --model megl-trained picture.png another.jpg --output explanations
+megl explain --model megl-trained picture.png --target house --foil tree --output why-house-not-tree
 ```
 
 With `--target` the label is that class and the score its probability; `prediction` is the predicted class. A file
@@ -10,7 +10,6 @@ that is no picture is reported and costs no other: the rest is explained, and th
 that no installed font has are boxes in the PNG; the JSON has them.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -22,29 +21,16 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from dataset_builders.files import check_new, new_folder
+from megl.arguments import ExplainArguments
 from megl.evaluation.predictions import why_untaught
 from megl.pages.pictures import font, overlay, wrapped
-from megl.terminal import print_anywhere
+from megl.parser import parse
+from megl.terminal import print_anywhere, program
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import one_line
 
 
 RECORDED = ("label", "score", "rationale", "prediction", "target", "foil")
-
-
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Hub id or folder of a MEGL model")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
-    parser.add_argument("--target", help="class to explain, by name or id; by default the predicted one")
-    parser.add_argument("--foil", help="class that it is contrasted with: why --target rather than that?")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures at a time")
-    parser.add_argument("--trust_remote_code", action="store_true", help="let the vision model run its own code")
-    arguments = parser.parse_args()
-    if arguments.batch_size < 1:
-        parser.error(f"`--batch_size` must be 1 or more, got {arguments.batch_size}")
-    return arguments
 
 
 class Pictures:
@@ -133,7 +119,7 @@ def explain(arguments, pictures, places, model, processor, folder):
     target, foil = (class_id(getattr(arguments, name), name, model.config) for name in ("target", "foil"))
     untaught = why_untaught(arguments.model)
     if untaught:
-        print(f"explain: rationales are left empty: {untaught}", file=sys.stderr)
+        print(f"{program()}: rationales are left empty: {untaught}", file=sys.stderr)
     with open(folder / "explanations.jsonl", "w", encoding="utf-8") as lines:
         for start in tqdm(range(0, len(places), arguments.batch_size)):
             chosen = places[start : start + arguments.batch_size]
@@ -153,7 +139,7 @@ def explain(arguments, pictures, places, model, processor, folder):
 
 
 def main():
-    arguments = parse_arguments()
+    (arguments,) = parse(__doc__, ExplainArguments)
     pictures = Pictures(arguments.images)
     try:
         check_new(arguments.output)
@@ -168,11 +154,11 @@ def main():
         with new_folder(arguments.output) as folder:
             explain(arguments, pictures, places, model, processor, folder)
     except (ValueError, OSError) as error:
-        sys.exit(f"explain: {one_line(error)}")
+        sys.exit(f"{program()}: {one_line(error)}")
     if pictures.bad:
         lines = [reason for _, reason in sorted(pictures.bad.items())]
         lines.append(f"{len(lines)} of {len(arguments.images)} files were left out, the others are done")
-        sys.exit("\n".join(f"explain: {line}" for line in lines))
+        sys.exit("\n".join(f"{program()}: {line}" for line in lines))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Makes a MEGL model for the classes of a data set, from a preset, from pretrained parts or from a trained MEGL model.
 
 ```
-python scripts/init_megl.py --preset megl-resnet-tiny --dataset object_me --output megl-tiny
-python scripts/init_megl.py --vision microsoft/resnet-18 --text HuggingFaceTB/SmolLM2-135M \
-    --dataset object_me --output megl-resnet18-smollm2
-python scripts/init_megl.py --model megl-trained --dataset action_me --output megl-action
+megl init --preset megl-resnet-tiny --dataset object_me --output megl-tiny
+megl init --vision microsoft/resnet-18 --text HuggingFaceTB/SmolLM2-135M --dataset object_me --output megl-resnet18
+megl init --model megl-trained --dataset action_me --output megl-action
 ```
 
 `--text` takes a Hub id, a local folder, a GGUF file in a local folder, or the name of a small Llama to be trained from
@@ -12,17 +11,18 @@ scratch on the data set's rationales: `llama-small` or `llama-tiny`. Of `--model
 model's head, which is new: classes that both data sets name keep their rows of it.
 """
 
-import argparse
 import copy
 import sys
 
 import torch
 
 from dataset_builders.files import new_folder
-from megl.tables import add_column_arguments, column_arguments, open_table
-from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
+from megl.arguments import ColumnArguments, InitArguments
+from megl.parser import parse
+from megl.tables import open_table
+from megl.terminal import program
+from modeling_megl import TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import read_config
-from modeling_megl.saliency_megl import SALIENCY_METHODS
 
 
 # Options that are settings of `MeglProcessor` or fields of `MeglConfig`, which have the defaults.
@@ -31,57 +31,6 @@ CONFIGURED = (
     *("saliency_method", "saliency_layer", "saliency_score", "rationale_gradient", "grounding_map"),
     *PROCESSED,
 )
-
-
-def make_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    vision = parser.add_mutually_exclusive_group(required=True)
-    vision.add_argument("--preset", choices=sorted(PRESETS), help="known sizes, with random weights")
-    vision.add_argument("--vision", help="Hub id or folder of a pretrained vision model")
-    vision.add_argument("--model", help="Hub id or folder of a trained MEGL model, to be taken to the new classes")
-    parser.add_argument("--text", help="language model to put behind --vision (default: llama-small)")
-    parser.add_argument("--dataset", required=True, help="data set whose classes and rationales the model is made for")
-    parser.add_argument("--train_split", default="train", help="split that has them")
-    parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
-    parser.add_argument(
-        "--rationale_prompt",
-        help="what the rationale continues, in any language, with {label} for the class "
-        "(default: 'This is a {label} because', or that of --model)",
-    )
-    parser.add_argument(
-        "--max_rationale_length",
-        type=int,
-        help="tokens of prompt, rationale and end of text; longer ones are cut (default: 64, or that of --model)",
-    )
-    parser.add_argument("--saliency_method", choices=list(SALIENCY_METHODS), help="how the map is made")
-    parser.add_argument("--saliency_layer", help="module of the vision model to compute maps on, if not the default")
-    parser.add_argument("--saliency_score", choices=["logit", "contrast"], help="what the map explains")
-    parser.add_argument(
-        "--rationale_gradient",
-        choices=["map", "map_and_features", "none"],
-        help="where the rationale's loss may go in the vision model",
-    )
-    parser.add_argument(
-        "--grounding_map",
-        choices=["saliency", "uniform", "random", "visual_explanation"],
-        help="which map weights the evidence that the rationale is written from; all but the first are ablations",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="draws the random weights")
-    parser.add_argument(
-        "--trust_remote_code",
-        action="store_true",
-        help="let the vision model run its own code; a language model's own code is never run",
-    )
-    add_column_arguments(parser)
-    return parser
-
-
-def parse_arguments():
-    parser = make_parser()
-    arguments = parser.parse_args()
-    if arguments.text and not arguments.vision:
-        parser.error("`--text` goes with `--vision`: a preset and a trained model have their language models")
-    return arguments
 
 
 def chosen(arguments):
@@ -176,12 +125,10 @@ def report_cut(processor, label_names, rationales):
 
 
 def main():
-    arguments = parse_arguments()
+    arguments, columns = parse(__doc__, InitArguments, ColumnArguments)
     torch.manual_seed(arguments.seed)
     try:
-        train = open_table(
-            arguments.dataset, arguments.train_split, column_arguments(arguments), option="--train_split"
-        )
+        train = open_table(arguments.dataset, arguments.train_split, columns, option="--train_split")
         with new_folder(arguments.output) as folder:
             labels = train.features["label"].names
             pairs = [
@@ -199,7 +146,7 @@ def main():
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
     except (ValueError, OSError) as error:
-        sys.exit(f"init_megl: {error}")
+        sys.exit(f"{program()}: {error}")
     sizes = {
         name: sum(parameter.numel() for parameter in getattr(model, name).parameters()) / 1e6
         for name in ("vision_model", "grounding", "language_model")

@@ -1,8 +1,8 @@
-"""Shows what is in a data set that `prepare_dataset.py` wrote: one self-contained HTML page, and warnings.
+"""Shows what is in a data set that `megl prepare` wrote: one self-contained HTML page, and warnings.
 
 ```
-python scripts/inspect_dataset.py object_me --output object_me.html
-python scripts/inspect_dataset.py object_me --output object_me.html --json --overwrite
+megl inspect object_me --output object_me.html
+megl inspect object_me --output object_me.html --json --overwrite
 ```
 
 The page has the balance of the classes, the coverage by maps (visual explanations) and rationales (textual
@@ -12,7 +12,6 @@ warnings to a `.json` file beside the page. The data set is read once, straight 
 a picture are two checksums.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -20,18 +19,11 @@ from pathlib import Path
 
 from dataset_builders.files import check_new_file, write_file
 from dataset_builders.items import folder_name, printable
+from megl.arguments import InspectArguments
 from megl.inspection import inspect, open_dataset, table, warning_lines
 from megl.pages.inspection import page
-
-
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="folder of a data set that prepare_dataset.py wrote")
-    parser.add_argument("--output", required=True, help="page to write, NAME.html")
-    parser.add_argument("--json", action="store_true", help="also write the figures and warnings to NAME.json")
-    parser.add_argument("--examples", type=int, default=24, help="pictures on the page, spread over the classes")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    return parser.parse_args()
+from megl.parser import parse
+from megl.terminal import program
 
 
 def output_files(arguments):
@@ -48,10 +40,8 @@ def output_files(arguments):
 
 def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of an item's name
-    arguments = parse_arguments()
+    (arguments,) = parse(__doc__, InspectArguments)
     try:
-        if arguments.examples < 0:
-            raise ValueError(f"expected `--examples` to be 0 or more, got {arguments.examples}.")
         paths = output_files(arguments)
         inspection = inspect(*open_dataset(arguments.dataset), arguments.examples)
         summary = {"dataset": folder_name(Path(arguments.dataset)), **inspection.summary()}
@@ -59,7 +49,7 @@ def main():
         for path, content in zip(paths, contents, strict=False):
             write_file(path, content)
     except (ValueError, OSError) as error:
-        sys.exit(f"inspect_dataset: {printable(str(error))}")
+        sys.exit(f"{program()}: {printable(str(error))}")
     print(table(summary))
     print(warning_lines(summary))
     print(f"page: {', '.join(map(str, paths))}")

@@ -1,9 +1,9 @@
 """Fine-tunes a MEGL model with all its losses, or with the weights at 0 plainly; saves a complete repository.
 
 ```
-python scripts/train_megl.py --model_name_or_path megl-tiny --dataset_name object_me --output_dir megl-trained \
+megl train --model_name_or_path megl-tiny --dataset_name object_me --output_dir megl-trained \\
     --num_train_epochs 10 --per_device_train_batch_size 32 --learning_rate 1e-3
-python scripts/train_megl.py --model_name_or_path megl-tiny --dataset_name object_me --output_dir plain \
+megl train --model_name_or_path megl-tiny --dataset_name object_me --output_dir plain \\
     --visual_loss_weight 0 --text_loss_weight 0 --distribution_loss_weight 0
 ```
 """
@@ -11,66 +11,20 @@ python scripts/train_megl.py --model_name_or_path megl-tiny --dataset_name objec
 import hashlib
 import json
 import sys
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from datasets import Image
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
-from megl.tables import ColumnArguments, open_table
+from megl.arguments import RECORDED, ColumnArguments, TrainArguments
+from megl.parser import parse
+from megl.tables import open_table
+from megl.terminal import program
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.checkpoints_megl import check_checkpoint, last_whole_checkpoint
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
-
-
-# What the model's card reports of the run.
-RECORDED = (
-    "visual_loss_weight",
-    "text_loss_weight",
-    "distribution_loss_weight",
-    "visual_loss",
-    "res_slack",
-    "distribution_statistic",
-    "learning_rate",
-    "text_learning_rate",
-    "frozen_layer",
-    "lora_rank",
-    "class_weights",
-    "label_smoothing_factor",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "weight_decay",
-    "seed",
-)
-
-
-@dataclass
-class ScriptArguments:
-    """What to train on what."""
-
-    model_name_or_path: str = field(metadata={"help": "Hub id or folder of a MEGL model (`init_megl.py` makes one)."})
-    dataset_name: str = field(metadata={"help": "Hub id or folder of a data set (`prepare_dataset.py` makes one)."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on; never the test split."})
-    mask_share: float = field(
-        default=1.0,
-        metadata={"help": "Share of the training split's visual explanations to use; a smaller one is a subset."},
-    )
-    rationale_share: float = field(
-        default=1.0,
-        metadata={"help": "Share of its pictures with rationales that keep them; a smaller one is a subset."},
-    )
-    share_seed: int = field(default=0, metadata={"help": "Draws which items keep their explanations."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Let the vision model run its own code."})
-
-    def __post_init__(self):
-        for name in ("mask_share", "rationale_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
 
 
 def keep_explanations(dataset, mask_share=1.0, rationale_share=1.0, seed=0):
@@ -137,15 +91,8 @@ def accuracy(prediction):
     return {"accuracy": float((prediction.predictions[0].argmax(-1) == prediction.label_ids[0]).mean())}
 
 
-def make_parser():
-    return HfArgumentParser((ScriptArguments, ColumnArguments, MeglTrainingArguments))
-
-
 def main():
-    try:
-        script_args, columns, training_args = make_parser().parse_args_into_dataclasses()
-    except ValueError as error:
-        sys.exit(f"train_megl: {error}")
+    script_args, columns, training_args = parse(__doc__, TrainArguments, ColumnArguments, MeglTrainingArguments)
     set_seed(training_args.seed)
     try:
         checkpoint = find_checkpoint(training_args)
@@ -157,7 +104,7 @@ def main():
         opened = partial(open_table, script_args.dataset_name, columns=columns, class_names=classes)
         train_dataset = opened(script_args.train_split, option="--train_split")
         # The default split may be absent; one that is asked for may not.
-        optional = script_args.eval_split == ScriptArguments.eval_split
+        optional = script_args.eval_split == TrainArguments.eval_split
         eval_dataset = opened(script_args.eval_split, option="--eval_split", optional=optional)
         trainer = MeglTrainer(
             model=model,
@@ -171,7 +118,7 @@ def main():
         )
         trainer.train(resume_from_checkpoint=checkpoint)
     except (ValueError, OSError) as error:
-        sys.exit(f"train_megl: {error}")
+        sys.exit(f"{program()}: {error}")
     output = Path(training_args.output_dir)
     if training_args.lora_rank is not None:
         trainer.save_model(output / "adapter", _internal_call=True)

@@ -6,27 +6,29 @@ import itertools
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 
 import yaml
+from transformers import TrainingArguments
 
-from megl.scripts import evaluate_megl, init_megl, train_megl
-from studies.llava import evaluate as evaluate_llava
-from studies.llava import train as train_llava
+from megl.arguments import ColumnArguments, EvaluateArguments, InitArguments, TrainArguments
+from megl.parser import CommandParser
+from modeling_megl.training_arguments_megl import MeglTrainingArguments
+from studies.llava.arguments import LlavaEvaluateArguments, LlavaTrainArguments
 
 
-# What a cell runs, one after another, for each `model_type`.
+# What a cell runs, one after another, for each `model_type`: the program, and the dataclasses of what it takes.
 STEPS = {
     "megl": {
-        "init": ("megl.scripts.init_megl", init_megl.make_parser),
-        "train": ("megl.scripts.train_megl", train_megl.make_parser),
-        "evaluate": ("megl.scripts.evaluate_megl", evaluate_megl.make_parser),
+        "init": ("megl.scripts.init_megl", (InitArguments, ColumnArguments)),
+        "train": ("megl.scripts.train_megl", (TrainArguments, ColumnArguments, MeglTrainingArguments)),
+        "evaluate": ("megl.scripts.evaluate_megl", (EvaluateArguments, ColumnArguments)),
     },
     "llava": {
-        "train": ("studies.llava.train", train_llava.make_parser),
-        "evaluate": ("studies.llava.evaluate", evaluate_llava.make_parser),
+        "train": ("studies.llava.train", (LlavaTrainArguments, ColumnArguments, TrainingArguments)),
+        "evaluate": ("studies.llava.evaluate", (LlavaEvaluateArguments, ColumnArguments)),
     },
 }
 # Options that follow from the cell's place in the study.
@@ -121,7 +123,7 @@ class Cell:
 
     @property
     def steps(self):
-        """Step to its script and what makes the script's parser."""
+        """Step to its program and the dataclasses of what that takes."""
         return STEPS[model_type(self.settings)]
 
     @property
@@ -140,8 +142,8 @@ class Cell:
         if self.settings.get("text_loss_weight") == 0:
             placed["evaluate"]["max_new_tokens"] = 1  # an untrained language model writes noise, and much of it
         return {
-            step: to_arguments(options(parser), {**QUIET, **self.settings, **placed[step]})
-            for step, (_, parser) in self.steps.items()
+            step: to_arguments(options(kinds), {**QUIET, **self.settings, **placed[step]})
+            for step, (_, kinds) in self.steps.items()
         }
 
 
@@ -179,21 +181,15 @@ def model_type(settings):
     return settings.get("model_type", "megl")
 
 
-@cache
-def options(make_parser):
-    """The options of a script: name to argparse's action."""
-    return {action.dest: action for action in make_parser()._actions}
+def options(kinds):
+    """The names of the options that dataclasses make, in their order."""
+    return [option.name for kind in kinds for option in fields(kind) if option.init]
 
 
-def to_arguments(actions, settings):
-    """Those of the settings that a script has options for, as its command line."""
-    arguments = []
-    for name, action in actions.items():
-        value = settings.get(name)
-        if value is None or (action.nargs == 0 and value is False):
-            continue
-        arguments += [f"--{name}"] if action.nargs == 0 else [f"--{name}", str(value)]
-    return arguments
+def to_arguments(names, settings):
+    """Those of the settings that a program has options for, as its command line."""
+    given = [name for name in names if settings.get(name) is not None]
+    return [word for name in given for word in (f"--{name}", str(settings[name]))]
 
 
 def read_study(path, section, overrides=()):
@@ -403,15 +399,21 @@ def check_settings(settings, place):
     for name in settings:
         if name in PLACED:
             raise ValueError(f"{place}: the study itself sets `{name}`: leave it out of the settings.")
-    parsers = [parser for steps in STEPS.values() for _, parser in steps.values()]
-    _known(settings, {"model_type"}.union(*map(options, parsers)) - PLACED, place)
+    programs = [kinds for steps in STEPS.values() for _, kinds in steps.values()]
+    _known(settings, {"model_type"}.union(*map(options, programs)) - PLACED, place)
     _known([model_type(settings)], STEPS, f"{place}, `model_type`")
     parsed = {name: settings[name] for name in ("model_type",) if name in settings}
     cell = Cell("", "", "", 0, "data", "test", settings)
     for step, arguments in cell.commands(Path("cell")).items():
-        parser = cell.steps[step][1]()
+        own, *_ = kinds = cell.steps[step][1]
+        parser = CommandParser(kinds)
         parser.error = partial(_refuse, place)
-        parsed |= vars(parser.parse_args(arguments))
+        found = vars(parser.parse_args(arguments))
+        try:
+            own(**{option.name: found[option.name] for option in fields(own)})
+        except ValueError as error:
+            _refuse(place, error)
+        parsed |= found
     return {name: parsed[name] for name, value in settings.items() if value is not None and name in parsed}
 
 

@@ -106,13 +106,13 @@ def test_commands_have_the_options_of_the_scripts(place):
     commands = cell.commands(Path("cell"))
     pairs = {step: dict(zip(values[::2], values[1::2], strict=False)) for step, values in commands.items()}
     assert commands["init"][:6] == ["--vision", "model", "--dataset", "data", "--output", "cell/untrained"]
-    assert commands["init"][6:] == ["--grounding_map", "uniform", "--seed", "3", "--trust_remote_code"]
+    assert commands["init"][6:] == ["--grounding_map", "uniform", "--seed", "3", "--trust_remote_code", "True"]
     train = {"--model_name_or_path": "cell/untrained", "--dataset_name": "data", "--output_dir": "cell/model"}
     train |= {"--seed": "3", "--mask_share": "0.5", "--learning_rate": "0.002", "--trust_remote_code": "True"}
     assert train.items() <= pairs["train"].items() and pairs["train"]["--eval_strategy"] == "no"
     evaluate = {"--model": "cell/model", "--dataset": "data", "--split": "validation", "--resamples": "10"}
     assert evaluate.items() <= pairs["evaluate"].items() and "--seed" not in pairs["evaluate"]
-    assert commands["evaluate"][-1] == "--trust_remote_code"
+    assert commands["evaluate"][-2:] == ["--trust_remote_code", "True"]
 
 
 def test_a_run_is_named_by_all_that_decides_its_outcome(place):
@@ -283,7 +283,7 @@ def test_a_section_takes_from_its_base_what_it_lacks(place):
         ),
         "neither preset nor vision": (
             {"architectures": {"none": {}}},
-            "method `plain`: one of the arguments --preset --vision --model is required",
+            "method `plain`: one of `--preset`, `--vision` and `--model` is needed, got none",
         ),
         "unknown model": (
             {"settings": {"model_type": "lava"}},
@@ -356,7 +356,7 @@ def test_a_section_takes_from_its_base_what_it_lacks(place):
         ),
         "no architecture's settings": (
             {"architectures": {"bare": None}},
-            "one of the arguments --preset --vision",
+            "one of `--preset`, `--vision` and `--model` is needed",
         ),
         "a name that is no folder": ({"architectures": {"a/b": {}}}, "'a/b' names folders"),
     }.values(),
@@ -765,9 +765,9 @@ else:
 @pytest.fixture()
 def fake_scripts(place, monkeypatch):
     for steps in studies.STEPS.values():
-        for step, (_, parser) in steps.items():
+        for step, (_, kinds) in steps.items():
             (place / f"fake_{step}.py").write_text(FAKE)
-            monkeypatch.setitem(steps, step, (f"fake_{step}", parser))
+            monkeypatch.setitem(steps, step, (f"fake_{step}", kinds))
 
 
 def test_cells_run_once_and_are_recorded(place, run, fake_scripts):

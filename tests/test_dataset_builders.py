@@ -358,7 +358,7 @@ def test_script_ends_in_one_line_before_the_build(tmp_path, monkeypatch, capsys)
         run(source=tmp_path / "no\nwhere\x1b")
     with pytest.raises(SystemExit):
         run("--public")
-    assert "--public says who may see what --push_to_hub uploads" in capsys.readouterr().err
+    assert "`--public` says who may see what `--push_to_hub` uploads" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

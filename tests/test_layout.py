@@ -53,3 +53,8 @@ def test_test_files_stand_alone():
     for file in (ROOT / "tests").glob("*.py"):
         names = list(imports(file))
         assert not [name for name in names if name.startswith("test_")], file.name
+
+
+def test_the_card_that_is_installed_is_the_card_at_the_top():
+    """The programs read the one, and who looks for the template finds the other."""
+    assert (ROOT / "megl" / "evaluation" / "model_card.md").read_bytes() == (ROOT / "model_card.md").read_bytes()

@@ -1,16 +1,15 @@
 """Tables of any origin as the scripts open them."""
 
-import argparse
 import io
 
 import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as PILImage
-from transformers import HfArgumentParser
 
 from dataset_builders.build import features
-from megl.tables import ColumnArguments, add_column_arguments, column_arguments, open_table
+from megl.arguments import ColumnArguments
+from megl.tables import open_table
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -216,12 +215,3 @@ def test_no_data_set_is_one_clear_error(tmp_path):
     (tmp_path / "test.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="^.*$"):
         open_table(tmp_path, "test")
-
-
-def test_options_are_the_same_for_both_parsers():
-    parser = argparse.ArgumentParser()
-    add_column_arguments(parser)
-    given = ["--image_column", "img", "--textual_explanations_column", "caption"]
-    (ours,) = HfArgumentParser(ColumnArguments).parse_args_into_dataclasses(given)
-    assert column_arguments(parser.parse_args(given)) == ours
-    assert ours == ColumnArguments(image_column="img", textual_explanations_column="caption")

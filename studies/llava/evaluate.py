@@ -4,11 +4,10 @@
 python -m studies.llava.evaluate --model llava --dataset object_me --split test --output evaluation
 ```
 
-Writes `metrics.json` and `predictions.jsonl` (one line an image), with what `evaluate_megl.py` writes there of the
-label and the rationale, so that `compare_evaluations.py` takes both. A LLaVA has no saliency map.
+Writes `metrics.json` and `predictions.jsonl` (one line an image), with what `megl evaluate` writes there of the
+label and the rationale, so that `megl compare-evaluations` takes both. A LLaVA has no saliency map.
 """
 
-import argparse
 import json
 import sys
 
@@ -17,27 +16,16 @@ from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedConfig
 
 from dataset_builders.files import new_folder
+from megl.arguments import ColumnArguments
 from megl.evaluation.headlines import metrics_table
 from megl.evaluation.scores import classification_scores, text_scores, with_intervals
-from megl.tables import add_column_arguments, column_arguments, open_table
+from megl.parser import parse
+from megl.tables import open_table
 from megl.terminal import print_anywhere
 from modeling_megl.configuration_megl import one_line
 from modeling_megl.training_megl import check_labels
+from studies.llava.arguments import LlavaEvaluateArguments
 from studies.llava.model import parse_answer, write_answers
-
-
-def make_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder that `studies/llava/train.py` wrote")
-    parser.add_argument("--dataset", required=True, help="Hub id or folder of a data set")
-    parser.add_argument("--split", default="test", help="split to evaluate on")
-    parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--max_new_tokens", type=int, default=96, help="greatest length of rationale and label")
-    parser.add_argument("--resamples", type=int, default=2000, help="resamples of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="draws the resamples")
-    add_column_arguments(parser)
-    return parser
 
 
 def load_llava(folder):
@@ -90,16 +78,12 @@ def compute_metrics(arguments, predictions, dataset, class_names):
 
 
 def main():
-    parser = make_parser()
-    arguments = parser.parse_args()
-    for name, least in {"batch_size": 1, "max_new_tokens": 1, "resamples": 1, "seed": 0}.items():
-        if getattr(arguments, name) < least:
-            parser.error(f"`--{name}` must be {least} or more, got {getattr(arguments, name)}")
+    arguments, columns = parse(__doc__, LlavaEvaluateArguments, ColumnArguments)
     try:
         with new_folder(arguments.output) as folder:
             model, processor = load_llava(arguments.model)
             classes = [name for _, name in sorted(model.config.id2label.items())]
-            dataset = open_table(arguments.dataset, arguments.split, column_arguments(arguments), classes)
+            dataset = open_table(arguments.dataset, arguments.split, columns, classes)
             check_labels(model.config.id2label, dataset)
             predictions = predict(model, processor, dataset, arguments.batch_size, arguments.max_new_tokens)
             metrics = compute_metrics(arguments, predictions, dataset, classes)

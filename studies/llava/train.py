@@ -1,38 +1,29 @@
 """Fine-tunes a LLaVA to answer by chain of thought, the rationale and then the label: what MEGL is compared with.
 
 ```
-python -m studies.llava.train --vision clip-tiny --text llama-tiny --dataset_name object_me --output_dir llava \
+python -m studies.llava.train --vision clip-tiny --text llama-tiny --dataset_name object_me --output_dir llava \\
     --num_train_epochs 36 --per_device_train_batch_size 16 --learning_rate 1e-3
-python -m studies.llava.train --vision openai/clip-vit-large-patch14-336 --text HuggingFaceTB/SmolLM2-135M \
+python -m studies.llava.train --vision openai/clip-vit-large-patch14-336 --text HuggingFaceTB/SmolLM2-135M \\
     --dataset_name object_me --output_dir llava-smollm2 --bf16 True
 ```
 
 `--vision` takes a Hub id or folder of a CLIP model, or `clip-vit-l14-336` or `clip-tiny` to train one from scratch;
-`--text` is that of `init_megl.py`. All of it is trained. `evaluate.py` evaluates the folder that is written.
+`--text` is that of `megl init`. All of it is trained. `evaluate.py` evaluates the folder that is written.
 """
 
 import json
 import sys
-from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from dataset_builders.files import check_new
-from megl.scripts.train_megl import RECORDED
-from megl.tables import ColumnArguments, open_table
+from megl.arguments import RECORDED, ColumnArguments
+from megl.parser import parse
+from megl.tables import open_table
 from modeling_megl.training_megl import TellEpoch
+from studies.llava.arguments import LlavaTrainArguments
 from studies.llava.model import LlavaDataCollator, make_llava
-
-
-@dataclass
-class ScriptArguments:
-    """What to train on what."""
-
-    dataset_name: str = field(metadata={"help": "Hub id or folder of a data set (`prepare_dataset.py` makes one)."})
-    vision: str = field(default="clip-tiny", metadata={"help": "Vision tower: known sizes, or a CLIP model."})
-    text: str = field(default="llama-tiny", metadata={"help": "Language model, as in `init_megl.py`."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
 
 
 def check_arguments(training_args):
@@ -46,12 +37,8 @@ def check_arguments(training_args):
     return check_new(training_args.output_dir)
 
 
-def make_parser():
-    return HfArgumentParser((ScriptArguments, ColumnArguments, TrainingArguments))
-
-
 def main():
-    script_args, columns, training_args = make_parser().parse_args_into_dataclasses()
+    script_args, columns, training_args = parse(__doc__, LlavaTrainArguments, ColumnArguments, TrainingArguments)
     training_args.remove_unused_columns = False  # the collator reads the data set's own columns
     set_seed(training_args.seed)
     try:

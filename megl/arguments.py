@@ -1,0 +1,250 @@
+"""What each command takes, checked: a dataclass for each, and one for the columns of a data set."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+# What a model's card reports of its training.
+RECORDED = (
+    "visual_loss_weight",
+    "text_loss_weight",
+    "distribution_loss_weight",
+    "visual_loss",
+    "res_slack",
+    "distribution_statistic",
+    "learning_rate",
+    "text_learning_rate",
+    "frozen_layer",
+    "lora_rank",
+    "class_weights",
+    "label_smoothing_factor",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "seed",
+)
+
+
+def option(help, default=None, **settings):
+    """A field of a command's dataclass: its help, its default, and settings of `ArgumentParser.add_argument`."""
+    return field(default=default, metadata={"help": help, **settings})
+
+
+def required(help, **settings):
+    """A field that has to be given."""
+    return field(metadata={"help": help, **settings})
+
+
+def check_lowest(arguments, **lowest):
+    """Refuse numbers below the lowest that make sense, in the words of the command line."""
+    for name, least in lowest.items():
+        value = getattr(arguments, name)
+        if value < least:
+            raise ValueError(f"`--{name}` must be {least} or more, got {value}")
+
+
+@dataclass
+class ColumnArguments:
+    """What the columns of the data set are called."""
+
+    image_column: str = option("Column of the pictures.", "image")
+    label_column: str = option(
+        "Column of the classes: names, numbers or a `ClassLabel`; -1 is unknown.", default="label"
+    )
+    visual_explanation_column: str = option(
+        "Column of the human maps, if any: pictures, or null.", default="visual_explanation"
+    )
+    textual_explanations_column: str = option(
+        "Column of the rationales, if any: a text or a list of texts.", default="textual_explanations"
+    )
+    id_column: str = option("Column of the items' names; without, the rows' numbers.", default="id")
+    group_column: str = option("Column of the items' groups, if any.", default="group")
+
+
+@dataclass(kw_only=True)
+class PrepareArguments:
+    """What to make a data set of."""
+
+    builder: Literal["action_me", "object_me"] = required("The data set to build.", positional=True)
+    source: str = required("Folder in one of the layouts, or the word `sample`.")
+    output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
+    layout: Literal["release", "act_x", "vqa_x", "image_folder", "coco"] | None = option(
+        "The source's layout; told from its files by default."
+    )
+    images: str | None = option("Folder of the pictures, where they are not in the source folder.")
+    seed: int = option("Draws the sample, or the split of a source without one.", 0)
+    validation_share: float = option("Share of each class in a drawn split.", 0.1)
+    test_share: float = option("Share of each class in a drawn split.", 0.2)
+    activity_level: Literal["full", "first"] | None = option("ACT-X: all of an answer, or its first part.")
+    explain_category: bool = option("COCO: the label's masks explain it.", False)
+    on_error: Literal["stop", "skip"] = option("What to do about a bad item.", "stop")
+    num_proc: int = option("Processes, each of which writes files of its own.", 1)
+    max_shard_size: str = option("Greatest size of a Parquet file.", "200MB")
+    name: str | None = option("The data set's name in the card; of own pictures, that of their folder by default.")
+    language: list[str] | None = option("ISO 639 codes of the rationales' languages, for the card.")
+    description: str | None = option("What the pictures show, for the card.")
+    license: str | None = option("Licence to name in the card.")
+    overwrite: bool = option("Replace all that is in the output folder.", False)
+    push_to_hub: str | None = option("Upload to this data set repository, private if new.", metavar="REPOSITORY")
+    public: bool = option("Let the repository be public.", False)
+
+    def __post_init__(self):
+        if self.public and not self.push_to_hub:
+            raise ValueError("`--public` says who may see what `--push_to_hub` uploads, which is not asked for")
+
+
+@dataclass(kw_only=True)
+class InspectArguments:
+    """What to look at."""
+
+    dataset: str = required("Folder of a data set that `megl prepare` wrote.", positional=True, metavar="DATASET")
+    output: str = required("Page to write.", metavar="NAME.html")
+    json: bool = option("Also write the figures and warnings to NAME.json.", False)
+    examples: int = option("Pictures on the page, spread over the classes.", 24)
+    overwrite: bool = option("Replace files that exist.", False)
+
+    def __post_init__(self):
+        check_lowest(self, examples=0)
+
+
+@dataclass(kw_only=True)
+class InitArguments:
+    """What to make a model of, and for which classes."""
+
+    preset: Literal["megl-resnet-tiny", "megl-resnet18", "megl-swin-tiny", "megl-vit-b16", "megl-vit-tiny"] | None = (
+        option("Known sizes, with random weights.")
+    )
+    vision: str | None = option("Hub id or folder of a pretrained vision model.")
+    model: str | None = option("Hub id or folder of a trained MEGL model, to be taken to the new classes.")
+    text: str | None = option("Language model to put behind --vision; `llama-small` by default.")
+    dataset: str = required("Data set whose classes and rationales the model is made for.")
+    train_split: str = option("Split that has them.", "train")
+    output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
+    rationale_prompt: str | None = option(
+        "What the rationale continues, in any language, with {label} for the class; 'This is a {label} because' by "
+        "default, or that of --model."
+    )
+    max_rationale_length: int | None = option(
+        "Tokens of prompt, rationale and end of text; longer ones are cut. 64 by default, or that of --model."
+    )
+    saliency_method: (
+        Literal[
+            "grad_cam",
+            "grad_cam_elementwise",
+            "hires_cam",
+            "layer_cam",
+            "grad_cam_plus_plus",
+            "xgrad_cam",
+            "input_x_gradient",
+            "attention_rollout",
+            "attention_relevance",
+        ]
+        | None
+    ) = option("How the map is made.")
+    saliency_layer: str | None = option("Module of the vision model to compute maps on, if not the default.")
+    saliency_score: Literal["logit", "contrast"] | None = option("What the map explains.")
+    rationale_gradient: Literal["map", "map_and_features", "none"] | None = option(
+        "Where the rationale's loss may go in the vision model."
+    )
+    grounding_map: Literal["saliency", "uniform", "random", "visual_explanation"] | None = option(
+        "Which map weights the evidence that the rationale is written from; all but the first are ablations."
+    )
+    seed: int = option("Draws the random weights.", 0)
+    trust_remote_code: bool = option(
+        "Let the vision model run its own code; a language model's own code is never run.", False
+    )
+
+    def __post_init__(self):
+        given = [f"`--{name}`" for name in ("preset", "vision", "model") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                f"one of `--preset`, `--vision` and `--model` is needed, got {' and '.join(given) or 'none'}"
+            )
+        if self.text and not self.vision:
+            raise ValueError("`--text` goes with `--vision`: a preset and a trained model have their language models")
+
+
+@dataclass(kw_only=True)
+class TrainArguments:
+    """What to train on what."""
+
+    model_name_or_path: str = required("Hub id or folder of a MEGL model (`megl init` makes one).")
+    dataset_name: str = required("Hub id or folder of a data set (`megl prepare` makes one).")
+    train_split: str = option("Split to train on.", "train")
+    eval_split: str = option("Split to evaluate on; never the test split.", "validation")
+    mask_share: float = option(
+        "Share of the training split's visual explanations to use; a smaller one is a subset.", 1.0
+    )
+    rationale_share: float = option(
+        "Share of its pictures with rationales that keep them; a smaller one is a subset.", 1.0
+    )
+    share_seed: int = option("Draws which items keep their explanations.", 0)
+    trust_remote_code: bool = option("Let the vision model run its own code.", False)
+
+    def __post_init__(self):
+        for name in ("mask_share", "rationale_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`--{name}` must lie in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments:
+    """What to evaluate on what."""
+
+    model: list[str] = required("Hub ids or folders of MEGL models.")
+    dataset: str = required("Hub id or folder of a data set.")
+    split: str = option("Split to evaluate on.", "test")
+    output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
+    clip: str | None = option("CLIP model for CLIPScore and grounding; none is downloaded unless asked.")
+    faithfulness: Literal["blur", "mean", "noise"] | None = option(
+        "Also score the maps by deleting and inserting pixels, with this in their place, `blur` if none is named; "
+        "takes 82 passes through the vision model for each image.",
+        nargs="?",
+        const="blur",
+    )
+    batch_size: int = option("Pictures at a time.", 32)
+    max_new_tokens: int = option("Greatest length of a rationale.", 40)
+    examples: int = option("Pictures in the report, evenly spaced over the split.", 24)
+    resamples: int = option("Resamples of the bootstrap.", 2000)
+    seed: int = option("Draws the resamples, and the pairs of the control.", 0)
+    update_card: bool = option(
+        "Enter the figures into the README.md of the model's folder, and keep what else stands there.", False
+    )
+    dataset_id: str | None = option("Hub id of the data set for the card, where --dataset is a folder.")
+    trust_remote_code: bool = option("Let the vision model run its own code.", False)
+
+    def __post_init__(self):
+        check_lowest(self, batch_size=1, max_new_tokens=1, examples=0, resamples=1, seed=0)
+
+
+@dataclass(kw_only=True)
+class CompareArguments:
+    """Which evaluations to compare."""
+
+    evaluations: list[str] = required("What `megl evaluate` wrote, two or more.", positional=True, metavar="FOLDER")
+    output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
+    resamples: int = option("Resamples of the bootstrap.", 2000)
+    seed: int = option("Draws the resamples.", 0)
+
+    def __post_init__(self):
+        if len(self.evaluations) < 2:
+            raise ValueError(f"two or more folders are needed, got {self.evaluations[0]} alone")
+        check_lowest(self, resamples=1, seed=0)
+
+
+@dataclass(kw_only=True)
+class ExplainArguments:
+    """What to explain."""
+
+    model: str = required("Hub id or folder of a MEGL model.")
+    images: list[str] = required("Picture files.", positional=True, metavar="IMAGE")
+    output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
+    target: str | None = option("Class to explain, by name or id; by default the predicted one.")
+    foil: str | None = option("Class that it is contrasted with: why --target rather than that?")
+    batch_size: int = option("Pictures at a time.", 8)
+    trust_remote_code: bool = option("Let the vision model run its own code.", False)
+
+    def __post_init__(self):
+        check_lowest(self, batch_size=1)
