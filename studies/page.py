@@ -1,12 +1,12 @@
 """The page of a study: its figures as charts, with the tables of its results."""
 
-import html
 import re
 from collections import defaultdict
+from pathlib import Path
 from statistics import mean
 
-from megl.pages.charts import STYLE, bars, curve, dot, frame, named_dots, table, unit_chart, within
-from megl.pages.html_page import document
+from megl.pages.charts import LINE, Points, bars, chart_of_points, frame
+from megl.pages.html_page import render
 from studies.study import COLUMNS
 
 
@@ -15,29 +15,30 @@ BARS = ("accuracy", "accuracy_conflicting", "iou", "pointing_game", "rouge_l", "
 
 def page(study, name, groups):
     """The HTML of `(group, texts)`: the figures of a data set and architecture as charts, and what is said of them."""
-    parts = [f"<h1>Study: {html.escape(name)}</h1>"]
-    if study.get("description"):
-        parts.append(f"<p>{html.escape(study['description'].strip())}</p>")
-    for group, texts in groups:
-        parts.append(f"<h2>{html.escape(group.dataset)}, {html.escape(group.architecture)}</h2>")
-        parts += [f'<p class="figures">{html.escape(line)}</p>' for line in texts["run"]]
-        parts.append(table(*texts["figures"]) + f'<p class="figures">{html.escape(texts["note"])}</p>')
-        parts.append(
-            f'<div class="charts">{"".join(_bar_charts(group))}{_against_iou(group)}{_against_masks(group)}</div>'
-        )
-        for title, heads, rows in texts["tables"]:
-            parts.append(f"<h3>{html.escape(title)}</h3>{table(heads, rows)}")
-    return document(f"MEGL: study {name}", "\n".join(parts), STYLE)
+    shown = [
+        {
+            "title": f"{group.dataset}, {group.architecture}",
+            "charts": [*_bar_charts(group), *_against_iou(group), *_against_masks(group)],
+            **texts,
+        }
+        for group, texts in groups
+    ]
+    description = (study.get("description") or "").strip()
+    return render(Path(__file__).with_name("study.html"), name=name, description=description, groups=shown)
 
 
 def _bar_charts(group):
+    """`(heading, chart)` for each of `BARS` that there is."""
     for metric in BARS:
-        having = [method for method, values in group.values.items() if metric in values]
-        if not having:
-            continue
-        means = {method: mean(group.values[method][metric]) for method in having}
+        means = {method: mean(values[metric]) for method, values in group.values.items() if metric in values}
         rows = [(_label(method), value, group.interval(method, metric), "") for method, value in means.items()]
-        yield f"<div><h3>{html.escape(COLUMNS[metric])}</h3>{bars(COLUMNS[metric], rows)}</div>"
+        if rows:
+            yield COLUMNS[metric], bars(_title(group, COLUMNS[metric]), rows)
+
+
+def _title(group, heading):
+    """For those who do not see the chart, which they find by this among those of the other groups."""
+    return f"{heading}: {group.dataset}, {group.architecture}"
 
 
 def _label(method):
@@ -46,18 +47,18 @@ def _label(method):
 
 
 def _against_iou(group):
-    having = {method: values for method, values in group.values.items() if "iou" in values}
-    if not having:
-        return ""
-    places = {method: (mean(values["iou"]), mean(values["accuracy"])) for method, values in having.items()}
-    x_ends, y_ends = (frame(values) for values in zip(*places.values(), strict=True))
-    points = [
-        (within(x, x_ends), within(y, y_ends), _label(method), f"{method}: IoU {x:.3f}, accuracy {y:.3f}", "")
-        for method, (x, y) in places.items()
-    ]
+    places = {
+        method: (mean(values["iou"]), mean(values["accuracy"]))
+        for method, values in group.values.items()
+        if "iou" in values
+    }
+    if not places:
+        return
+    x, y = zip(*places.values(), strict=True)
+    tips = [f"{method}: IoU {iou:.3f}, accuracy {accuracy:.3f}" for method, (iou, accuracy) in places.items()]
+    points = Points(x, y, tips, [_label(method) for method in places], sizes=5)
     title = "Accuracy against IoU"
-    chart = unit_chart(title, "IoU of the maps", "accuracy", named_dots(points), x_ends, y_ends)
-    return f"<div><h3>{title}</h3>{chart}</div>"
+    yield title, chart_of_points(_title(group, title), "IoU of the maps", "accuracy", [points], frame(x), frame(y))
 
 
 def _against_masks(group):
@@ -68,33 +69,30 @@ def _against_masks(group):
         others = [part for part in varied if not part.startswith("mask_share=")]
         if len(others) < len(varied):
             curves[" ".join([name, *others])].append((runs[0].settings["mask_share"], method))
-    charts = [_share_chart(group, metric, curves) for metric in ("accuracy", "accuracy_conflicting", "iou")]
-    return "".join(charts) if curves else ""
+    if curves:
+        for metric in ("accuracy", "accuracy_conflicting", "iou"):
+            yield from _share_chart(group, metric, curves)
 
 
 def _share_chart(group, metric, curves):
-    lines = {
-        name: [
-            (x, mean(group.values[method][metric])) for x, method in sorted(shares) if metric in group.values[method]
-        ]
-        for name, shares in curves.items()
-    }
+    lines = {}
+    for name, shares in curves.items():
+        having = [(x, mean(group.values[method][metric])) for x, method in shares if metric in group.values[method]]
+        if having:
+            lines[name] = sorted(having)
     reference = group.values.get(group.reference, {}).get(metric)
     if reference is not None:
         lines[group.reference] = [(0, mean(reference)), (1, mean(reference))]
-    values = [y for points in lines.values() for _, y in points]
-    if not values:
-        return ""
-    ends = frame(values)
-    marks, named = [], []
+    if not lines:
+        return
+    series = []
     for name, points in lines.items():
-        places = [(x, within(y, ends)) for x, y in points]
-        if not places:
-            continue
-        marks.append(curve(places, "" if name == group.reference else "curve"))
-        titles = [f"{name}, {x:.0%} of the masks: {y:.3f}" for x, y in points]
-        marks += [dot(*at, title) for at, title in zip(places, titles, strict=True)]
-        named.append((*places[-1], name, titles[-1], ""))
+        x, y = zip(*points, strict=True)
+        tips = [f"{name}, {share:.0%} of the masks: {value:.3f}" for share, value in points]
+        names = [""] * (len(points) - 1) + [name]
+        look = {"colour": LINE} if name == group.reference else {}
+        series.append(Points(x, y, tips, names, line=True, **look))
     title = f"{COLUMNS[metric]} against the share of masks"
-    chart = unit_chart(title, "share of the masks", COLUMNS[metric], marks + named_dots(named), y_ends=ends)
-    return f"<div><h3>{html.escape(title)}</h3>{chart}</div>"
+    y_ends = frame([y for points in series for y in points.y])
+    chart = chart_of_points(_title(group, title), "share of the masks", COLUMNS[metric], series, y_ends=y_ends)
+    yield title, chart
