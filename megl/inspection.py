@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -311,7 +312,7 @@ class Inspection:
         mask = None if finding.grid is None else decode_map(row["visual_explanation"])
         texts = [text for text in row["textual_explanations"] or [] if text]
         item = example(name, self.class_names[row["label"]], row["group"], decode(row["image"]), mask, texts)
-        bisect.insort(candidates, (key, item))
+        bisect.insort(candidates, (key, item), key=itemgetter(0))
         del candidates[room:]
 
     def finish(self):
@@ -347,7 +348,7 @@ class Inspection:
         self.warnings[f"{kind}_{where}"].add(shown)
 
     def examples(self):
-        """The HTML of at most `num_examples` examples, spread evenly over the classes."""
+        """What the page shows of at most `num_examples` examples, spread evenly over the classes."""
         items = [item for candidates in self.candidates for _, item in candidates]
         chosen = np.linspace(0, len(items) - 1, min(self.num_examples, len(items))).round().astype(int)
         return [items[index] for index in chosen]

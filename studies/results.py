@@ -1,7 +1,6 @@
 """The results of a study from its cells: figures by seed, paired tests, tables, and one HTML page."""
 
 import gzip
-import html
 import json
 import re
 import zlib
@@ -17,8 +16,7 @@ from dataset_builders.files import write_file
 from megl.evaluation.bootstrap import LEVEL, check_same_items, influences
 from megl.evaluation.headlines import headlines
 from megl.evaluation.saved_scores import item_fault, metrics_fault
-from megl.pages.charts import STYLE, bars, curve, dot, frame, named_dots, table, unit_chart, within
-from megl.pages.html_page import document
+from studies.page import page
 from studies.random_effects import contrast, estimate, holm
 from studies.study import BEST_BASELINE, COLUMNS
 
@@ -30,7 +28,6 @@ TEXTUAL = {"rationale", "grounding", "clip_score", "ref_clip_score", "cider_over
 # Marks a test of one seed.
 ONE_SEED = " ¹"
 RUN_AGAIN = "remove its folder and run the study again."
-BARS = ("accuracy", "accuracy_conflicting", "iou", "pointing_game", "rouge_l", "place_accuracy")
 
 
 @dataclass
@@ -261,11 +258,21 @@ def write_results(study, cells, output, name, publish=None):
     folder = output / name
     write_file(folder / "results.json", json.dumps({name: results}, indent=2) + "\n")
     write_file(folder / "results.md", text)
-    write_file(folder / "index.html", page(study, name, groups))
+    write_file(folder / "index.html", page(study, name, [(group, _page_texts(study, group)) for group in groups]))
     print(text)
     print(f"{folder / 'index.html'}")
     if publish is not None:
         publish_results(publish, name, results, text)
+
+
+def _page_texts(study, group):
+    """What the HTML page says of a group: lines and tables of `(heads, rows)`."""
+    return {
+        "run": what_was_run(study, group),
+        "figures": figures_table(group),
+        "note": _note(group),
+        "tables": [*claims_tables(group), *test_tables(group)],
+    }
 
 
 # ---- Markdown ----
@@ -395,95 +402,6 @@ def what_was_run(study, group):
         "Tests are over images and seeds, each by itself but for the claims. "
         "Rationales of methods that train none are not scored.",
     ]
-
-
-# ---- HTML ----
-
-
-def page(study, name, groups):
-    parts = [f"<h1>Study: {html.escape(name)}</h1>"]
-    if study.get("description"):
-        parts.append(f"<p>{html.escape(study['description'].strip())}</p>")
-    for group in groups:
-        parts.append(f"<h2>{html.escape(group.dataset)}, {html.escape(group.architecture)}</h2>")
-        parts += [f'<p class="figures">{html.escape(line)}</p>' for line in what_was_run(study, group)]
-        parts.append(table(*figures_table(group)) + f'<p class="figures">{html.escape(_note(group))}</p>')
-        parts.append(
-            f'<div class="charts">{"".join(_bar_charts(group))}{_against_iou(group)}{_against_masks(group)}</div>'
-        )
-        for title, heads, rows in (*claims_tables(group), *test_tables(group)):
-            parts.append(f"<h3>{html.escape(title)}</h3>{table(heads, rows)}")
-    return document(f"MEGL: study {name}", "\n".join(parts), STYLE)
-
-
-def _bar_charts(group):
-    for metric in BARS:
-        having = [method for method, values in group.values.items() if metric in values]
-        if not having:
-            continue
-        means = {method: mean(group.values[method][metric]) for method in having}
-        rows = [(_label(method), value, group.interval(method, metric), "") for method, value in means.items()]
-        yield f"<div><h3>{html.escape(COLUMNS[metric])}</h3>{bars(COLUMNS[metric], rows)}</div>"
-
-
-def _label(method):
-    """A method's name in a chart, where there is room for the values of its settings alone."""
-    return re.sub(r"\w+=", "", method)
-
-
-def _against_iou(group):
-    having = {method: values for method, values in group.values.items() if "iou" in values}
-    if not having:
-        return ""
-    places = {method: (mean(values["iou"]), mean(values["accuracy"])) for method, values in having.items()}
-    x_ends, y_ends = (frame(values) for values in zip(*places.values(), strict=True))
-    points = [
-        (within(x, x_ends), within(y, y_ends), _label(method), f"{method}: IoU {x:.3f}, accuracy {y:.3f}", "")
-        for method, (x, y) in places.items()
-    ]
-    title = "Accuracy against IoU"
-    chart = unit_chart(title, "IoU of the maps", "accuracy", named_dots(points), x_ends, y_ends)
-    return f"<div><h3>{title}</h3>{chart}</div>"
-
-
-def _against_masks(group):
-    """Metrics against the share of masks: a curve for each method that the study varies it of, and the reference."""
-    curves = defaultdict(list)
-    for method, runs in group.runs.items():
-        name, *varied = method.split(" ")
-        others = [part for part in varied if not part.startswith("mask_share=")]
-        if len(others) < len(varied):
-            curves[" ".join([name, *others])].append((runs[0].settings["mask_share"], method))
-    charts = [_share_chart(group, metric, curves) for metric in ("accuracy", "accuracy_conflicting", "iou")]
-    return "".join(charts) if curves else ""
-
-
-def _share_chart(group, metric, curves):
-    lines = {
-        name: [
-            (x, mean(group.values[method][metric])) for x, method in sorted(shares) if metric in group.values[method]
-        ]
-        for name, shares in curves.items()
-    }
-    reference = group.values.get(group.reference, {}).get(metric)
-    if reference is not None:
-        lines[group.reference] = [(0, mean(reference)), (1, mean(reference))]
-    values = [y for points in lines.values() for _, y in points]
-    if not values:
-        return ""
-    ends = frame(values)
-    marks, named = [], []
-    for name, points in lines.items():
-        places = [(x, within(y, ends)) for x, y in points]
-        if not places:
-            continue
-        marks.append(curve(places, "" if name == group.reference else "curve"))
-        titles = [f"{name}, {x:.0%} of the masks: {y:.3f}" for x, y in points]
-        marks += [dot(*at, title) for at, title in zip(places, titles, strict=True)]
-        named.append((*places[-1], name, titles[-1], ""))
-    title = f"{COLUMNS[metric]} against the share of masks"
-    chart = unit_chart(title, "share of the masks", COLUMNS[metric], marks + named_dots(named), y_ends=ends)
-    return f"<div><h3>{html.escape(title)}</h3>{chart}</div>"
 
 
 # ---- Several studies on one page ----

@@ -13,16 +13,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import yaml
+from pages import Page
 from scipy import stats
 
 from dataset_builders import ObjectMe, build_dataset
 from dataset_builders.files import new_folder
 from megl.evaluation import bootstrap
-from megl.pages import charts
 from studies import compare
 from studies import results as study_results
 from studies import study as studies
@@ -457,7 +458,15 @@ def test_table_and_results_by_hand(place, run):
     assert "6 of 6 cells, evaluated on the test split, in 3.00 hours of machine time. Commit 0123abc;" in text
     assert text.count("an abacus, 2 cores") == 1  # of two releases of its system
     page = (place / "out" / "study" / "index.html").read_text()
-    assert "0.375 ± 0.177" in page and page.count("<svg") == 5 and "http" not in page.split("</style>")[1]
+    shown = Page(page)
+    assert "0.375 ± 0.177" in shown.texts and "http" not in page
+    assert [svg["aria-label"] for svg in shown.all("svg")] == [
+        f"{name}: pictures, resnet" for name in ("accuracy", "conflicting", "IoU", "ROUGE-L", "Accuracy against IoU")
+    ]
+    assert "megl: IoU 0.625, accuracy 0.875" in shown.texts
+    assert any(text.startswith("megl: 0.625 (") for text in shown.texts)  # the bar of its IoU
+    run(STUDY, "--report")
+    assert (place / "out" / "study" / "index.html").read_text() == page
 
 
 def test_methods_are_tested_against_plain_and_the_best_baseline(place, run):
@@ -606,11 +615,32 @@ def test_share_of_masks_is_a_curve_for_each_method(place, run):
     write_study(place, study, {"megl mask_share=1": [[1, 1]], "megl mask_share=0.1": [[1, 0]], "plain": [[1, 0]]})
     run(study, "--report")
     page = (place / "out" / "study" / "index.html").read_text()
-    assert "accuracy against the share of masks" in page and "megl, 10% of the masks: 0.500" in page
+    assert "accuracy against the share of masks" in page
+    chart = ElementTree.fromstring(re.search('<svg [^>]*"accuracy against the share of masks:.*?</svg>', page)[0])
+    places = {
+        title.text: (float(mark.get("x")), float(mark.get("y")))
+        for mark in chart.iter("use")
+        for title in mark.findall("title")
+    }
     # The method in the order of its shares, and plain, which uses no mask, level; from 0.5 to 1 up the side.
-    assert charts.curve([(0.1, 0), (1, 1)], "curve") in page and charts.curve([(0, 0), (1, 0)]) in page
+    assert list(places) == [
+        *("megl, 10% of the masks: 0.500", "megl, 100% of the masks: 1.000"),
+        *("plain, 0% of the masks: 0.500", "plain, 100% of the masks: 0.500"),
+    ]
+    (low_x, low), (full_x, full), (none_x, level), (right, level_too) = places.values()
+    assert (full_x, level, level_too) == (right, low, low) and full < low
+    assert low_x - none_x == pytest.approx((right - none_x) / 10, abs=0.1)
     assert ">megl 0.1</text>" in page and "megl mask_share=0.1" in page  # in the charts, and in the table
-    assert charts.frame([0.5, 1]) == (0.5, 1) and charts.frame([0.31, 0.4]) == (0.3, 0.5)
+
+
+def test_names_in_a_study_are_no_markup(place, run):
+    name, evil = "<b>$x$", "<script>alert(1)</script>"
+    study = changed(methods={"plain": OFF, name: {}}, baselines=[], description=evil, seeds=[0])
+    write_study(place, study, {"plain": [[1, 0]], name: [[1, 1]]})
+    run(study, "--report")
+    page = (place / "out" / "study" / "index.html").read_text()
+    assert "<script" not in page and "<b>" not in page
+    assert evil in Page(page).texts and Page(page).texts.count(name) > 3  # in tables and charts
 
 
 def test_published_studies_stand_beside_each_other_and_beside_words(place, run):

@@ -1,5 +1,6 @@
 """Intervals, tests, report and comparison of evaluations."""
 
+import html
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from metric_modules import CLIP
+from pages import Page
 from PIL import Image
 
 from dataset_builders import ObjectMe, build_dataset
@@ -27,7 +29,7 @@ from megl.evaluation import bootstrap, card, predictions, scores
 from megl.evaluation.comparison import check_same_data, markdown, read_evaluation
 from megl.evaluation.headlines import at, count_of, headlines
 from megl.evaluation.metrics import load
-from megl.pages import charts, pictures, report
+from megl.pages import pictures, report
 from megl.tables import human_map
 from modeling_megl import MeglForImageClassification, MeglProcessor
 
@@ -280,13 +282,21 @@ def nasty_report(tmp_path_factory):
     metrics = {"model": f"model {NASTY}", "dataset": "data", "split": "test"}
     metrics |= scores.compute_scores(items, dataset, labels, saliency=saliency)
     metrics = scores.with_intervals(metrics, items, 20, 0)
-    path = tmp_path_factory.mktemp("report") / "index.html"
-    report.write_report(path, dataset, items, metrics, count=3)
-    return path.read_text(encoding="utf-8"), metrics
+    first, second = (tmp_path_factory.mktemp("report") / "index.html" for _ in range(2))
+    for path in (first, second):
+        report.write_report(path, dataset, items, metrics, count=3)
+    assert first.read_bytes() == second.read_bytes()
+    return first.read_text(encoding="utf-8"), metrics
 
 
 def section(page, title):
     return page.split(f"<h2>{title}</h2>")[1].split("<h2>")[0]
+
+
+def cells(page, title):
+    """The cells of the tables of a section, a list for each row."""
+    rows = section(page, title).split("<tr>")[1:]
+    return [[text for text in Page(f"<tr>{row.split('</tr>')[0]}</tr>").texts if text.strip()] for row in rows]
 
 
 def test_report_shows_the_right_items_escaped(nasty_report):
@@ -306,43 +316,44 @@ def test_report_shows_the_right_items_escaped(nasty_report):
     }
     assert page.count('class="item"') == 3 and page.count('class="item case"') == 6
     assert page.count('src="data:image/jpeg') == 3 * 9 and "http" not in page.split("</style>")[1]
-    assert f"{metrics['saliency']['iou']:.3f}" in section(page, "Figures")
-    row = next(row for row in section(page, "Figures").split("<tr>") if "map IoU" in row)
-    assert row.rstrip("\n").removesuffix("</table>").strip().endswith("<td>4</td></tr>")
+    row = next(row for row in cells(page, "Figures") if row[0] == "map IoU")
+    assert (row[1], row[-1]) == (f"{metrics['saliency']['iou']:.3f}", "4")
     pairs = metrics["label_and_map"]
     assert pairs == dict.fromkeys(pairs, 1)
+    shown = Page(page)
+    assert shown.all("script") == []
+    assert {f"rationale 0 {NASTY}", f"reference 0 {NASTY}"} <= set(shown.texts)
+    assert any(text.startswith("id0<i>, IoU 0.94, ROUGE-L ") for text in shown.texts)
 
 
 def test_report_charts_hold_the_figures(nasty_report):
     page, metrics = nasty_report
     assert f"{metrics['calibration']['ece']:.3f}" in section(page, "Reliability")
-    classes = section(page, "Classes and groups")
-    assert classes.count('<rect class="bar"') == 6  # one class and two groups, accuracy and IoU
-    assert '<td style="background: color-mix(in srgb, var(--pale) 50%, var(--paper))" title="50%">2</td>' in classes
-    assert section(page, "Label and map").count("<circle") == 3 + 4  # classes and groups, and images
-
-
-def test_bars_and_dots_are_where_the_figures_are():
-    chart = charts.bars("t", [("name", 0.5, [0.25, 0.75], "n = 4"), ("none", None, None, "n = 0")])
-    assert 'x="160" y="8" width="140.0"' in chart and 'd="M230.0 18.0H370.0' in chart
-    assert charts.place(0, 0) == (56, 332) and charts.place(1, 1) == (464, 12)
-    names = charts.named_dots([(0.5, 0.5, "one", "", ""), (0.5, 0.5, "two", "", "")])
-    heights = [float(mark.split(' y="')[1].split('"')[0]) for mark in names if mark.startswith("<text")]
-    assert heights[1] - heights[0] == 12
-    assert [mark for mark in names if mark.startswith("<path")] == ['<path d="M260.0 172.0L268.0 184.0"/>']
-    apart = charts.named_dots([(0.2, 0.5, "one", "", ""), (0.5, 0.5, "two", "", "")])
-    heights = [float(mark.split(' y="')[1].split('"')[0]) for mark in apart if mark.startswith("<text")]
-    assert heights == [176, 176] and not any(mark.startswith("<path") for mark in apart)
-    chart = charts.bars("t", [("rationale gradient map_and_features", None, None, "")])
-    assert ">rationale …nd_features</text>" in chart
+    tips = re.findall("<title>(.*?)</title>", section(page, "Classes and groups"))
+    assert len(tips) == 6  # one class and two groups, accuracy and IoU
+    accuracy = metrics["accuracy_by_group"]["g<b>0"]
+    assert any(html.unescape(tip).startswith(f"g<b>0: {accuracy:.3f} (") for tip in tips)
+    assert cells(page, "Classes and groups") == [
+        ["is \\ taken for", NASTY, "b & c"],
+        [NASTY, "2", "2"],
+        ["b & c", "0", "0"],
+    ]
+    shares = re.findall(r"var\(--pale\) (\d+%), var\(--paper\)\)\" title=\"(\d+%)\"", page)
+    assert shares == [("50%", "50%")] * 2 + [("0%", "0%")] * 2
+    tips = re.findall("<title>(.*?)</title>", section(page, "Label and map"))
+    assert len(tips) == 3 + 4  # classes and groups, and images
+    assert f"id0<i>: {NASTY} is right, IoU 0.94, probability 0.60" in map(html.unescape, tips)
+    labels = [svg["aria-label"] for svg in Page(page).all("svg")]
+    assert len(labels) == 4 + 2 + 1 and "Reliability curve" in labels
 
 
 def test_confusion_of_many_classes_is_a_list_of_the_largest():
     classes = [f"c{number}" for number in range(30)]
     counts = (5 * np.eye(30, dtype=int)).tolist()
     counts[3][7], counts[4][8] = 2, 9
-    text = report._confusion(classes, counts)
-    assert text.index("c4 taken for c8") < text.index("c3 taken for c7") and text.count("taken for") == 2
+    _, rows = report._mistakes(classes, counts)
+    assert rows == [["c4 taken for c8", "9", "14"], ["c3 taken for c7", "2", "7"]]
+    assert report._mistakes(classes[:25], counts) is None  # a matrix shows it
 
 
 # the scripts, on a small sample
@@ -691,7 +702,7 @@ def test_a_mask_that_training_refuses_is_not_scored(stored, message):
     with pytest.raises(ValueError, match=f"^item 'x': its visual explanation {message}"):
         scores.saliency_scores([item], [0], dataset)
     with pytest.raises(ValueError, match=f"^item 'x': its visual explanation {message}"):
-        pictures.item_html(dataset[0], {**item, "score": 0.5})
+        pictures.shown_item(dataset[0], {**item, "score": 0.5})
 
 
 def test_a_mask_has_the_limit_of_a_picture(monkeypatch):
@@ -768,10 +779,9 @@ def test_the_report_counts_the_maps_that_it_shows():
     items = [make_item(i, label, "a", group, saliency__iou=iou) for i, (label, group, iou) in enumerate(rows)]
     items = [item | {"score": 1} for item in items]
     metrics = {**scores.classification_scores(items), "confusion": scores.confusion(items, ["a", "b"])}
-    page = report._classes(items, {**metrics, "intervals": {}})
     charted = {
-        title: re.findall(r"n = (\d+)", page.split(f"<h3>{title}</h3>")[1].split("<h3>")[0])
-        for title in ("Accuracy by class", "IoU of the maps by class", "Accuracy by group", "IoU of the maps by group")
+        title: re.findall(r"n = (\d+)", chart)
+        for title, chart in report._class_charts(items, {**metrics, "intervals": {}})
     }
     assert {title: sorted(map(int, counts)) for title, counts in charted.items()} == {
         "Accuracy by class": [2, 3],

@@ -1,32 +1,149 @@
-"""Charts of shares in [0, 1] as inline SVG, and tables, for the self-contained HTML pages.
+"""Charts by matplotlib as inline SVG for the self-contained HTML pages: bars, histograms, points and lines.
 
-Every function escapes the text that it is given; `marks` and `cells` alone are SVG and HTML.
+Their letters and colours are those of the page, light or dark, and their marks have tooltips. The same figures give
+the same bytes. Every text is shown as it stands: nothing in it is markup or a formula.
 """
 
+import io
 import math
-from html import escape
+import re
+import threading
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+import matplotlib.style
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dataset_builders.items import printable
 
 
-STYLE = """
-h2 { font-size: 1.2em; margin: 2em 0 .4em; border-bottom: 1px solid var(--line) }
-h3 { font-size: 1em; margin: 1em 0 0 }
-.scroll { overflow-x: auto; margin: .8em 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25em .9em .25em 0; text-align: left; font-weight: normal; white-space: pre }
-thead th { color: var(--soft); border-bottom: 1px solid var(--line) } td, thead th + th { text-align: right }
-.matrix td { padding: .35em .7em; text-align: center; border: 1px solid var(--line) } .matrix thead th { border: 0 }
-.figures + .items { margin-top: .8em }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30em, 100%), 1fr)); gap: 0 1.5em }
-svg { display: block; width: 100%; max-width: 40em; margin: .8em 0; font-size: 12px; fill: var(--soft) }
-svg path { stroke: var(--line); fill: none } svg text { text-anchor: end } svg .bar { fill: var(--strong) }
-svg text.middle { text-anchor: middle } svg text.start { text-anchor: start } svg path.whisker { stroke: var(--ink) }
-svg path.curve { stroke: var(--strong); stroke-width: 2 } svg circle { fill: var(--strong) }
-svg circle.right { fill: var(--good) } svg circle.wrong { fill: var(--bad) } svg circle.faint { fill-opacity: .45 }
-svg circle.ring { fill: none; stroke: var(--bad); stroke-width: 2 }
-"""
-
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 616, 56, 464, 12, 332  # with room for a name at the right
-_BAR_LEFT, _BAR_RIGHT, _BAR_HEIGHT = 160, 440, 24
+# matplotlib draws in colours that no chart has, each of which then becomes one of the page's variables.
+INK, SOFT, LINE, STRONG, GOOD, BAD = _COLOURS = [f"#00000{number}" for number in range(1, 7)]
+_VARIABLES = dict(zip(_COLOURS, ("ink", "soft", "line", "strong", "good", "bad"), strict=True))
+_STYLE = {
+    "figure.dpi": 72,  # so that a pixel, a point and a unit of the SVG are one
+    "font.size": 12,
+    "text.color": SOFT,
+    "text.parse_math": False,
+    "axes.labelcolor": SOFT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.spines.bottom": False,
+    "grid.color": LINE,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.major.pad": 7,
+    "ytick.major.pad": 7,
+    "lines.solid_capstyle": "butt",
+    "svg.fonttype": "none",
+}
+_LOCK = threading.Lock()  # the style is the whole process's while a chart is drawn
+_SVG, _HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+_WIDTH = 560
+_BAR_HEIGHT = 24
 _NAME_LENGTH = 22
+_LINE_HEIGHT, _LETTER_WIDTH = 13, 6.5
+
+
+@dataclass
+class _Chart:
+    axes: Axes
+    tips: dict
+    svg: Markup = None
+
+    def tip(self, artist, titles):
+        """The marks of an artist, in their order, show a title each where the pointer rests on them."""
+        gid = f"tip{len(self.tips)}"
+        artist.set_gid(gid)
+        self.tips[gid] = titles
+
+
+@contextmanager
+def _chart(title, height, margins):
+    """
+    A chart to draw on within a `with` block, after which it has its `svg`.
+
+    Args:
+        title (`str`): What it shows, for those who do not see it.
+        height (`float`): Of the whole, where the width is 560.
+        margins (`tuple` of `float`): Left, right, top and bottom of the axes.
+    """
+    left, right, top, bottom = margins
+    # The title makes the ids in a chart its own: a page has several charts.
+    style = {**_STYLE, "svg.hashsalt": title}
+    with _LOCK, matplotlib.style.context(["default", style]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has its own letters
+        figure = Figure(figsize=(_WIDTH / 72, height / 72))
+        figure.patch.set_visible(False)
+        box = (left / _WIDTH, bottom / height, (_WIDTH - left - right) / _WIDTH, (height - top - bottom) / height)
+        chart = _Chart(figure.add_axes(box), {})
+        chart.axes.patch.set_visible(False)
+        yield chart
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    chart.svg = _inline(text.getvalue(), title, chart.tips)
+
+
+def _inline(text, title, tips):
+    """What matplotlib wrote, as a part of a page: no names of its own, and the page's colours and letters."""
+    root = ElementTree.fromstring(text)
+    for definitions in root.findall(f"{_SVG}defs"):  # a style for the whole page, and areas to clip to
+        root.remove(definitions)
+    for group in root.iter(f"{_SVG}g"):
+        titles = tips.get(group.attrib.pop("id", None))
+        if titles is not None:
+            marks = [mark for mark in group.iter() if mark.tag == f"{_SVG}use"] or group.findall(f"{_SVG}path")
+            for mark, words in zip(marks, titles, strict=True):
+                ElementTree.SubElement(mark, f"{_SVG}title").text = printable(words)
+        styles = {mark.get("style") for mark in group}
+        if len(styles) == 1 and None not in styles and len(group) > 1:  # thousands of points of one look
+            group.set("style", styles.pop())
+            for mark in group:
+                del mark.attrib["style"]
+    for element in root.iter():
+        element.tag, element.tail = element.tag.removeprefix(_SVG), None
+        if element.tag not in ("text", "title"):
+            element.text = None
+        element.attrib = dict(_inline_attributes(element.attrib))
+    root.attrib = {"role": "img", "aria-label": printable(title), "viewBox": root.get("viewBox")}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _inline_attributes(attributes):
+    for name, value in attributes.items():
+        if name == "style":
+            pairs = (pair.split(": ") for pair in value.split("; "))
+            kept = [(key, given) for key, given in pairs if not key.startswith("font")]
+            yield name, "; ".join(f"{key}: {_colour(given)}" for key, given in kept)
+        elif name in ("d", "x", "y", "transform"):
+            if not value.startswith("rotate(-0 "):
+                value = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), value)
+                yield name, " ".join(value.split())
+        elif name == _HREF:
+            yield "href", value
+        elif name != "clip-path":
+            yield name, value
+
+
+def _colour(value):
+    return f"var(--{_VARIABLES[value]})" if value in _VARIABLES else value
+
+
+def _short(name):
+    """What is too long loses its middle: names that begin alike are told apart by their ends."""
+    half = _NAME_LENGTH // 2
+    return printable(name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}")
 
 
 def bars(title, rows):
@@ -38,129 +155,132 @@ def bars(title, rows):
         rows (`list` of `(str, float or None, list[float] or None, str)`): Name, share in [0, 1], ends of its interval,
             and a note that is written at the end.
     """
-    parts = []
-    bottom = 8 + _BAR_HEIGHT * len(rows)
-    for step in range(5):
-        x = _BAR_LEFT + (_BAR_RIGHT - _BAR_LEFT) * step / 4
-        parts.append(
-            f'<path d="M{x:.0f} 4V{bottom}"/><text class="middle" x="{x:.0f}" y="{bottom + 16}">{step / 4:g}</text>'
+    right = 120 if any(note for *_, note in rows) else 20
+    with _chart(title, _BAR_HEIGHT * len(rows) + 32, (170, right, 6, 26)) as chart:
+        axes = chart.axes
+        for place, (name, value, ends, note) in enumerate(rows):
+            axes.annotate(printable(note), (1, place), (8, 0), textcoords="offset points", va="center_baseline")
+            if value is None:
+                continue
+            (bar,) = axes.barh(place, value, height=0.75, color=STRONG)
+            interval = "" if ends is None else " ({:.3f} to {:.3f})".format(*ends)
+            chart.tip(bar, [f"{name}: {value:.3f}{interval}"])
+            if ends is not None:
+                # An interval of a share may reach beyond 0 or 1, where the names are: it has no mark at that end.
+                axes.plot(np.clip(ends, 0, 1), [place, place], color=INK, linewidth=1)
+                within = [end for end in ends if 0 <= end <= 1]
+                axes.plot(within, [place] * len(within), "|", color=INK, markersize=8)
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), labels=[_short(name) for name, *_ in rows])
+        axes.grid(visible=False, axis="y")
+    return chart.svg
+
+
+def histogram(counts, step, label, unit, count_label, open_end=False):
+    """
+    Args:
+        counts (`list[int]`): one for each bin `[i * step, (i + 1) * step)`; the largest is above 0.
+        step (`float`): width of a bin.
+        label, count_label (`str`): what the two axes show.
+        unit (`str`): written after each value of the horizontal axis.
+        open_end (`bool`): whether the last bin also holds all that is larger.
+    """
+    title = f"Histogram of {label}: {sum(counts):,} in {len(counts)} bins of {step:g}{unit}"
+    last = len(counts) - 1
+    with _chart(title, 220, (60, 16, 12, 42)) as chart:
+        axes = chart.axes
+        drawn = axes.bar(range(len(counts)), counts, width=0.92, align="edge", color=STRONG)
+        for place, (bar, count) in enumerate(zip(drawn, counts, strict=True)):
+            span = f"{place * step:g} to {(place + 1) * step:g}{unit}"
+            if open_end and place == last:
+                span = f"{place * step:g}{unit} or more"
+            chart.tip(bar, [f"{span}: {count:,}"])
+        edges = range(0, len(counts) + 1, math.ceil(len(counts) / 10))
+        axes.set_xticks(edges, labels=[f"{edge * step:g}{unit}" for edge in edges])
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.set(xlim=(0, len(counts)), ylim=(0, max(counts)), ylabel=count_label)
+        axes.set_xlabel(f"{label} (last bar: {last * step:g}{unit} or more)" if open_end else label)
+        axes.grid(visible=False, axis="x")
+    return chart.svg
+
+
+@dataclass
+class Points:
+    """
+    Points of one look.
+
+    Args:
+        x, y (`list[float]`): Where they lie.
+        tips (`list[str]`): A tooltip for each; without, the points are not marked.
+        names (`list[str]`): Written beside them; `""` for none.
+        sizes (`list[float]` or `float`): Their radii.
+        colour (`str`): One of the colours above.
+        line (`bool`): Whether a line goes through them.
+        ring, faint (`bool`): Whether they are hollow, or let others shine through.
+    """
+
+    x: list
+    y: list
+    tips: list = ()
+    names: list = ()
+    sizes: list | float = 4
+    colour: str = STRONG
+    line: bool = False
+    ring: bool = False
+    faint: bool = False
+
+
+def chart_of_points(title, x_label, y_label, series, x_ends=(0, 1), y_ends=(0, 1)):
+    """A chart of several [`Points`] between the ends of its axes."""
+    right = 12 + _LETTER_WIDTH * _NAME_LENGTH if any(any(points.names) for points in series) else 20
+    with _chart(title, 376, (56, right, 12, 44)) as chart:
+        axes = chart.axes
+        axes.set(xlim=x_ends, ylim=y_ends, xlabel=x_label, ylabel=y_label)
+        for points in series:
+            if points.line:
+                axes.plot(points.x, points.y, color=points.colour, linewidth=2, clip_on=False)
+            if points.tips:
+                look = {"facecolors": "none", "edgecolors": points.colour, "linewidths": 2}
+                if not points.ring:
+                    look = {"color": points.colour, "linewidths": 0, "alpha": 0.45 if points.faint else None}
+                squares = np.square(2 * np.asarray(points.sizes))  # of the diameters, which is what matplotlib takes
+                chart.tip(axes.scatter(points.x, points.y, squares, clip_on=False, zorder=3, **look), points.tips)
+        _write_names(axes, series)
+    return chart.svg
+
+
+def _write_names(axes, series):
+    """
+    Names at the right of their points, moved up or down where they would lie over others; a line leads to those.
+
+    matplotlib has nothing that keeps texts apart.
+    """
+    marked = [np.column_stack([points.x, points.y]) for points in series if points.tips and points.names]
+    taken = [(across - 6, across + 6, up) for places in marked for across, up in axes.transData.transform(places)]
+    named = [place for points in series for place in zip(points.x, points.y, points.names, strict=False)]
+    bottom, top = axes.bbox.y0, axes.bbox.y1
+    moves = sorted(range(-math.ceil(top - bottom), math.ceil(top - bottom)), key=abs)
+    for x, y, name in sorted(named, key=lambda point: -point[1]):
+        if not name:
+            continue
+        name = _short(name)
+        across, up = axes.transData.transform((x, y))
+        start, end = across + 8, across + 8 + _LETTER_WIDTH * len(name)
+        others = [other for left, right, other in taken if start < right and left < end]
+        free = (
+            move
+            for move in moves
+            if bottom <= up + move <= top and all(abs(up + move - other) >= _LINE_HEIGHT for other in others)
         )
-    for number, (name, value, ends, note) in enumerate(rows):
-        parts.append(_bar(8 + _BAR_HEIGHT * number, name, value, ends, note))
-    return f"""<svg role="img" aria-label="{escape(title)}" viewBox="0 0 560 {bottom + 22}">{"".join(parts)}</svg>"""
-
-
-def _bar(top, name, value, ends, note):
-    middle, span = top + _BAR_HEIGHT / 2 - 2, _BAR_RIGHT - _BAR_LEFT
-    label = f'<text x="{_BAR_LEFT - 8}" y="{middle + 4}">{escape(_short(name))}</text>'
-    end = f'<text class="start" x="{_BAR_RIGHT + 8}" y="{middle + 4}">{escape(note)}</text>'
-    if value is None:
-        return label + end
-    bar = f'<rect class="bar" x="{_BAR_LEFT}" y="{top}" width="{span * value:.1f}" height="{_BAR_HEIGHT - 6}">'
-    bar += f"<title>{escape(name)}: {value:.3f}</title></rect>"
-    if ends is not None:
-        low, high = (_BAR_LEFT + span * end for end in ends)
-        ticks = f"M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8"
-        bar += f'<path class="whisker" d="M{low:.1f} {middle}H{high:.1f}{ticks}"/>'
-    return label + bar + end
-
-
-def unit_chart(title, x_label, y_label, marks, x_ends=(0, 1), y_ends=(0, 1)):
-    """
-    A square from (0, 0) to (1, 1) with `marks` of `dot`, `named_dots` and `curve` in it. Where its sides stand for
-    other `x_ends` and `y_ends`, as [`frame`] gives them, the marks are already at their places between these.
-    """
-    parts = []
-    for step in range(6):
-        x, y = place(step / 5, step / 5)
-        x_text, y_text = (f"{low + (high - low) * step / 5:.3g}" for low, high in (x_ends, y_ends))
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_RIGHT}M{x:.1f} {_TOP}V{_BOTTOM}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}">{y_text}</text>')
-        parts.append(f'<text class="middle" x="{x:.1f}" y="{_BOTTOM + 16}">{x_text}</text>')
-    across, down = (_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2
-    return f"""<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {_WIDTH} 376">{"".join(parts)}{"".join(marks)}
-<text class="middle" x="{across:.0f}" y="{_BOTTOM + 36}">{escape(x_label)}</text>
-<text class="middle" transform="translate(14 {down:.0f}) rotate(-90)">{escape(y_label)}</text></svg>"""
+        move = next(free, 0)
+        taken.append((start, end, up + move))
+        axes.annotate(name, (x, y), (8, move), textcoords="offset points", va="center_baseline")
+        if abs(move) > 6:
+            line = {"arrowstyle": "-", "color": LINE, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", (x, y), (8, move), textcoords="offset points", arrowprops=line)
 
 
 def frame(values):
     """Ends of an axis of shares that shows what differs: tenths around the values."""
     return math.floor(10 * min(values)) / 10, min(1.0, math.floor(10 * max(values) + 1) / 10)
-
-
-def within(value, ends):
-    """Where a value lies between the ends of an axis, 0 at the lower one and 1 at the upper."""
-    return (value - ends[0]) / (ends[1] - ends[0])
-
-
-def place(x, y):
-    """Where a point of the unit square lies in the chart."""
-    return _LEFT + (_RIGHT - _LEFT) * x, _BOTTOM - (_BOTTOM - _TOP) * y
-
-
-def dot(x, y, title, kind="", size=4):
-    """A mark with its title, of the CSS classes `kind`."""
-    x, y = place(x, y)
-    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"><title>{escape(title)}</title></circle>'
-
-
-def named_dots(points):
-    """
-    Marks with their names at the right, moved down where they would lie over others; a line leads to a moved name.
-
-    Args:
-        points (`list` of `(float, float, str, str, str)`): Place, name, title, and CSS classes.
-    """
-    marks = []
-    taken = [(across - 6, across + 6, down) for across, down in (place(x, y) for x, y, *_ in points)]
-    for x, y, name, title, kind in sorted(points, key=lambda point: -point[1]):
-        name = _short(name)
-        across, at = place(x, y)
-        start, down, width = across + 8, at, 6.5 * len(name)
-        while any(start < end and begin < start + width and abs(down - height) < 12 for begin, end, height in taken):
-            down += 1
-        taken.append((start, start + width, down))
-        if down - at > 6:
-            marks.append(f'<path d="M{across:.1f} {at:.1f}L{start:.1f} {down:.1f}"/>')
-        marks.append(dot(x, y, title, kind, 5))
-        marks.append(f'<text class="start" x="{start:.1f}" y="{down + 4:.1f}">{escape(name)}</text>')
-    return marks
-
-
-def _short(name):
-    """What is too long loses its middle: names that begin alike are told apart by their ends."""
-    half = _NAME_LENGTH // 2
-    return name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
-
-
-def curve(points, kind=""):
-    """A line through points of the unit square."""
-    return f'<path class="{kind}" d="M{"L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in points)}"/>'
-
-
-def table(heads, rows):
-    """A table of text, whose first column names the row."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
-        for name, *cells in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def matrix(names, counts):
-    """A confusion matrix: rows are the true classes, each shaded by its shares."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    body = ""
-    for name, row in zip(names, counts, strict=True):
-        cells = "".join(_cell(count, sum(row)) for count in row)
-        body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-    return f"""<div class="scroll"><table class="matrix">
-<thead><tr><th scope="col">is \\ taken for</th>{head}</tr></thead>
-<tbody>{body}</tbody></table></div>"""
-
-
-def _cell(count, total):
-    share = 100 * count / total if total else 0
-    colour = f"color-mix(in srgb, var(--pale) {share:.0f}%, var(--paper))"
-    return f'<td style="background: {colour}" title="{share:.0f}%">{count:,}</td>'

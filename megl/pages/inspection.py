@@ -1,44 +1,40 @@
-"""The page that `inspect_dataset.py` writes: sections of HTML from the figures of a data set."""
+"""The page that `inspect_dataset.py` writes: the figures of a data set as charts, tables and pictures."""
 
 import math
-from html import escape
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from megl.pages.html_page import document, figure, histogram, nice_step
+from megl.pages.charts import histogram
+from megl.pages.html_page import TEMPLATES, figure, render
 from megl.pages.pictures import overlay
 
 
-_STYLE = """
-h2 { font-size: 1.2em; margin: 2em 0 .4em; border-bottom: 1px solid var(--line) }
-.scroll { overflow-x: auto; margin: .8em 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25em .9em .25em 0; text-align: left; vertical-align: top; font-weight: normal }
-thead th { color: var(--soft); border-bottom: 1px solid var(--line) } td.number, th.number { text-align: right }
-th, td { white-space: nowrap } td:last-child { white-space: normal; min-width: 11em }
-.classes { width: 100%; table-layout: fixed } .classes th, .classes td { white-space: normal; min-width: 0 }
-.classes th:first-child { width: 24% } .count { display: block; margin-top: .2em; font-size: .8em; color: var(--soft) }
-.bar, .key { background: var(--pale); height: .8em; min-width: 1px }
-.bar div { height: 100% } .bar div, .key.strong { background: var(--strong) }
-.key { display: inline-block; width: .8em; margin: 0 .3em 0 .6em } .legend { white-space: nowrap }
-ul.warnings { padding-left: 1.2em } .warnings li { margin: .5em 0 } .names { color: var(--soft) }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5em, 1fr)); gap: 1em; margin-top: 1em }
-.tiles img { border: 1px solid var(--line) }
-svg { display: block; width: 100%; max-width: 44em; margin: .8em 0; font-size: 12px; fill: var(--soft) }
-svg path { stroke: var(--line) } svg rect { fill: var(--strong) } svg text { text-anchor: end }
-svg text.middle { text-anchor: middle } .item .figures { font-size: .85em }
-"""
 _TEXT_LENGTH = 400  # characters of a rationale that an example shows
 
 
 def page(summary, inspection):
     """The HTML of `Inspection.summary()`, with the maps and examples of the inspection itself."""
-    return document(f"Data set {summary['dataset']}", "\n".join(_sections(summary, inspection)), _STYLE)
+    splits = summary["splits"].values()
+    totals = {kind: sum(split[kind] for split in splits) for kind in ("pictures", "maps", "rationales")}
+    return render(
+        TEMPLATES / "inspection.html",
+        summary=summary,
+        totals=totals,
+        split_table=_split_table(summary["splits"]),
+        area=_spread(summary["map_area"], "{:.1%}"),
+        areas=_areas(inspection.areas) if summary["map_area"] else None,
+        mean_maps=[_mean_map(label, *item, inspection) for label, item in enumerate(summary["classes"].items())],
+        words=_spread(summary["rationale_words"], "{:.0f}"),
+        lengths=_lengths(inspection.lengths) if totals["rationales"] else None,
+        examples=inspection.examples(),
+    )
 
 
 def example(name, class_name, group, image, mask, rationales):
     """
-    One item of the sheet of examples.
+    What the page shows of one item.
 
     Args:
         image (`PIL.Image.Image`): The picture, of any size and mode.
@@ -49,45 +45,15 @@ def example(name, class_name, group, image, mask, rationales):
     pictures = [figure(image, "picture", f"Picture {name}, {class_name}")]
     if mask is not None:
         pictures.append(figure(overlay(image, mask), "map over it", f"Picture {name} with its map"))
-    texts = "".join(f'<p class="reference">{escape(_shortened(text))}</p>' for text in rationales)
-    details = escape(name if group is None else f"{name}, {group}")
-    return f"""<div class="item"><div class="pictures">{"".join(pictures)}</div>
-<p><b>{escape(class_name)}</b> <span class="figures">{details}</span></p>{texts}</div>"""
+    return {
+        "pictures": pictures,
+        "class_name": class_name,
+        "details": name if group is None else f"{name}, {group}",
+        "rationales": [_shortened(text) for text in rationales],
+    }
 
 
-def _sections(summary, inspection):
-    splits = summary["splits"].values()
-    pictures, maps = sum(split["pictures"] for split in splits), sum(split["maps"] for split in splits)
-    rationales = sum(split["rationales"] for split in splits)
-    share = f" ({maps / pictures:.0%})" if pictures else ""
-    yield f"""<h1>Data set {escape(summary["dataset"])}</h1>
-<p class="figures">{pictures:,} pictures of {len(summary["classes"]):,} classes, {maps:,} with a map{share},
-{rationales:,} rationales.</p>"""
-    yield from _warnings(summary["warnings"])
-    yield from _splits(summary["splits"])
-    yield from _classes(summary)
-    yield from _maps(summary, inspection)
-    yield from _rationales(summary, inspection, rationales)
-    yield from _examples(inspection)
-
-
-def _warnings(warnings):
-    yield "<h2>Warnings</h2>"
-    if not warnings:
-        yield '<p class="right">None: nothing is duplicate, empty or unreadable.'
-        yield "Each class has pictures, maps and rationales.</p>"
-        return
-    yield '<ul class="warnings">'
-    for warned in warnings.values():
-        rest = warned["count"] - len(warned["items"])
-        names = [*map(escape, warned["items"]), *([f"and {rest:,} more"] if rest else [])]
-        yield f"""<li><b class="wrong">{warned["count"]:,}</b> {escape(warned["meaning"])}.
-<div class="names">{"; ".join(names)}</div></li>"""
-    yield "</ul>"
-
-
-def _splits(splits):
-    yield "<h2>Splits</h2>"
+def _split_table(splits):
     heads = ["split", "pictures", "a class has", "with a map", "with a rationale", "rationales"]
     heads += ["words of a rationale", "groups"]
     rows = []
@@ -104,60 +70,23 @@ def _splits(splits):
                 groups or "-",
             ]
         )
-    yield _table(heads, rows, numbers=range(1, 6))
-    yield '<p class="figures">In brackets after a median: the range from 5% to 95% of the values.</p>'
+    return heads, rows
 
 
 def _share(number, pictures):
     return f"{number:,} ({number / pictures:.0%})" if pictures else f"{number:,}"
 
 
-def _classes(summary):
-    yield "<h2>Balance of the classes and coverage by maps and rationales</h2>"
-    yield (
-        '<p class="figures">Pictures of each class; the widest bar of a column is its largest class.'
-        ' <span class="legend"><span class="key strong"></span>with a map</span>'
-        ' <span class="legend"><span class="key"></span>without</span></p>'
-    )
-    cells, kinds = [], ("pictures", "maps", "with_rationale")
-    for name, found in summary["classes"].items():
-        bars = "".join(
-            _bar(*(found[kind][split] for kind in kinds), summary["splits"][split]["largest_class"])
-            for split in summary["splits"]
-        )
-        cells.append(f'<tr><th scope="row">{escape(name)}</th>{bars}</tr>')
-    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in ("class", *summary["splits"]))
-    yield f"""<div class="scroll"><table class="classes"><thead><tr>{heads}</tr></thead>
-<tbody>{"".join(cells)}</tbody></table></div>"""
+def _areas(areas):
+    values = 100 * np.concatenate([np.asarray(some) for some in areas])
+    return _histogram(values, "area of a map, % of the picture", "%", "maps", limit=100)
 
 
-def _bar(pictures, maps, told, largest):
-    if not pictures:
-        return '<td><span class="count wrong">no pictures</span></td>'
-    width, covered = 100 * pictures / largest, 100 * maps / pictures
-    return f"""<td><div class="bar" style="width: {width:.1f}%"><div style="width: {covered:.1f}%"></div></div>
-<span class="count">{maps:,} of {pictures:,} with a map ({covered:.0f}%)</span>
-<span class="count">{told:,} with a rationale ({told / pictures:.0%})</span></td>"""
-
-
-def _maps(summary, inspection):
-    yield "<h2>Sizes and positions of the maps</h2>"
-    if summary["map_area"] is None:
-        yield '<p class="figures">There are no maps.</p>'
-        return
-    yield f"""<p class="figures">Area of a map: its mean value, for a map of 0 and 1 the share of the picture that it
-covers. Median {_spread(summary["map_area"], "{:.1%}")}.</p>"""
-    areas = 100 * np.concatenate([np.asarray(areas) for areas in inspection.areas])
-    yield _histogram(areas, "area of a map, % of the picture", "%", "maps", limit=100)
-    yield '<p class="figures">Mean map of each class, over all splits, from white (0) to red (its peak).</p>'
-    tiles = (_tile(label, *item, inspection) for label, item in enumerate(summary["classes"].items()))
-    yield f'<div class="tiles">{"".join(tiles)}</div>'
-
-
-def _tile(label, name, found, inspection):
+def _mean_map(label, name, found, inspection):
+    """The mean of a class's maps over white, or the name of a class without one."""
     mean = inspection.mean_map(label)
     if mean is None or not mean.max():
-        return f"<figure><figcaption><b>{escape(name)}</b>: no map</figcaption></figure>"
+        return {"without": name}
     across, down = found["map_centre"]
     number = len(inspection.areas[label])
     caption = (
@@ -168,35 +97,17 @@ def _tile(label, name, found, inspection):
     return figure(overlay(white, mean / mean.max(), strength=1), caption, f"Mean map of {name}")
 
 
-def _rationales(summary, inspection, rationales):
-    yield "<h2>Lengths of the rationales</h2>"
-    if not rationales:
-        yield '<p class="figures">There are no rationales.</p>'
-        return
-    pictures = sum(split["pictures"] for split in summary["splits"].values())
-    yield f"""<p class="figures">Median {_spread(summary["rationale_words"], "{:.0f}")} words, at most
-{summary["rationale_words"]["max"]:,.0f}. {rationales / pictures:.1f} rationales a picture.
-{summary["rationales_naming_own_class"] / rationales:.0%} of them name their picture's own class.</p>"""
-    lengths = np.concatenate([np.asarray(lengths) for lengths in inspection.lengths])
-    yield _histogram(lengths, "words of a rationale", "", "rationales", whole=True)
-
-
-def _examples(inspection):
-    items = inspection.examples()
-    if not items:
-        return
-    yield f"""<h2>Examples</h2>
-<p class="figures">{len(items)} pictures, spread over the classes, drawn at random with preference for those with a
-map.</p>
-<div class="items">"""
-    yield from items
-    yield "</div>"
+def _lengths(lengths):
+    values = np.concatenate([np.asarray(some) for some in lengths])
+    return _histogram(values, "words of a rationale", "", "rationales", whole=True)
 
 
 def _histogram(values, label, unit, count_label, limit=None, whole=False):
     """About 20 bins; the last also holds the 1 % or less that are much larger than the rest."""
     top = max(float(np.quantile(values, 0.99)), 1)
-    step = max(nice_step(top, 20, (1, 2, 5) if whole else (1, 2, 2.5, 5)), 1 if whole else 0)
+    steps = [1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10]
+    edges = MaxNLocator(20, steps=steps, integer=whole).tick_values(0, top)
+    step = float(edges[1] - edges[0])
     last = int(top / step)
     if limit is not None:
         last = min(last, math.ceil(limit / step) - 1)
@@ -212,17 +123,6 @@ def _spread(quantiles, form):
         return "-"
     median, low, high = (form.format(quantiles[name]) for name in ("median", "p5", "p95"))
     return f"{median} ({low} to {high})"
-
-
-def _table(heads, rows, numbers):
-    """A table of text; the columns in `numbers` are aligned to the right."""
-    kinds = [' class="number"' if column in numbers else "" for column in range(len(heads))]
-    head = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for kind, text in zip(kinds, heads, strict=True))
-    body = ""
-    for name, *texts in rows:
-        cells = "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds[1:], texts, strict=True))
-        body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _shortened(text):

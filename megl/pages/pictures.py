@@ -1,6 +1,5 @@
 """Items as pictures and words: image, human map, model's map, label with probability, rationales."""
 
-import html
 import textwrap
 from functools import cache
 
@@ -87,22 +86,16 @@ def _pictures(row, prediction):
     return [*pictures, (overlay(image, prediction["saliency"]), "model's map")]
 
 
-def item_html(row, prediction, kind="item", note=""):
+def shown_item(row, prediction, note=""):
     """
-    One item of a page.
+    What a page shows of an item, for the macro `item` of the templates.
 
     Args:
         row (`dict`): The item of the data set.
         prediction (`dict`): Its line of `predictions.jsonl`.
-        kind (`str`): CSS classes.
         note (`str`): Text about the item.
     """
+    names = ("label", "prediction", "score", "rationale")
     pictures = [figure(picture, caption) for picture, caption in _pictures(row, prediction)]
-    right = prediction["prediction"] == prediction["label"]
-    verdict = "" if right else f" (it is: {html.escape(prediction['label'])})"
-    references = "".join(f'<p class="reference">{html.escape(text)}</p>' for text in row["textual_explanations"] or [])
-    details = f'<p class="figures">{html.escape(note)}</p>' if note else ""
-    return f"""<div class="{kind}"><div class="pictures">{"".join(pictures)}</div>
-<p class="{"right" if right else "wrong"}"><b>{html.escape(prediction["prediction"])}</b>
-{prediction["score"]:.0%}{verdict}</p>
-<p>{html.escape(prediction["rationale"])}</p>{references}{details}</div>"""
+    references = row["textual_explanations"] or []
+    return {"pictures": pictures, "references": references, "note": note, **{name: prediction[name] for name in names}}

@@ -1,14 +1,13 @@
 """The report of an evaluation as one self-contained HTML page: figures, charts, and items to look at."""
 
-import html
 from collections import Counter
 
 import numpy as np
 
 from megl.evaluation.headlines import at, count_of, headlines, interval_head, interval_text
-from megl.pages.charts import STYLE, bars, curve, dot, matrix, named_dots, table, unit_chart
-from megl.pages.html_page import document
-from megl.pages.pictures import item_html
+from megl.pages.charts import BAD, GOOD, LINE, Points, bars, chart_of_points
+from megl.pages.html_page import TEMPLATES, render
+from megl.pages.pictures import shown_item
 from megl.tables import evenly_spaced, read_row
 
 
@@ -30,20 +29,24 @@ def write_report(path, dataset, items, metrics, count):
         metrics (`dict`): What is in `metrics.json`.
         count (`int`): Items to show besides the cases.
     """
-    title = f"MEGL: {metrics['model']} on {metrics['split']} of {metrics['dataset']}"
-    sections = [
-        _figures(metrics),
-        _classes(items, metrics),
-        _maps(items, metrics),
-        _calibration(metrics["calibration"]),
-    ]
-    sections += [_cases(dataset, items, *case) for case in cases(items)]
-    sections.append(_examples(dataset, items, count))
-    body = f"""<h1>What the model sees, where it looks and what it says</h1>
-<p class="figures">{html.escape(metrics["model"])}: {len(items):,} images of the {html.escape(metrics["split"])} split
-of {html.escape(metrics["dataset"])}.</p>
-{"".join(sections)}"""
-    path.write_text(document(title, body, STYLE), encoding="utf-8")
+    with_maps = metrics["label_and_map"] is not None
+    page = render(
+        TEMPLATES / "report.html",
+        metrics=metrics,
+        images=len(items),
+        figures=_figures(metrics),
+        not_scored=at(metrics, ("rationale", "not_scored")),
+        class_charts=_class_charts(items, metrics),
+        mistakes=_mistakes(**metrics["confusion"]),
+        label_and_map=_label_and_map(metrics["label_and_map"]) if with_maps else None,
+        class_points=_class_points(metrics) if with_maps else None,
+        image_points=_image_points(items) if with_maps else None,
+        reliability=_reliability(metrics["calibration"]),
+        reliability_table=_reliability_table(metrics["calibration"]),
+        cases=[_shown_case(dataset, items, *case) for case in cases(items)],
+        examples=[shown_item(read_row(dataset, index), items[index]) for index in evenly_spaced(count, len(items))],
+    )
+    path.write_text(page, encoding="utf-8")
 
 
 def _figures(metrics):
@@ -51,104 +54,101 @@ def _figures(metrics):
         [name, f"{value:.3f}", interval_text(at(metrics["intervals"], path)), f"{count_of(metrics, path):,}"]
         for path, name, value in headlines(metrics)
     ]
-    bootstrap, not_scored = metrics["bootstrap"], at(metrics, ("rationale", "not_scored"))
-    note = f'<p class="figures">Rationales are not scored: {html.escape(not_scored)}.</p>' if not_scored else ""
-    return f"""<h2>Figures</h2>{table(["", "value", interval_head(metrics), "images"], rows)}{note}
-<p class="figures">Intervals: bootstrap over the images, {bootstrap["resamples"]:,} resamples.</p>"""
+    return ["", "value", interval_head(metrics), "images"], rows
 
 
-def _classes(items, metrics):
+def _class_charts(items, metrics):
+    """`(heading, chart)` of accuracy and IoU by class and by group, of those that there are."""
+    mapped = _mapped(items)
     charts = []
-    mapped = [item for item in items if item["per_item"].get("saliency.iou") is not None]
     for title, name, sizes in (
         ("Accuracy by class", "accuracy_by_class", metrics["n_by_class"]),
         ("IoU of the maps by class", "iou_by_class", Counter(item["label"] for item in mapped)),
         ("Accuracy by group", "accuracy_by_group", metrics["n_by_group"]),
         ("IoU of the maps by group", "iou_by_group", Counter(item["group"] for item in mapped)),
     ):
-        values = metrics[name]
-        if values:
-            charts.append(_bars(title, values, at(metrics["intervals"], (name,)) or {}, sizes))
-    return f"""<h2>Classes and groups</h2><div class="charts">{"".join(charts)}</div>
-<h3>Confusion</h3>{_confusion(**metrics["confusion"])}"""
+        values, intervals = metrics[name], at(metrics["intervals"], (name,)) or {}
+        if not values:
+            continue
+        names = sorted(values, key=lambda name: np.inf if values[name] is None else values[name])[:MOST_BARS]
+        rows = [(name, values[name], intervals.get(name), f"n = {sizes[name]:,}") for name in names]
+        rest = f", the lowest {len(names)} of {len(values)}" if len(names) < len(values) else ""
+        charts.append((f"{title}{rest}", bars(title, rows)))
+    return charts
 
 
-def _bars(title, values, intervals, sizes):
-    names = sorted(values, key=lambda name: np.inf if values[name] is None else values[name])[:MOST_BARS]
-    rows = [(name, values[name], intervals.get(name), f"n = {sizes[name]:,}") for name in names]
-    rest = f", the lowest {len(names)} of {len(values)}" if len(names) < len(values) else ""
-    return f"<div><h3>{title}{rest}</h3>{bars(title, rows)}</div>"
+def _mapped(items):
+    return [item for item in items if item["per_item"].get("saliency.iou") is not None]
 
 
-def _confusion(classes, counts):
+def _mistakes(classes, counts):
+    """The most frequent mistakes as a table, where the classes are too many for a matrix."""
     if len(classes) <= MOST_CLASSES:
-        return matrix(classes, counts)
+        return None
     counts = np.array(counts)
     wrong = counts * (1 - np.eye(len(classes), dtype=int))
     largest = np.argsort(-wrong, axis=None, kind="stable")[:MOST_BARS]
-    pairs = [(row, column) for row, column in zip(*np.unravel_index(largest, wrong.shape), strict=True)]
     rows = [
         [f"{classes[row]} taken for {classes[column]}", f"{wrong[row, column]:,}", f"{counts[row].sum():,}"]
-        for row, column in pairs
+        for row, column in zip(*np.unravel_index(largest, wrong.shape), strict=True)
         if wrong[row, column]
     ]
-    return table(["most frequent", "images", "of"], rows)
+    return ["most frequent", "images", "of"], rows
 
 
-def _maps(items, metrics):
-    if metrics["label_and_map"] is None:
-        return "<h2>Label and map</h2><p>No image has a human map.</p>"
-    pairs = metrics["label_and_map"]
+def _label_and_map(pairs):
     rows = [
         [f"label {label}", *(f"{pairs[f'label_{label}_map_{peak}']:,}" for peak in ("right", "wrong"))]
         for label in ("right", "wrong")
     ]
-    points = []
-    for kind, style in (("class", ""), ("group", "ring")):
+    return ["images", "map peaks inside the human map", "outside"], rows
+
+
+def _class_points(metrics):
+    series = []
+    for kind, look in (("class", {}), ("group", {"ring": True, "colour": BAD})):
         accuracies, ious = metrics[f"accuracy_by_{kind}"], metrics[f"iou_by_{kind}"]
-        for name, iou in list(ious.items())[:MOST_NAMES]:
-            if iou is not None:
-                title = f"{kind} {name}: IoU {iou:.2f}, accuracy {accuracies[name]:.2f}"
-                points.append((iou, accuracies[name], name, title, style))
-    dots = []
-    known = [item for item in items if item["per_item"].get("saliency.iou") is not None]
-    for index in evenly_spaced(MOST_DOTS, len(known)):
-        item = known[index]
-        verdict = "right" if item["prediction"] == item["label"] else "wrong"
-        iou = item["per_item"]["saliency.iou"]
-        title = f"{item['id']}: {item['prediction']} is {verdict}, IoU {iou:.2f}, probability {item['score']:.2f}"
-        dots.append(dot(iou, item["score"], title, f"{verdict} faint"))
-    return f"""<h2>Label and map</h2>
-{table(["images", "map peaks inside the human map", "outside"], rows)}
-<div class="charts"><div><h3>IoU against accuracy: classes, and groups as rings</h3>
-{unit_chart("Accuracy over IoU of classes and groups", "mean IoU of the maps", "accuracy", named_dots(points))}</div>
-<div><h3>Images: <span class="right">label right</span>, <span class="wrong">label wrong</span></h3>
-{unit_chart("Probability over IoU of images", "IoU of the map", "probability of the predicted class", dots)}</div>
-</div>"""
+        names = [name for name in list(ious)[:MOST_NAMES] if ious[name] is not None]
+        tips = [f"{kind} {name}: IoU {ious[name]:.2f}, accuracy {accuracies[name]:.2f}" for name in names]
+        x, y = ([values[name] for name in names] for values in (ious, accuracies))
+        series.append(Points(x, y, tips, names, sizes=5, **look))
+    return chart_of_points("Accuracy over IoU of classes and groups", "mean IoU of the maps", "accuracy", series)
 
 
-def _calibration(calibration):
+def _image_points(items):
+    mapped = _mapped(items)
+    items = [mapped[index] for index in evenly_spaced(MOST_DOTS, len(mapped))]
+    series = []
+    for verdict, colour in (("right", GOOD), ("wrong", BAD)):
+        shown = [item for item in items if (item["prediction"] == item["label"]) == (verdict == "right")]
+        x, y = [item["per_item"]["saliency.iou"] for item in shown], [item["score"] for item in shown]
+        tips = [
+            f"{item['id']}: {item['prediction']} is {verdict}, IoU {iou:.2f}, probability {score:.2f}"
+            for item, iou, score in zip(shown, x, y, strict=True)
+        ]
+        series.append(Points(x, y, tips, colour=colour, faint=True))
+    title = "Probability over IoU of images"
+    return chart_of_points(title, "IoU of the map", "probability of the predicted class", series)
+
+
+def _reliability(calibration):
     filled = [part for part in calibration["bins"] if part["n"]]
     most = max(part["n"] for part in filled)
-    marks = [curve([(0, 0), (1, 1)]), curve([(part["confidence"], part["accuracy"]) for part in filled], "curve")]
-    for part in filled:
-        title = f"{part['n']:,} images at {part['confidence']:.2f}: accuracy {part['accuracy']:.2f}"
-        marks.append(dot(part["confidence"], part["accuracy"], title, size=3 + 7 * (part["n"] / most) ** 0.5))
+    x, y = ([part[name] for part in filled] for name in ("confidence", "accuracy"))
+    tips = [f"{part['n']:,} images at {part['confidence']:.2f}: accuracy {part['accuracy']:.2f}" for part in filled]
+    sizes = [3 + 7 * (part["n"] / most) ** 0.5 for part in filled]
+    series = [Points([0, 1], [0, 1], colour=LINE, line=True), Points(x, y, tips, sizes=sizes, line=True)]
+    return chart_of_points("Reliability curve", "mean probability of the predicted class", "accuracy", series)
+
+
+def _reliability_table(calibration):
     rows = [
-        [
-            f"{part['low']:.1f} to {part['high']:.1f}",
-            f"{part['n']:,}",
-            f"{part['confidence']:.3f}",
-            f"{part['accuracy']:.3f}",
-        ]
-        for part in filled
+        [f"{part['low']:.1f} to {part['high']:.1f}", f"{part['n']:,}"]
+        + [f"{part[name]:.3f}" for name in ("confidence", "accuracy")]
+        for part in calibration["bins"]
+        if part["n"]
     ]
-    return f"""<h2>Reliability</h2>
-<p class="figures">Does a probability of 0.8 mean right in 8 of 10? Expected calibration error
-{calibration["ece"]:.3f}. The area of a dot grows with its images.</p>
-<div class="charts">
-{unit_chart("Reliability curve", "mean probability of the predicted class", "accuracy", marks)}
-{table(["probability", "images", "mean", "accuracy"], rows)}</div>"""
+    return ["probability", "images", "mean", "accuracy"], rows
 
 
 def cases(items):
@@ -162,7 +162,7 @@ def cases(items):
     right = np.array([item["prediction"] == item["label"] for item in items])
     iou, peak = (_column(items, f"saliency.{name}") for name in ("iou", "pointing_game"))
     order = np.argsort(-quality, kind="stable")
-    by = "by the mean of label (1 or 0), IoU and ROUGE-L"
+    by = "By the mean of label (1 or 0), IoU and ROUGE-L"
     half = min(CASES, len(items) // 2)
     found = [("Best", by, order[:half]), ("Worst", by, order[::-1][:half])]
     if np.isnan(iou).all():
@@ -174,7 +174,7 @@ def cases(items):
         places = np.flatnonzero(chosen)
         ordered = places[np.argsort(direction * iou[places], kind="stable")]
         where = "outside" if direction == 1 else "inside"
-        words = f"the map peaks {where} the human map: {len(places):,} of {len(items):,} images, the clearest first"
+        words = f"The map peaks {where} the human map: {len(places):,} of {len(items):,} images, the clearest first"
         found.append((title, words, ordered[:CASES]))
     return found
 
@@ -189,20 +189,12 @@ def _quality(item):
     return float(np.mean([score for score in scores if score is not None]))
 
 
-def _cases(dataset, items, title, explanation, indices):
-    shown = "".join(item_html(read_row(dataset, int(i)), items[i], "item case", _note(items[i])) for i in indices)
-    return f"""<h2>{title}</h2><p class="figures">{explanation[0].upper()}{explanation[1:]}.</p>
-<div class="items">{shown}</div>"""
+def _shown_case(dataset, items, title, explanation, indices):
+    shown = [shown_item(read_row(dataset, int(index)), items[index], _note(items[index])) for index in indices]
+    return title, explanation, shown
 
 
 def _note(item):
     names = {"saliency.iou": "IoU", "rationale.rouge_l": "ROUGE-L"}
     values = [(name, item["per_item"].get(path)) for path, name in names.items()]
     return ", ".join([item["id"], *(f"{name} {value:.2f}" for name, value in values if value is not None)])
-
-
-def _examples(dataset, items, count):
-    chosen = evenly_spaced(count, len(items))
-    shown = "".join(item_html(read_row(dataset, index), items[index]) for index in chosen)
-    return f"""<h2>Examples</h2><p class="figures">{len(chosen)} images, evenly spaced over the split.</p>
-<div class="items">{shown}</div>"""
