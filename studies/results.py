@@ -237,23 +237,29 @@ class Group:
         return found
 
 
-def read_groups(study, cells, folder):
-    """The groups of the cells that are done."""
+def read_groups(study, places):
+    """
+    The groups of the cells that are done.
+
+    Args:
+        study (`dict`): What `read_study` gives.
+        places (`list[tuple[Cell, Path]]`): Each cell of the study, and the folder that it has once it is done.
+    """
     runs = defaultdict(lambda: defaultdict(list))
-    for cell in cells:
-        if (folder / cell.key).exists():
-            run = Run(folder / cell.key, cell.method, cell.seed, cell.settings)
+    for cell, folder in places:
+        if folder.exists():
+            run = Run(folder, cell.method, cell.seed, cell.settings)
             runs[cell.dataset, cell.architecture][cell.method].append(run)
-    if not runs:
-        raise ValueError(f"{folder} has none of the study's {len(cells)} cells: run it without `--report`.")
     asked = (study.get("reference"), study.get("baselines") or [], study.get("claims") or [])
-    counts = Counter((cell.dataset, cell.architecture) for cell in cells)
+    counts = Counter((cell.dataset, cell.architecture) for cell, _ in places)
     return [Group(*names, dict(found), counts[names], *asked) for names, found in runs.items()]
 
 
-def write_results(study, cells, output, name, publish=None):
-    """Write `results.json`, `results.md` and `index.html` of a study, and into the folder `publish` its part there."""
-    groups = read_groups(study, cells, output / "cells")
+def write_results(study, cells, output, name):
+    """Write `results.json`, `results.md` and `index.html` of a study."""
+    groups = read_groups(study, [(cell, output / "cells" / cell.key) for cell in cells])
+    if not groups:
+        raise ValueError(f"{output} has none of the study's {len(cells)} cells: run it without `--report`.")
     results = {}
     for group in groups:
         results.setdefault(group.dataset, {})[group.architecture] = group.values
@@ -264,19 +270,17 @@ def write_results(study, cells, output, name, publish=None):
     write_file(folder / "index.html", page(study, name, groups))
     print(text)
     print(f"{folder / 'index.html'}")
-    if publish is not None:
-        publish_results(publish, name, results, text)
 
 
 # ---- Markdown ----
 
 
 def markdown(study, name, groups):
-    lines = [f"## Study: {name}", ""]
+    lines = [f"# Study: {name}", ""]
     if study.get("description"):
         lines += [study["description"].strip(), ""]
     for group in groups:
-        lines += [f"### {group.dataset}, {group.architecture}", "", *what_was_run(study, group), ""]
+        lines += [f"## {group.dataset}, {group.architecture}", "", *what_was_run(study, group), ""]
         heads, rows = figures_table(group)
         lines += [*_markdown_table(heads, rows), "", _markdown_text(_note(group)), ""]
         for title, heads, rows in (*claims_tables(group), *test_tables(group)):
@@ -484,41 +488,3 @@ def _share_chart(group, metric, curves):
     title = f"{COLUMNS[metric]} against the share of masks"
     chart = unit_chart(title, "share of the masks", COLUMNS[metric], marks + named_dots(named), y_ends=ends)
     return f"<div><h3>{html.escape(title)}</h3>{chart}</div>"
-
-
-# ---- Several studies on one page ----
-
-
-def publish_results(folder, name, results, text):
-    """
-    Put a study into `results.json` and `results.md` of a folder, each data set and architecture in place of what they
-    have of it; what the study was not run on now is kept.
-
-    In `results.md` a study stands between two comments; all else in it is written by hand, and kept.
-    """
-    path = folder / "results.json"
-    known = _read(path) if path.exists() else {}
-    study = known.setdefault(name, {})
-    for dataset, architectures in results.items():
-        study[dataset] = {**study.get(dataset, {}), **architectures}
-    write_file(path, json.dumps(known, indent=2) + "\n")
-    path = folder / "results.md"
-    page = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    begin, end = f"<!-- study {name} -->\n", f"<!-- end of study {name} -->\n"
-    before, found, rest = page.partition(begin)
-    if not found:
-        before, old, rest = f"{page.rstrip()}\n\n", "", ""
-    elif end not in rest:
-        raise ValueError(f"{path} has {begin.strip()!r} and no {end.strip()!r} after it: put it where the study ends.")
-    else:
-        old, _, rest = rest.partition(end)
-    head, sections = _sections(text)
-    sections = {**_sections(old)[1], **sections}
-    text = "\n\n".join([head, *sections.values()])
-    write_file(path, f"{before}{begin}{text}\n{end}{rest}")
-
-
-def _sections(text):
-    """What stands above the sections of a study, and heading to section."""
-    head, *parts = re.split(r"^(?=### )", text, flags=re.MULTILINE)
-    return head.rstrip(), {part.partition("\n")[0]: part.rstrip() for part in parts}
