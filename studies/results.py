@@ -353,12 +353,12 @@ def claims_tables(group):
             continue
         ends = " to ".join(kind.format(end) for end in check["interval"])
         one = ONE_SEED if check["seeds"] == 1 else ""
-        rows.append([title, asked, kind.format(check["found"]), ends, _p_text(check["p"]), check["verdict"] + one])
+        rows.append([title, asked, kind.format(check["found"]), ends, p_text(check["p"]), check["verdict"] + one])
     if rows:
         yield "Claims", ["", "asked", "found", "95 % interval", "p, by Holm", "verdict"], rows
 
 
-def _p_text(p):
+def p_text(p):
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
@@ -366,7 +366,7 @@ def _test_text(test):
     if test is None:
         return "–"
     low, high = test.interval()
-    p = _p_text(test.p())
+    p = p_text(test.p())
     one = ONE_SEED if test.seeds == 1 else ""
     return f"{test.mean:+.3f} ({low:+.3f}, {high:+.3f}), p {'' if p[0] == '<' else '= '}{p}{one}"
 
