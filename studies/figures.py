@@ -25,6 +25,7 @@ PLACES = {
     ("sample", "swin-tiny"): "sample, Swin",
     ("photographs", "vit-tiny"): "photographs, ViT",
 }
+CONVOLUTIONAL, TRANSFORMERS = list(PLACES.values())[:4], list(PLACES.values())[4:]
 GREY, ORANGE, GREEN, BLUE, PURPLE = "#555555", "#c2570c", "#1a7f37", "#0b5cad", "#8250df"
 # Method of the study paper: its name in words, colour and marker.
 METHODS = {
@@ -52,6 +53,12 @@ CURVES = {
     "all three": ("RES-G, rationales and VEDC", GREEN, "-"),
 }
 METRICS = {"accuracy": "accuracy", "accuracy_conflicting": "accuracy, conflicting pictures", "iou": "IoU of the map"}
+
+
+def place_of(group):
+    """Its data set and architecture in words."""
+    place = (group.dataset, group.architecture)
+    return PLACES.get(place, ", ".join(place))
 
 
 def draw(make):
@@ -97,7 +104,7 @@ def forest(groups):
         for axis, group in zip(axes[row], groups, strict=True):
             _forest_panel(axis, group, methods, metric, scale)
             axis.set_xlabel(f"difference, {words}")
-            axis.set_title(PLACES[group.dataset, group.architecture] if row == 0 else "")
+            axis.set_title(place_of(group) if row == 0 else "")
     handles = [
         axes[0, 0].plot([], [], marker, color=colour, label=words)[0]
         for marker, colour, words in (
@@ -140,7 +147,7 @@ def accuracy_against_iou(groups):
             if values:
                 at = (mean(values["iou"]), mean(values["accuracy"]))
                 (shown[words],) = axis.plot(*at, marker, color=colour, markersize=6, linestyle="", label=words)
-        axis.set(title=PLACES[group.dataset, group.architecture], xlabel=METRICS["iou"], ylabel=METRICS["accuracy"])
+        axis.set(title=place_of(group), xlabel=METRICS["iou"], ylabel=METRICS["accuracy"])
         axis.grid(color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
     order = [words for words, _, _ in METHODS.values() if words in shown]

@@ -4,7 +4,7 @@ from statistics import mean
 
 import numpy as np
 
-from studies.figures import CURVES, METHODS, PLACES
+from studies.figures import CONVOLUTIONAL, CURVES, METHODS, TRANSFORMERS, place_of
 from studies.results import p_text
 from studies.study import BEST_BASELINE, COLUMNS
 
@@ -19,25 +19,19 @@ NAMES |= {name: words for name, (words, _, _) in CURVES.items()}
 
 class Findings:
     """
-    The groups of published studies, by the study and by the place's name in `figures.PLACES`.
+    The groups of published studies, by the study and by their place as `figures.place_of` calls it.
 
     Args:
         studies (`list[Published]`): As `publish.read_published` gives them.
     """
 
     def __init__(self, studies):
-        self.groups = {
-            (one.name, PLACES[group.dataset, group.architecture]): group for one in studies for group in one.groups
-        }
+        self.groups = {(one.name, place_of(group)): group for one in studies for group in one.groups}
 
     def group(self, study, place):
         if (study, place) not in self.groups:
             raise ValueError(f"the page needs the study {study} on {place}, of which no cell is published.")
         return self.groups[study, place]
-
-    def groups_of(self, study):
-        """Those of a study, in the order of `PLACES`."""
-        return [self.groups[study, place] for place in PLACES.values() if (study, place) in self.groups]
 
     def words(self):
         """What the template calls."""
@@ -49,7 +43,8 @@ class Findings:
         }
         hours = sum(sum(record["seconds"].values()) for record in records.values()) / 3600
         called = (self.mean, self.gain, self.ratio, self.claims, self.pairs)
-        return {"cells": len(records), "hours": f"{hours:.0f}"} | {function.__name__: function for function in called}
+        names = {"cells": len(records), "hours": f"{hours:.0f}", "places": CONVOLUTIONAL + TRANSFORMERS}
+        return names | {function.__name__: function for function in called}
 
     def mean(self, place, method, metric, study="paper"):
         return f"{mean(self.group(study, place).values[method][metric]):.3f}"

@@ -121,7 +121,10 @@ def appendix(studies):
 
 def draw_figures(findings):
     """File name to content."""
-    convolutional, transformers = findings.groups_of("paper")[:4], findings.groups_of("paper")[4:]
+    convolutional, transformers = (
+        [findings.group("paper", place) for place in places]
+        for places in (figures.CONVOLUTIONAL, figures.TRANSFORMERS)
+    )
     drawn = {
         "sample.png": figures.sample_pictures,
         "differences.svg": lambda: figures.forest(convolutional),
