@@ -33,13 +33,12 @@ import torch
 
 from dataset_builders.files import new_folder
 from megl.machine import KEEP_MEMORY, processor_name
+from studies.cells import fetch_cells, publish_cells
 from studies.results import write_results
-from studies.study import DIMENSIONS, make_cells, read_study
+from studies.study import DIMENSIONS, make_cells, read_study, study_name
 
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a report reads of a cell.
-CELL_FILES = ("cell.json", "metrics.json", "predictions.jsonl.gz")
 PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "peft", "numpy")
 
 
@@ -60,8 +59,8 @@ def parse_arguments():
     parser.add_argument(
         "--publish",
         metavar="FOLDER",
-        help="also put the study into FOLDER's results.md and results.json, and its cells into FOLDER/cells, where "
-        "those that are there already are done",
+        help="also add the cells to FOLDER/cells, where those that are there already are done; `python -m "
+        "studies.publish` makes the pages of FOLDER from them",
     )
     arguments = parser.parse_args()
     if arguments.jobs < 1:
@@ -69,15 +68,6 @@ def parse_arguments():
     if not all("=" in part for part in arguments.only):
         parser.error(f"`--only` takes NAME=A,B, got {' '.join(arguments.only)}")
     return arguments
-
-
-def copy_cells(cells, source, target):
-    """Copy what the report reads of the cells that `source` has and `target` lacks."""
-    for key in {cell.key for cell in cells}:
-        if (source / key).is_dir() and not (target / key).exists():
-            with new_folder(target / key) as work:
-                for name in CELL_FILES:
-                    shutil.copy(source / key / name, work)
 
 
 def run_cells(cells, folder, jobs, keep_models):
@@ -210,16 +200,17 @@ def main():
         cells = make_cells(study, place, only)
         if not cells:
             raise ValueError(f"{place}: no cell is left by `--only {' '.join(arguments.only)}`.")
-        output, published = Path(arguments.output), arguments.publish and Path(arguments.publish)
+        output, published = Path(arguments.output), arguments.publish and Path(arguments.publish, "cells")
+        keys = {cell.key for cell in cells}
         if published:
-            copy_cells(cells, published / "cells", output / "cells")
+            fetch_cells(keys, published, output / "cells")
         failures = (
             [] if arguments.report else run_cells(cells, output / "cells", arguments.jobs, arguments.keep_models)
         )
-        name = Path(arguments.study).stem + ("" if arguments.section == "small" else f"-{arguments.section}")
-        write_results(study, cells, output, name, published)
+        name = study_name(arguments.study, arguments.section)
+        write_results(study, cells, output, name)
         if published:
-            copy_cells(cells, output / "cells", published / "cells")
+            publish_cells(keys, output / "cells", published, name)
     except (ValueError, OSError) as error:
         sys.exit(f"compare: {error}")
     if failures:

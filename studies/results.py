@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import re
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
@@ -234,23 +233,29 @@ class Group:
         return found
 
 
-def read_groups(study, cells, folder):
-    """The groups of the cells that are done."""
+def read_groups(study, places):
+    """
+    The groups of the cells that are done.
+
+    Args:
+        study (`dict`): What `read_study` gives.
+        places (`list[tuple[Cell, Path]]`): Each cell of the study, and the folder that it has once it is done.
+    """
     runs = defaultdict(lambda: defaultdict(list))
-    for cell in cells:
-        if (folder / cell.key).exists():
-            run = Run(folder / cell.key, cell.method, cell.seed, cell.settings)
+    for cell, folder in places:
+        if folder.exists():
+            run = Run(folder, cell.method, cell.seed, cell.settings)
             runs[cell.dataset, cell.architecture][cell.method].append(run)
-    if not runs:
-        raise ValueError(f"{folder} has none of the study's {len(cells)} cells: run it without `--report`.")
     asked = (study.get("reference"), study.get("baselines") or [], study.get("claims") or [])
-    counts = Counter((cell.dataset, cell.architecture) for cell in cells)
+    counts = Counter((cell.dataset, cell.architecture) for cell, _ in places)
     return [Group(*names, dict(found), counts[names], *asked) for names, found in runs.items()]
 
 
-def write_results(study, cells, output, name, publish=None):
-    """Write `results.json`, `results.md` and `index.html` of a study, and into the folder `publish` its part there."""
-    groups = read_groups(study, cells, output / "cells")
+def write_results(study, cells, output, name):
+    """Write `results.json`, `results.md` and `index.html` of a study."""
+    groups = read_groups(study, [(cell, output / "cells" / cell.key) for cell in cells])
+    if not groups:
+        raise ValueError(f"{output} has none of the study's {len(cells)} cells: run it without `--report`.")
     results = {}
     for group in groups:
         results.setdefault(group.dataset, {})[group.architecture] = group.values
@@ -261,8 +266,6 @@ def write_results(study, cells, output, name, publish=None):
     write_file(folder / "index.html", page(study, name, [(group, _page_texts(study, group)) for group in groups]))
     print(text)
     print(f"{folder / 'index.html'}")
-    if publish is not None:
-        publish_results(publish, name, results, text)
 
 
 def _page_texts(study, group):
@@ -279,11 +282,11 @@ def _page_texts(study, group):
 
 
 def markdown(study, name, groups):
-    lines = [f"## Study: {name}", ""]
+    lines = [f"# Study: {name}", ""]
     if study.get("description"):
         lines += [study["description"].strip(), ""]
     for group in groups:
-        lines += [f"### {group.dataset}, {group.architecture}", "", *what_was_run(study, group), ""]
+        lines += [f"## {group.dataset}, {group.architecture}", "", *what_was_run(study, group), ""]
         heads, rows = figures_table(group)
         lines += [*_markdown_table(heads, rows), "", _markdown_text(_note(group)), ""]
         for title, heads, rows in (*claims_tables(group), *test_tables(group)):
@@ -356,12 +359,12 @@ def claims_tables(group):
             continue
         ends = " to ".join(kind.format(end) for end in check["interval"])
         one = ONE_SEED if check["seeds"] == 1 else ""
-        rows.append([title, asked, kind.format(check["found"]), ends, _p_text(check["p"]), check["verdict"] + one])
+        rows.append([title, asked, kind.format(check["found"]), ends, p_text(check["p"]), check["verdict"] + one])
     if rows:
         yield "Claims", ["", "asked", "found", "95 % interval", "p, by Holm", "verdict"], rows
 
 
-def _p_text(p):
+def p_text(p):
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
@@ -369,7 +372,7 @@ def _test_text(test):
     if test is None:
         return "–"
     low, high = test.interval()
-    p = _p_text(test.p())
+    p = p_text(test.p())
     one = ONE_SEED if test.seeds == 1 else ""
     return f"{test.mean:+.3f} ({low:+.3f}, {high:+.3f}), p {'' if p[0] == '<' else '= '}{p}{one}"
 
@@ -402,41 +405,3 @@ def what_was_run(study, group):
         "Tests are over images and seeds, each by itself but for the claims. "
         "Rationales of methods that train none are not scored.",
     ]
-
-
-# ---- Several studies on one page ----
-
-
-def publish_results(folder, name, results, text):
-    """
-    Put a study into `results.json` and `results.md` of a folder, each data set and architecture in place of what they
-    have of it; what the study was not run on now is kept.
-
-    In `results.md` a study stands between two comments; all else in it is written by hand, and kept.
-    """
-    path = folder / "results.json"
-    known = _read(path) if path.exists() else {}
-    study = known.setdefault(name, {})
-    for dataset, architectures in results.items():
-        study[dataset] = {**study.get(dataset, {}), **architectures}
-    write_file(path, json.dumps(known, indent=2) + "\n")
-    path = folder / "results.md"
-    page = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    begin, end = f"<!-- study {name} -->\n", f"<!-- end of study {name} -->\n"
-    before, found, rest = page.partition(begin)
-    if not found:
-        before, old, rest = f"{page.rstrip()}\n\n", "", ""
-    elif end not in rest:
-        raise ValueError(f"{path} has {begin.strip()!r} and no {end.strip()!r} after it: put it where the study ends.")
-    else:
-        old, _, rest = rest.partition(end)
-    head, sections = _sections(text)
-    sections = {**_sections(old)[1], **sections}
-    text = "\n\n".join([head, *sections.values()])
-    write_file(path, f"{before}{begin}{text}\n{end}{rest}")
-
-
-def _sections(text):
-    """What stands above the sections of a study, and heading to section."""
-    head, *parts = re.split(r"^(?=### )", text, flags=re.MULTILINE)
-    return head.rstrip(), {part.partition("\n")[0]: part.rstrip() for part in parts}

@@ -171,6 +171,11 @@ def fingerprint(path):
     return digest.hexdigest()
 
 
+def study_name(path, section):
+    """What a study is called: its file, and a section other than `small`."""
+    return Path(path).stem + ("" if section == "small" else f"-{section}")
+
+
 def _digest(file):
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -24,6 +25,8 @@ from scipy import stats
 from dataset_builders import ObjectMe, build_dataset
 from dataset_builders.files import new_folder
 from megl.evaluation import bootstrap
+from megl.evaluation.headlines import headlines
+from studies import cells as cell_files
 from studies import compare
 from studies import results as study_results
 from studies import study as studies
@@ -419,6 +422,10 @@ def write_study(place, study, rights, ious=None):
         write_cell(place / "out" / "cells", cell, rights[cell.method][place_of], own, cell.method != "plain")
 
 
+def groups_of(place, cells):
+    return study_results.read_groups(STUDY, [(cell, place / "out" / "cells" / cell.key) for cell in cells])
+
+
 def figures_row(text, method):
     """The row of a method in the first table of a page."""
     row = next(line for line in text.splitlines() if line.startswith(f"| {method} |"))
@@ -542,7 +549,7 @@ def test_the_test_is_over_images_and_seeds(place):
     """Seed 0 wins one of two images, seed 1 none: as in `test_estimate_by_hand`."""
     rights = {"plain": [[1, 0], [1, 0]], "gradia": [[1, 0], [1, 0]], "megl": [[1, 1], [1, 0]]}
     write_study(place, STUDY, rights)
-    (group,) = study_results.read_groups(STUDY, cells_of(STUDY), place / "out" / "cells")
+    (group,) = groups_of(place, cells_of(STUDY))
     test = group.difference("megl", "plain", "accuracy")
     assert (test.mean, test.error, test.seeds) == (0.25, pytest.approx(0.25), 2)
     assert group.difference("megl", "plain", "worst_group_accuracy") is None
@@ -602,7 +609,7 @@ def test_tests_pair_the_seeds_that_both_have(place):
     rights = {"plain": [[1, 0], [0, 0]], "gradia": [[1, 0], [1, 0]], "megl": [[1, 1], [0, 0]]}
     write_study(place, STUDY, rights)
     cells = [cell for cell in cells_of(STUDY) if (cell.method, cell.seed) != ("plain", 1)]
-    (group,) = study_results.read_groups(STUDY, cells, place / "out" / "cells")
+    (group,) = groups_of(place, cells)
     assert group.values["plain"]["accuracy"] == [0.5] and group.values["megl"]["accuracy"] == [1, 0]
     test = group.difference("megl", "plain", "accuracy")
     assert (test.mean, test.seeds) == (0.5, 1)
@@ -643,64 +650,99 @@ def test_names_in_a_study_are_no_markup(place, run):
     assert evil in Page(page).texts and Page(page).texts.count(name) > 3  # in tables and charts
 
 
-def test_published_studies_stand_beside_each_other_and_beside_words(place, run):
-    docs = place / "docs"
-    write_study(place, STUDY, {name: [[1, 0], [1, 1]] for name in STUDY["methods"]})
-    run(STUDY, "--report", "--publish", "docs")
-    first = (place / "out" / "study" / "results.md").read_text()
-    assert (
-        docs / "results.md"
-    ).read_text() == f"# Results\n\n<!-- study study -->\n{first}<!-- end of study study -->\n"
-
-    # What the study was not run on now is kept, the rest replaced.
-    earlier = {"paintings": {"vit": {"plain": {}}}, "pictures": {"vit": {}, "resnet": {"plain": {"accuracy": [0]}}}}
-    (docs / "results.json").write_text(json.dumps({"other": {"pictures": {}}, "study": earlier}))
-    old = "## Study: old\n\n### paintings, vit\n\n| kept |\n\n### pictures, resnet\n\n| replaced |\n"
-    words = f"# Title\n\nAbove.\n\n<!-- study study -->\n{old}<!-- end of study study -->\n\nBelow.\n"
-    (docs / "results.md").write_text(words)
-    run(STUDY, "--report", "--publish", "docs")
-    found = json.loads((docs / "results.json").read_text())
-    assert found["other"] == {"pictures": {}} and found["study"]["paintings"] == earlier["paintings"]
-    assert list(found["study"]["pictures"]) == ["vit", "resnet"]
-    assert list(found["study"]["pictures"]["resnet"]) == ["plain", "gradia", "megl"]
-    head, section = first.split("### pictures, resnet")
-    merged = f"{head}### paintings, vit\n\n| kept |\n\n### pictures, resnet{section}"
-    assert (docs / "results.md").read_text() == words.replace(old, merged)
-
-    (docs / "results.md").write_text("<!-- study study -->\nold\n")
-    with pytest.raises(SystemExit, match="has '<!-- study study -->' and no '<!-- end of study study -->' after it"):
-        run(STUDY, "--report", "--publish", "docs")
-
-
 def test_published_cells_are_done_elsewhere(place, run, fake_scripts):
     first = {"method": "plain,gradia", "seed": "0"}
     text = run(STUDY, "--publish", "docs", "--only", *(f"{k}={v}" for k, v in first.items()))
     assert "2 cells, 0 of them done" in text
-    published = sorted((place / "docs" / "cells").iterdir())
-    assert len(published) == 2
-    assert {file.name for file in published[0].iterdir()} == {"cell.json", "metrics.json", "predictions.jsonl.gz"}
+    assert [file.name for file in (place / "docs" / "cells").iterdir()] == ["study.parquet"]
+    assert len(cell_files.published_cells(place / "docs" / "cells")) == 2
 
     shutil.rmtree(place / "out")  # another machine
     text = run(STUDY, "--report", "--publish", "docs")
     assert "2 of 6 cells" in text
     assert "6 cells, 2 of them done" in run(STUDY, "--publish", "docs")
-    assert len(list((place / "docs" / "cells").iterdir())) == 6 == len((place / "trained").read_text().split())
+    assert (
+        len(cell_files.published_cells(place / "docs" / "cells")) == 6 == len((place / "trained").read_text().split())
+    )
 
 
-def test_shipped_results_are_those_of_the_shipped_cells():
-    results = json.loads((ROOT / "docs" / "results.json").read_text())
-    for folder in (ROOT / "docs" / "cells").iterdir():
+def scored(place, study):
+    """All cells of a study, with scores of every kind; folder to its images."""
+    write_study(place, study, {name: [[1, 0], [1, 1]] for name in study["methods"]}, {"megl": [[1 / 3, 0.5]] * 2})
+    found = {}
+    for file in sorted((place / "out" / "cells").glob("*/predictions.jsonl.gz")):
+        with gzip.open(file, "rt") as lines:
+            items = [json.loads(line) for line in lines]
+        items[0]["per_item"] |= {"rationale.rouge_l": None, "rationale.cider": 1.23456, "saliency.kl": 7.0}
+        items[0]["bleu_statistics"], items[1]["bleu_statistics"] = None, [5, 6, 4, 5, 3, 4, 2, 3, 1, 2]
+        items[1] |= {"rationale": "a house", "per_item": {**items[1]["per_item"], "rationale.cider": 0}}
+        with gzip.open(file, "wt") as lines:
+            lines.writelines(json.dumps(item) + "\n" for item in items)
+        found[file.parent] = {item["id"]: item for item in items}
+    return found
+
+
+def test_published_cells_read_back_as_they_were(place):
+    """But for what no table reads: the text, other scores, and those of rationales that nothing trained."""
+    written = scored(place, STUDY)
+    keys = [folder.name for folder in written]
+    cell_files.publish_cells(keys, place / "out" / "cells", place / "cells", "study")
+    cell_files.fetch_cells(keys, place / "cells", place / "back")
+    assert sorted(folder.name for folder in (place / "back").iterdir()) == sorted(keys)
+    for folder, items in written.items():
+        back = place / "back" / folder.name
+        record = json.loads((folder / "cell.json").read_text())
+        writes = record["training_settings"]["text_loss_weight"] > 0
+        assert json.loads((back / "cell.json").read_text()).items() >= record.items()
+        metrics = json.loads((folder / "metrics.json").read_text())
+        kept = json.loads((back / "metrics.json").read_text())
+        assert list(headlines(kept)) == list(headlines(metrics)) and kept["accuracy"] == metrics["accuracy"]
+        with gzip.open(back / "predictions.jsonl.gz", "rt") as lines:
+            found = [json.loads(line) for line in lines]
+        assert [item["id"] for item in found] == sorted(items)
+        for item in found:
+            old = items[item["id"]]
+            assert {name: item[name] for name in cell_files.ITEM} == {name: old[name] for name in cell_files.ITEM}
+            assert item.get("bleu_statistics") == (old["bleu_statistics"] if writes else None)
+            names = cell_files.MAPS + (cell_files.RATIONALES if writes else ())
+            scores = {name: score for name, score in old["per_item"].items() if name in names}
+            rounded = {name: score if score is None else float(f"{score:.5g}") for name, score in scores.items()}
+            assert item["per_item"] == rounded and "rationale" not in item
+
+    # Again nothing is new, and the file stays as it is; another cell is added to those that are there.
+    file = place / "cells" / "study.parquet"
+    before = file.stat().st_mtime_ns
+    cell_files.publish_cells(keys, place / "out" / "cells", place / "cells", "other")
+    assert file.stat().st_mtime_ns == before and list((place / "cells").iterdir()) == [file]
+
+
+def test_published_cells_are_a_data_set(place, tmp_path):
+    written = scored(place, STUDY)
+    keys = [folder.name for folder in written]
+    for name, some in (("first", keys[:2]), ("second", keys[:4])):
+        cell_files.publish_cells(some, place / "out" / "cells", place / "cells", name)
+    (place / "cells" / "README.md").write_text((ROOT / "docs" / "cells" / "README.md").read_text())
+    rows = datasets.load_dataset(str(place / "cells"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert sorted(rows["key"]) == sorted(keys[:4]) and rows["id"][0] == ["i0", "i1"]
+    files = cell_files.published_cells(place / "cells")
+    assert [files[key].stem for key in keys[:4]] == ["first", "first", "second", "second"]
+    (place / "cells" / "second.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"second.parquet is no file of cells \(.*: restore it from git"):
+        cell_files.published_cells(place / "cells")
+
+
+def test_shipped_cells_have_the_scores_of_their_figures(tmp_path):
+    published = cell_files.published_cells(ROOT / "docs" / "cells")
+    assert len(published) == 407
+    keys = [*sorted(published)[::40], next(key for key in published if "clip-tiny" in key)]
+    cell_files.fetch_cells(keys, ROOT / "docs" / "cells", tmp_path)
+    for folder in tmp_path.iterdir():
         run = study_results.Run(folder, "method", 0, {})
-        place = (run.record["dataset"], run.record["architecture"])
-        methods = [found for study in results.values() for found in study.get(place[0], {}).get(place[1], {}).values()]
-        has_maps = run.record["settings"].get("model_type") != "llava"
-        names = ["accuracy", "accuracy_conflicting"] + ["iou"] * has_maps
-        figures = {name: run.figures[name] for name in names}
-        found = (all(value in values.get(name, []) for name, value in figures.items()) for values in methods)
-        assert any(found), folder.name
         kept = bootstrap.point_figures(run.items)
-        assert kept["accuracy",] == figures["accuracy"]
-        assert not has_maps or kept["saliency", "iou"] == pytest.approx(figures["iou"], abs=1e-5)
+        assert kept["accuracy",] == run.figures["accuracy"] and run.record["key"] == folder.name
+        for name, path in run.paths.items():
+            if path in kept and path[0] != "explained_accuracy":
+                assert kept[path] == pytest.approx(run.figures[name], abs=1e-5), (folder.name, name)
 
 
 ITEM = {"id": "a", "label": "a", "prediction": "a", "group": None, "per_item": {}}
@@ -823,7 +865,7 @@ def test_cells_run_once_and_are_recorded(place, run, fake_scripts):
 
     # Again: nothing is run, and the page is the same. A changed setting is another cell, beside the old one.
     again = run(STUDY)
-    assert again.startswith("6 cells, 6 of them done\n## Study") and again.endswith(text[text.index("## Study") :])
+    assert again.startswith("6 cells, 6 of them done\n# Study") and again.endswith(text[text.index("# Study") :])
     methods = {**STUDY["methods"], "megl": {"visual_loss_weight": 3}, "same as plain": OFF}
     more = run(changed(methods=methods))
     assert more.startswith("6 cells, 4 of them done\n[1/2] pictures, resnet, megl, seed 0")

@@ -1,0 +1,142 @@
+"""Published cells: a Parquet file a study, a row a cell, which `datasets` and pandas read.
+
+Where cells are run they are folders. Published is what tables and tests read of them: the record, the figures, and of
+each image its label, prediction, group and scores.
+"""
+
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_builders.files import new_folder
+from megl.evaluation.headlines import headlines
+
+
+# What a report reads of a cell's folder.
+RECORD, METRICS, PREDICTIONS = CELL_FILES = ("cell.json", "metrics.json", "predictions.jsonl.gz")
+# Significant digits of a score: with four, a p of 0.0041 became 0.0042. A float of 32 bits holds seven.
+DIGITS = 5
+MAPS = ("saliency.iou", "saliency.pointing_game", "saliency.energy")
+RATIONALES = (
+    *("rationale.rouge_l", "rationale.cider", "rationale.kind_accuracy", "rationale.colour_accuracy"),
+    *("rationale.place_accuracy", "rationale.shuffled_place_accuracy", "clip_score"),
+)
+BLEU = "bleu_statistics"
+_TEXT, _NUMBER, _TEXTS, _SCORES = pa.string(), pa.int64(), pa.list_(pa.string()), pa.list_(pa.float32())
+PLAIN = {"key": _TEXT, "dataset": _TEXT, "architecture": _TEXT, "seed": _NUMBER, "path": _TEXT, "split": _TEXT}
+PLAIN |= {"started": _TEXT, "jobs": _NUMBER, "threads": _NUMBER, "commit": _TEXT}
+OBJECTS = ("settings", "training_settings", "seconds", "versions", "machine")  # as JSON
+ITEM = ("id", "label", "prediction", "group")
+SCHEMA = pa.schema(
+    PLAIN
+    | dict.fromkeys((*OBJECTS, "metrics"), _TEXT)
+    | dict.fromkeys(ITEM, _TEXTS)
+    | dict.fromkeys((*MAPS, *RATIONALES), _SCORES)
+    | {BLEU: pa.list_(pa.list_(pa.int16()))}
+)
+# Columns, as Parquet calls them, but for scores of which hardly two are alike: these a dictionary makes larger.
+_REPEATED = [
+    name + ".list.element" * str(field.type).count("list<")
+    for name, field in zip(SCHEMA.names, SCHEMA, strict=True)
+    if name not in ("saliency.iou", "saliency.energy", "rationale.cider")
+]
+
+
+def published_cells(folder):
+    """Key to the Parquet file of each cell that is published in `folder`."""
+    return {key: file for file in sorted(folder.glob("*.parquet")) for key in _read(file, ["key"])["key"].to_pylist()}
+
+
+def fetch_cells(keys, published, folder):
+    """Write those of the cells that are published, and that `folder` lacks, into folders of their own there."""
+    files = published_cells(published)
+    wanted = {key for key in keys if key in files and not (folder / key).exists()}
+    for file in sorted({files[key] for key in wanted}):
+        table = _read(file)
+        for number, key in enumerate(table["key"].to_pylist()):
+            if key in wanted:
+                _to_folder(table.slice(number, 1).to_pylist()[0], folder / key)
+
+
+def publish_cells(keys, folder, published, name):
+    """Add those of the cells that are done in `folder`, and that nobody has published, to the file of the study."""
+    known = published_cells(published)
+    rows = [_from_folder(folder / key) for key in sorted(set(keys) - known.keys()) if (folder / key).is_dir()]
+    if not rows:
+        return
+    file = published / f"{name}.parquet"
+    added = pa.Table.from_pylist(rows, SCHEMA)
+    table = pa.concat_tables([_read(file), added]) if file.exists() else added
+    # Cells that are alike stand together, which halves the file.
+    table = table.sort_by([(column, "ascending") for column in ("dataset", "split", "architecture", "key")])
+    published.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        pq.write_table(
+            table, partial, compression="zstd", compression_level=19, write_statistics=False, use_dictionary=_REPEATED
+        )
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(file, columns=None):
+    try:
+        table = pq.read_table(file, columns=columns, schema=SCHEMA if columns is None else None)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file} is no file of cells ({str(error).splitlines()[0]}): restore it from git.") from error
+    return table
+
+
+def _from_folder(folder):
+    """A row of a Parquet file: a cell's record, figures, and its images in the order of their ids."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    with gzip.open(folder / PREDICTIONS, "rt", encoding="utf-8") as lines:
+        items = sorted(map(json.loads, lines), key=lambda item: item["id"])
+    writes = record["training_settings"].get("text_loss_weight", 1) > 0
+    row = {name: record.get(name) for name in PLAIN}
+    row |= {name: json.dumps(record.get(name, {})) for name in OBJECTS}
+    row["metrics"] = json.dumps(_figures(metrics))
+    row |= {name: [item[name] for item in items] for name in ITEM}
+    for name in (*MAPS, *RATIONALES) if writes else MAPS:
+        if any(name in item["per_item"] for item in items):
+            row[name] = [_rounded(item["per_item"].get(name)) for item in items]
+    if writes and any(BLEU in item for item in items):
+        row[BLEU] = [item.get(BLEU) for item in items]
+    return row
+
+
+def _to_folder(row, output):
+    """The folder of a cell as [`_from_folder`] reads it."""
+    scores = [name for name in (*MAPS, *RATIONALES) if row[name] is not None]
+    with new_folder(output) as work:
+        record = {name: row[name] for name in PLAIN} | {name: json.loads(row[name]) for name in OBJECTS}
+        (work / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (work / METRICS).write_text(json.dumps(json.loads(row["metrics"]), indent=2) + "\n", encoding="utf-8")
+        with gzip.open(work / PREDICTIONS, "wt", compresslevel=1, encoding="utf-8") as lines:
+            for place in range(len(row["id"])):
+                item = {name: row[name][place] for name in ITEM}
+                item["per_item"] = {name: _rounded(row[name][place]) for name in scores}
+                if row[BLEU] is not None:
+                    item[BLEU] = row[BLEU][place]
+                lines.write(json.dumps(item) + "\n")
+
+
+def _rounded(score):
+    """Also gives back the decimal number that a float of 32 bits stands for."""
+    return None if score is None else float(f"{score:.{DIGITS}g}")
+
+
+def _figures(metrics):
+    """The figures that tables show, in their places of `metrics.json`."""
+    kept = {}
+    for path, _, value in headlines(metrics):
+        part = kept
+        for name in path[:-1]:
+            part = part.setdefault(name, {})
+        part[path[-1]] = value
+    return kept
