@@ -34,7 +34,6 @@ PRIVATE = {
     # evaluate
     "_compute": "what a module is to define",
     # Python
-    "_actions": "of `argparse`: the options of a program, and their defaults",
     "_exit": "of `os`: ends a process whose parent is gone, without its clean-up",
 }
 
