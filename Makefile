@@ -4,6 +4,7 @@
 # make test-lowest  tests with the lowest versions that setup.cfg allows, in .venv-lowest
 # make test-newest  the tests with the newest versions that there are, in .venv-newest, made anew each time
 # make lint         what CI asks of the style
+# make reference    write docs/reference.md anew from the docstrings
 # make clean        remove what these targets made
 #
 # Each makes the virtual environment .venv first, where it is missing or out of date. On Linux, PyPI's torch brings the
@@ -21,7 +22,7 @@ TRAIN_FLAGS ?= --distribution_loss_weight 0.1 --num_train_epochs 36 --per_device
     --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_steps 50 --weight_decay 0.01 --eval_strategy no \
     --save_strategy no --logging_steps 75 --report_to none
 
-.PHONY: quickstart test test-deepspeed test-lowest test-newest lint clean
+.PHONY: quickstart test test-deepspeed test-lowest test-newest lint reference clean
 .DELETE_ON_ERROR:
 
 # A step is skipped if its file is there and newer than the step before. What an interrupted step left is removed: the
@@ -76,6 +77,9 @@ test-newest:
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+reference: $(INSTALLED)
+	$(BIN)/python -m docs.make_reference
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "megl needs Python >= 3.11: make PYTHON=...")'
