@@ -71,12 +71,10 @@ class Findings:
         return rows
 
     def pairs(self, study, place):
-        """Rows of a table: a method over another, and what is found of its accuracy and its IoU by several seeds."""
+        """Rows of a table: a method over another, and what is found of its accuracy and its IoU."""
         group, rows = self.group(study, place), {}
         for check in group.checks:
             claim = check["claim"]
-            if check["seeds"] == 1:
-                continue
             names = [name_of(claim["method"]), name_of(claim["over"])]
             (name, _, share), (other, _, share_of_other) = (words.rpartition(", ") for words in names)
             title = f"{name} over {other}, {share}" if share == share_of_other else " over ".join(names)

@@ -78,6 +78,8 @@ def read_published(cells, folder):
                 for cell in make_cells(study, f"{file.name}, {section}", {})
             ]
             groups = [group for group in read_groups(study, places) if _is_shown(group, files, name)]
+            for group in groups:
+                group.runs = _without_borrowed(group.runs)
             found.append(Published(name, file.name, section, study, groups))
     return found
 
@@ -88,6 +90,12 @@ def _is_shown(group, files, name):
         return False
     runs = [run for runs in group.runs.values() for run in runs]
     return len(runs) >= group.count / 3 or any(files[run.folder.name].stem == name for run in runs)
+
+
+def _without_borrowed(runs):
+    """Without methods of which nothing was run but what is another's: where only its other seeds make it differ."""
+    keys = {method: {run.folder for run in of_method} for method, of_method in runs.items()}
+    return {method: runs[method] for method, own in keys.items() if not any(own < others for others in keys.values())}
 
 
 def identity(dataset, architecture, seed, split, settings):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from studies import cells, figures, findings, publish
+from studies import results as study_results
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +97,13 @@ def test_a_study_without_a_file_of_its_own_shows_nothing(tap):
     """Though it shares cells with others."""
     assert [one.name for one in tap if one.groups] == ["tap"]
     assert cells.published_cells(ROOT / "docs" / "cells").keys() >= {run.folder.name for run in _runs(tap)}
+
+
+def test_a_method_that_lacks_all_cells_of_its_own_is_not_shown():
+    """As one that differs from another by its second seed alone, of which nothing was run."""
+    a, b, c = (study_results.Run(Path(name), "method", 0, {}) for name in "abc")
+    runs = {"one draw": [a, b], "draws": [a], "same by another name": [a, b], "other": [c]}
+    assert list(publish._without_borrowed(runs)) == ["one draw", "same by another name", "other"]
 
 
 def _runs(published):
