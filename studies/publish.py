@@ -21,7 +21,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from megl.files import write_file
+from dataset_builders.files import write_file
 from studies import figures
 from studies.cells import RECORD, fetch_cells, published_cells
 from studies.findings import Findings
