@@ -29,9 +29,9 @@ HEAD = """# Reference
 
 Made from the code by `make reference`; mend it there. Shapes: B images, C channels, L tokens.
 """
-GENERAL = """Every command takes `--help`, and `--config FILE`: YAML with a line `option: value` for each, over which the
-command line wins. Hyphens are as good as underscores. `megl train` takes every option of `TrainingArguments` besides:
-`megl train --help_all`."""
+GENERAL = """Every command takes `--help`, and `--config FILE`: YAML with a line `option: value` for each, over which
+the command line wins. Hyphens are as good as underscores. `megl train` takes every option of `TrainingArguments`
+besides: `megl train --help_all`."""
 MODEL = "MeglForImageClassification"
 # Section to where its names are and which: `Class.method` is a method.
 SECTIONS = {
