@@ -8,20 +8,18 @@ python -m docs.make_reference
 import inspect
 import re
 import textwrap
-from argparse import SUPPRESS, ArgumentParser
+from argparse import SUPPRESS
 from contextlib import suppress
-from dataclasses import fields
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
-from transformers import TrainingArguments
-
 import dataset_builders
 import modeling_megl
 from dataset_builders import build
 from megl.cli import COMMANDS
+from megl.parser import OTHER_TRAINING, USUAL_TRAINING, CommandParser
 from modeling_megl import collator_megl, losses_megl, saliency_megl, training_arguments_megl, training_megl
 
 
@@ -31,6 +29,9 @@ HEAD = """# Reference
 
 Made from the code by `make reference`; mend it there. Shapes: B images, C channels, L tokens.
 """
+GENERAL = """Every command takes `--help`, and `--config FILE`: YAML with a line `option: value` for each, over which
+the command line wins. Hyphens are as good as underscores. `megl train` takes every option of `TrainingArguments`
+besides: `megl train --help_all`."""
 MODEL = "MeglForImageClassification"
 # Section to where its names are and which: `Class.method` is a method.
 SECTIONS = {
@@ -69,7 +70,7 @@ SECTIONS = {
 def reference():
     """The page, as text."""
     parts = {title: [entry(module, name) for name in names] for title, (module, names) in SECTIONS.items()}
-    parts["Commands"] = [command(name, *what) for name, what in COMMANDS.items()]
+    parts["Commands"] = [GENERAL, *(command(name, program) for name, (program, *_) in COMMANDS.items())]
     parts["Metrics"] = [metric(card.parent.name) for card in sorted(METRICS.glob("*/README.md"))]
     contents = "\n".join(f"- [{title}](#{anchor(title)})" for title in parts)
     sections = (f"## {title}\n\n" + "\n\n".join(entries) for title, entries in parts.items())
@@ -125,10 +126,13 @@ def in_block(line, block):
     return f"  {text}"
 
 
-def command(name, program, what):
-    """A command: what it does, and a table of its options."""
+def command(name, program):
+    """A command: what it does, and a table of its options without those that are `TrainingArguments`' own."""
     module = import_module(f"megl.scripts.{program}")
-    rows = [row(action) for action in own_actions(parser_of(module), program)]
+    parser = parser_of(module)
+    theirs, general = (USUAL_TRAINING, OTHER_TRAINING), ("help", "help_all", "config")
+    own = [each for each in parser.actions if parser.headings.get(each.dest) not in theirs]
+    rows = [row(action) for action in own if action.dest not in general]
     table = ["| option | default | what it is |", "|---|---|---|", *rows]
     return "\n".join([f"### `megl {name}`", "", markdown(module.__doc__), "", *table])
 
@@ -141,23 +145,17 @@ def parser_of(module):
         found.append(parser)
         raise SystemExit
 
-    with patch.object(ArgumentParser, "parse_known_args", take), suppress(SystemExit):
+    with patch.object(CommandParser, "parse_known_args", take), suppress(SystemExit):
         module.main()
     return found[0]
-
-
-def own_actions(parser, program):
-    """The options, of the training without those that are `TrainingArguments`' own."""
-    inherited = {field.name for field in fields(TrainingArguments)} if program == "train_megl" else set()
-    inherited -= {"output_dir", *vars(training_arguments_megl.MeglTrainingArguments)["__annotations__"]}
-    return [action for action in parser._actions if action.dest not in inherited | {"help"}]
 
 
 def row(action):
     name = f"`{action.option_strings[0]}`" if action.option_strings else f"`{action.metavar or action.dest}`"
     default = "required" if action.required else "" if action.default in (None, SUPPRESS) else f"`{action.default}`"
     choices = f" One of {', '.join(f'`{choice}`' for choice in action.choices)}." if action.choices else ""
-    text = " ".join(f"{action.help or ''}{choices}".split()).replace("|", "\\|")
+    text = (action.help or "").removesuffix("(default: %(default)s)").strip()
+    text = " ".join(f"{text}{choices}".split()).replace("|", "\\|")
     return f"| {name} | {default} | {text} |"
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset_builders import ObjectMe
+from dataset_builders.files import new_folder
 from dataset_builders.scenes import Plan, draw_row
-from megl.files import new_folder
 
 
 LABELS = ("house", "fish")
