@@ -19,6 +19,7 @@ import dataset_builders
 import modeling_megl
 from dataset_builders import build
 from megl.cli import COMMANDS
+from megl.evaluation.metrics import load
 from megl.parser import OTHER_TRAINING, USUAL_TRAINING, CommandParser
 from modeling_megl import collator_megl, losses_megl, saliency_megl, training_arguments_megl, training_megl
 
@@ -161,7 +162,7 @@ def row(action):
 
 def metric(name):
     """A metric: what it is, and where its card is."""
-    text = import_module(f"megl.metrics.{name}.{name}")._DESCRIPTION.strip()
+    text = load(name).description.strip()
     return f"### `metrics/{name}`\n\n{text}\n\nInputs and values: [its card](../metrics/{name}/README.md)."
 
 
