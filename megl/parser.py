@@ -142,7 +142,9 @@ class CommandParser(HfArgumentParser):
         """Take the values of a YAML file as defaults."""
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except OSError as error:
+            self.error(f"`--config {path}` cannot be read: {error.strerror}")
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
             self.error(f"`--config {path}` cannot be read as YAML: {' '.join(str(error).split())}")
         if not isinstance(content, dict):
             self.error(f"`--config {path}`: expected a line `option: value` for each option, got {content!r}")

@@ -84,7 +84,12 @@ def _load(name, split, option, optional):
             return None
         there = str(error).partition("Should be one of ")[2].rstrip(".")
         raise ValueError(f"`{option}` must name a split of {name}, got {split!r}. Its splits are {there}.") from error
-    except DatasetsError as error:
+    except (DatasetsError, ConnectionError) as error:
+        if not os.path.exists(name):
+            raise ValueError(
+                f"{name} is neither a folder nor a data set on the Hub that can be reached: check the name, and the "
+                "network."
+            ) from error
         raise ValueError(f"{name} cannot be loaded as a data set: {one_line(error.__cause__ or error)}") from error
 
 

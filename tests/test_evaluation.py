@@ -118,6 +118,13 @@ def test_interval_of_known_quantiles():
     assert bootstrap.intervals(items, 4000, seed=0)["accuracy",] == [0, 1]
 
 
+def test_a_resample_with_nothing_right_has_no_explained_accuracy():
+    """As the module `explained_accuracy` has it: 0, and not left out of the interval."""
+    items = [make_item(0, "a", "a", saliency__iou=0.8), make_item(1, "a", "b", saliency__iou=0.6)]
+    assert bootstrap.point_figures(items)["explained_accuracy", "iou_overall"] == 0.4
+    assert bootstrap.intervals(items, 400, seed=0)["explained_accuracy", "iou_overall"] == pytest.approx([0, 0.8])
+
+
 def test_intervals_cover_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(5)
     covered = []
@@ -1299,6 +1306,7 @@ def test_a_model_that_is_not_there_or_not_trusted_is_named_in_one_line(
         (("--clip", "no/such/folder"), "`--clip` must be the Hub id or folder of a CLIP model: "),
         (("--clip", "MODEL"), "`--clip` must be a CLIP model, got .*, whose `model_type` is 'megl'"),
         (("--dataset", "nowhere/at/all"), "evaluate_megl: "),
+        (("--dataset", "object_mee"), "evaluate_megl: object_mee is neither a folder nor a data set on the Hub that"),
         (("--update_card", "--model", "MODEL", "org/model"), "."),
     ],
 )

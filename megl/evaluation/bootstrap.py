@@ -43,7 +43,8 @@ def figures(items, weights):
     found["macro_f1",] = _macro_f1(items, weights)
     filtered = found.get(("explained_accuracy", "iou_filtered"))
     if filtered is not None:
-        found["explained_accuracy", "iou_overall"] = found["accuracy",] * filtered
+        accuracy = found["accuracy",]
+        found["explained_accuracy", "iou_overall"] = np.where(accuracy == 0, 0, accuracy * filtered)
     statistics = bleu_statistics(items)
     if statistics is not None:
         found |= _bleu(weights @ statistics)
