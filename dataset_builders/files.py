@@ -90,24 +90,34 @@ def check_new_file(output, overwrite: bool) -> Path:
 
 def write_file(output: Path, text: str):
     """Writes a text file that is whole or absent, or the old one, at any moment."""
+    with whole_file(output) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_file(output: Path) -> Iterator[Path]:
+    """A hidden file beside `output` that takes its place when the block ends, and is removed if it fails."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(output, wait=True):
         partial = beside(output, "partial")
+        partial.unlink(missing_ok=True)  # what a killed program left, or a link that leads elsewhere
         try:
-            partial.write_text(text, encoding="utf-8")
+            yield partial
             os.replace(partial, output)
         finally:
             partial.unlink(missing_ok=True)
 
 
 def beside(output: Path, purpose: str) -> Path:
-    return output.with_name(f".{output.name}.{purpose}")
+    """A hidden neighbour of `output`, by a name that is nobody else's: it is removed without asking."""
+    return output.with_name(f".{output.name}.megl-{purpose}")
 
 
 @contextmanager
 def only_writer(output: Path, wait: bool) -> Iterator[None]:
     """Holds the lock on `output`, by a hidden file beside it. Such locks end with their process, however it ends."""
     path = beside(output, "lock")
+    path.touch()  # where no file can be written, filelock would try for ever
     lock = FileLock(path, timeout=-1 if wait else PATIENCE)
     try:
         lock.acquire()

@@ -45,4 +45,5 @@ def main():
     try:
         import_module(f"megl.scripts.{script}").main()
     except ModuleNotFoundError as error:
-        sys.exit(f"megl {name}: `{error.name}` is not installed: pip install 'megl[{extra}]'")
+        missing = error.name or getattr(error.__cause__, "name", None) or "a package"
+        sys.exit(f"megl {name}: `{missing}` is not installed: pip install 'megl[{extra}]'")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
+from yaml.constructor import SafeConstructor
 
 from megl.terminal import program
 
@@ -28,6 +29,8 @@ USUAL = {
     *("eval_strategy", "save_strategy", "logging_steps", "report_to", "resume_from_checkpoint", "push_to_hub", "seed"),
 }
 TYPES = {int: "INT", float: "FLOAT", str: "TEXT", string_to_bool: "BOOL"}
+SWITCHES = {"on": "True", "off": "False"}  # as YAML has them besides
+TAG, WORDS = "tag:yaml.org,2002:", ("str", "int", "float", "bool", "timestamp")
 TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}  # as `string_to_bool` knows them
 
 
@@ -121,46 +124,59 @@ class CommandParser(HfArgumentParser):
                 return [*normal, word, *words]
             name, equals, value = word.partition("=")
             if re.fullmatch(r"--\w[\w-]*", name):
-                action = self._find(name)
-                name = "--" + name[2:].replace("-", "_")
-                is_flag = action is not None and action.nargs == "?" and action.const is True
-                if is_flag and not equals and (not words or words[0].lower() not in TRUTH_VALUES):
-                    equals, value = "=", "True"
+                name, action = self._find(name)
+                if name.startswith("--no_") and _is_flag(action) and name not in action.option_strings:
+                    name, equals, value = "--" + name[5:], "=", "False"
+                elif _is_flag(action) and not equals:
+                    word = words[0].lower() if words else ""
+                    if word in SWITCHES:
+                        equals, value = "=", SWITCHES[words.pop(0).lower()]
+                    elif word not in TRUTH_VALUES:
+                        equals, value = "=", "True"
             normal.append(name + equals + value)
         return normal
 
     def _find(self, given):
-        """The option of a name or of its beginning, `None` where that could be several."""
+        """The full name of an option and the option, of its name or its beginning; `None` where there are several."""
         name = "--" + given[2:].replace("-", "_")
         named = {each: action for action in self.actions for each in action.option_strings}
+        positive = named.get("--" + name[5:]) if name.startswith("--no_") else None
+        if name not in named and _is_flag(positive):
+            return name, positive
         found = [name] if name in named else [each for each in named if each.startswith(name)]
         if not found:
             self.error(f"unknown option `{given}`{_nearest(name, named)}")
-        return named[found[0]] if len(found) == 1 else None
+        return (found[0], named[found[0]]) if len(found) == 1 else (name, None)
 
     def _read_config(self, path):
-        """Take the values of a YAML file as defaults."""
+        """Take the values of a YAML file as defaults: numbers and words as they are written there."""
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
         except OSError as error:
             self.error(f"`--config {path}` cannot be read: {error.strerror}")
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
+        except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             self.error(f"`--config {path}` cannot be read as YAML: {' '.join(str(error).split())}")
-        if not isinstance(content, dict):
-            self.error(f"`--config {path}`: expected a line `option: value` for each option, got {content!r}")
-        options = {action.dest: action for action in reversed(self.actions) if action.default != argparse.SUPPRESS}
-        for key, value in content.items():
-            name = str(key).replace("-", "_")
+        if not isinstance(content, yaml.MappingNode):
+            self.error(f"`--config {path}`: expected a line `option: value` for each option")
+        options, seen = (
+            {action.dest: action for action in reversed(self.actions) if action.default != argparse.SUPPRESS},
+            set(),
+        )
+        for key, value in ((str(key.value), value) for key, value in content.value):
+            name = key.replace("-", "_")
+            if name in seen:
+                self.error(f"`--config {path}`: `{key}` is given twice")
+            seen.add(name)
             if name not in options:
                 self.error(f"`--config {path}`: unknown option `{key}`{_nearest(name, options)}")
             if not options[name].option_strings:
                 self.error(f"`--config {path}`: `{key}` is given on the command line, without dashes")
-            if value is None:
+            if value.tag == f"{TAG}null":
                 continue
             try:
                 self.set_defaults(**{name: _read(options[name], value)})
-            except (ValueError, argparse.ArgumentTypeError):
-                self.error(f"`--config {path}`: `{key}` must be {_expected(options[name])}, got {value!r}")
+            except (ValueError, TypeError, RecursionError, yaml.YAMLError, argparse.ArgumentTypeError):
+                self.error(f"`--config {path}`: `{key}` must be {_expected(options[name])}, got {_written(value)}")
             options[name].required = False
 
 
@@ -210,18 +226,34 @@ def _nearest(name, names):
     return f": did you mean `{near[0]}`?" if near else ""
 
 
-def _read(action, value):
+def _is_flag(action):
+    return action is not None and action.nargs == "?" and action.const is True
+
+
+def _read(action, node):
     """A value of YAML as the option has it from the command line."""
-    if value is True and action.nargs == "?":
-        return action.const
+    if node.tag == f"{TAG}bool" and action.nargs == "?":
+        is_true = SafeConstructor().construct_yaml_bool(node)
+        return action.const if is_true else (False if _is_flag(action) else action.default)
     is_list = action.nargs == "+"
-    if isinstance(value, list) and not is_list:
-        raise ValueError
-    given = value if isinstance(value, list) else [value]
-    values = [action.type(json.dumps(each) if isinstance(each, dict) else str(each)) for each in given]
-    if action.choices and not set(values) <= set(action.choices):
+    given = node.value if isinstance(node, yaml.SequenceNode) and is_list else [node]
+    values = [action.type(_as_text(each)) for each in given]
+    if not values or action.choices and not set(values) <= set(action.choices):
         raise ValueError
     return values if is_list else values[0]
+
+
+def _as_text(node):
+    """A word or a number as it is written, and names with values under them as JSON."""
+    if isinstance(node, yaml.MappingNode):
+        return json.dumps(yaml.safe_load(yaml.serialize(node)))
+    if not isinstance(node, yaml.ScalarNode) or node.tag.removeprefix(TAG) not in WORDS:
+        raise ValueError
+    return node.value
+
+
+def _written(node):
+    return repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or names with values"
 
 
 def _expected(action):

@@ -1,6 +1,7 @@
 """Multimodal Explanation-Guided Learning for Hugging Face: image classifiers that show and say why."""
 
 from importlib import import_module
+from importlib.util import find_spec
 
 from .configuration_megl import PRESETS, TEXT_PRESETS, MeglConfig
 from .modeling_megl import MeglForImageClassification, MeglOutput, MeglPreTrainedModel
@@ -17,6 +18,8 @@ _TRAINING = {
     "add_lora": "lora_megl",
     "check_labels": "collator_megl",
 }
+# Listed where they can be imported: `from modeling_megl import *` and inspection take all that is listed.
+_LISTED = _TRAINING if all(find_spec(name) for name in ("accelerate", "datasets", "peft")) else {}
 
 __all__ = [
     "PRESETS",
@@ -27,7 +30,7 @@ __all__ = [
     "MeglOutput",
     "MeglPreTrainedModel",
     "MeglProcessor",
-    *_TRAINING,
+    *_LISTED,
 ]
 
 
@@ -45,4 +48,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted({*globals(), *_TRAINING})
+    return sorted({*globals(), *_LISTED})

@@ -74,6 +74,7 @@ def find_checkpoint(training_args):
             whole.
     """
     output, wanted = Path(training_args.output_dir), training_args.resume_from_checkpoint
+    wanted = {"true": "True", "false": "False"}.get(str(wanted).lower(), wanted)
     if wanted not in (None, "True", "False"):
         check_checkpoint(wanted)
         return wanted

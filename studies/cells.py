@@ -6,15 +6,17 @@ each image its label, prediction, group and scores.
 
 import gzip
 import json
-import os
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_builders.files import new_folder
+from dataset_builders.files import new_folder, only_writer, whole_file
 from megl.evaluation.headlines import headlines
 
 
+# What names a cell, and its folder.
+KEY = r"[\w+-][\w.+-]*"
 # What a report reads of a cell's folder.
 RECORD, METRICS, PREDICTIONS = CELL_FILES = ("cell.json", "metrics.json", "predictions.jsonl.gz")
 # Significant digits of a score: with four, a p of 0.0041 became 0.0042. A float of 32 bits holds seven.
@@ -46,8 +48,16 @@ _REPEATED = [
 
 
 def published_cells(folder):
-    """Key to the Parquet file of each cell that is published in `folder`."""
-    return {key: file for file in sorted(folder.glob("*.parquet")) for key in _read(file, ["key"])["key"].to_pylist()}
+    """Key to the Parquet file of each cell that is published in `folder`; a `ValueError` where two cells have one."""
+    files = {}
+    for file in sorted(folder.glob("*.parquet")):
+        for key in _read(file, ["key"])["key"].to_pylist():
+            if not re.fullmatch(KEY, key or ""):
+                raise ValueError(f"{file} has a cell of the name {key!r}, which is none: restore it from git.")
+            if key in files:
+                raise ValueError(f"{file} has the cell {key}, which is in {files[key]} too: restore one from git.")
+            files[key] = file
+    return files
 
 
 def fetch_cells(keys, published, folder):
@@ -63,32 +73,33 @@ def fetch_cells(keys, published, folder):
 
 def publish_cells(keys, folder, published, name):
     """Add those of the cells that are done in `folder`, and that nobody has published, to the file of the study."""
-    known = published_cells(published)
-    rows = [_from_folder(folder / key) for key in sorted(set(keys) - known.keys()) if (folder / key).is_dir()]
-    if not rows:
-        return
-    file = published / f"{name}.parquet"
-    added = pa.Table.from_pylist(rows, SCHEMA)
-    table = pa.concat_tables([_read(file), added]) if file.exists() else added
-    # Cells that are alike stand together, which halves the file.
-    table = table.sort_by([(column, "ascending") for column in ("dataset", "split", "architecture", "key")])
     published.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        pq.write_table(
-            table, partial, compression="zstd", compression_level=19, write_statistics=False, use_dictionary=_REPEATED
-        )
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    # One lock for the folder: a cell is published once, whichever study has it.
+    with only_writer(published / "cells", wait=True):
+        known = published_cells(published)
+        rows = [_from_folder(folder / key) for key in sorted(set(keys) - known.keys()) if (folder / key).is_dir()]
+        if not rows:
+            return
+        file = published / f"{name}.parquet"
+        added = pa.Table.from_pylist(rows, SCHEMA)
+        table = pa.concat_tables([_read(file), added]) if file.exists() else added
+        # Cells that are alike stand together, which halves the file.
+        table = table.sort_by([(column, "ascending") for column in ("dataset", "split", "architecture", "key")])
+        layout = {"compression": "zstd", "compression_level": 19, "use_dictionary": _REPEATED}
+        with whole_file(file) as partial:
+            pq.write_table(table, partial, write_statistics=False, **layout)
 
 
 def _read(file, columns=None):
+    """The table of a file, or some of its columns; a `ValueError` where it lacks any, or a cell's lists do not fit."""
     try:
-        table = pq.read_table(file, columns=columns, schema=SCHEMA if columns is None else None)
+        there = pq.read_schema(file)
+        missing = [field.name for field in SCHEMA if field.name not in there.names]
+        if missing:
+            raise ValueError(f"{file} is no file of cells (it has no column {missing[0]}): restore it from git.")
+        return pq.read_table(file, columns=columns, schema=SCHEMA if columns is None else None)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{file} is no file of cells ({str(error).splitlines()[0]}): restore it from git.") from error
-    return table
 
 
 def _from_folder(folder):
@@ -111,8 +122,17 @@ def _from_folder(folder):
 
 
 def _to_folder(row, output):
-    """The folder of a cell as [`_from_folder`] reads it."""
+    """The folder of a cell as [`_from_folder`] reads it; a `ValueError` where a part of it is missing."""
     scores = [name for name in (*MAPS, *RATIONALES) if row[name] is not None]
+    for name in (*OBJECTS, "metrics", *ITEM):
+        if row[name] is None:
+            raise ValueError(f"the published cell {row['key']} has no {name}: restore its file from git.")
+    for name in (*ITEM, *scores, *([BLEU] if row[BLEU] is not None else [])):
+        if len(row[name]) != len(row["id"]):
+            raise ValueError(
+                f"the published cell {row['key']} has {len(row['id'])} images and {len(row[name])} of {name}: restore "
+                "its file from git."
+            )
     with new_folder(output) as work:
         record = {name: row[name] for name in PLAIN} | {name: json.loads(row[name]) for name in OBJECTS}
         (work / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -288,6 +288,29 @@ def test_a_file_gives_the_settings_of_a_training(given, config):
     assert training.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
+def test_a_file_gives_words_and_numbers_as_they_are_written(given, config):
+    text = "output: no\nnames: [no, 010, 3.10, 2001-01-01, ~]\n"
+    with pytest.raises(SystemExit):
+        given("a.png", *config(text))  # nothing is no name
+    (arguments,) = given("a.png", *config(text.replace(", ~", "")))
+    assert arguments.output == "no" and arguments.names == ["no", "010", "3.10", "2001-01-01"]
+
+
+def test_an_off_or_no_before_a_picture_is_no(given):
+    for words, value in (("on", True), ("off", False), ("no", False), ("a.jpg", True)):
+        (arguments,) = given("--output", "x", "--update_card", words, "a.png")
+        assert (arguments.update_card, arguments.images[-1]) == (value, "a.png")
+    for word in ("--no-update-card", "--no_update_card"):
+        (arguments,) = given("--output", "x", word, "a.png")
+        assert (arguments.update_card, arguments.images) == (False, ["a.png"])
+
+
+def test_the_option_of_a_file_may_be_shortened(given, config):
+    flag, file = config("batch_size: 7")
+    (arguments,) = given("a.png", "--output", "x", "--conf", file)
+    assert flag == "--config" and arguments.batch_size == 7
+
+
 def test_a_file_turns_a_choice_on_that_has_a_usual_value(given, config):
     for text, value in (("true", "blur"), ("mean", "mean"), ("", None)):
         words = ("--model", "m", *PLACED, *config(f"faithfulness: {text}"))
@@ -301,14 +324,16 @@ def test_a_file_turns_a_choice_on_that_has_a_usual_value(given, config):
         ("batch_sise: 4", "unknown option `batch_sise`: did you mean `batch_size`?"),
         ("config: other.yaml", "unknown option `config`"),
         ("help: true", "unknown option `help`"),
-        ("batch_size: 4.5", "`batch_size` must be a whole number, got 4.5"),
-        ("batch_size: [1, 2]", "`batch_size` must be a whole number, got [1, 2]"),
+        ("batch_size: 4.5", "`batch_size` must be a whole number, got '4.5'"),
+        ("batch_size: [1, 2]", "`batch_size` must be a whole number, got a list or names with values"),
         ("mask_share: much", "`mask_share` must be a number, got 'much'"),
         ("on_error: go on", "`on_error` must be one of stop, skip, got 'go on'"),
         ("update_card: perhaps", "`update_card` must be true or false, got 'perhaps'"),
         ("images: [a.png]", "`images` is given on the command line, without dashes"),
-        ("- output", "expected a line `option: value` for each option, got ['output']"),
-        ("", "expected a line `option: value` for each option, got None"),
+        ("- output", "expected a line `option: value` for each option"),
+        ("", "expected a line `option: value` for each option"),
+        ("batch_size: 1\nbatch-size: 2", "`batch-size` is given twice"),
+        ("output: !!python/name:os.getcwd", "`output` must be text, got ''"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(refused, config, text, message):
@@ -317,9 +342,9 @@ def test_a_wrong_file_is_one_line_that_names_it(refused, config, text, message):
 
 
 def test_a_file_that_cannot_be_read_is_one_line(refused, config, tmp_path):
-    for text in ("output: [", "output: !!python/object/apply:os.getcwd []"):
-        line = refused("a.png", *config(text))
-        assert re.match(r"megl some: `--config \S+run.yaml` cannot be read as YAML: ", line)
+    line = refused("a.png", *config("output: ["))
+    assert re.match(r"megl some: `--config \S+run.yaml` cannot be read as YAML: ", line)
+    assert "`output` must be text" in refused("a.png", *config("output: !!python/object/apply:os.getcwd []"))
     assert "No such file" in refused("a.png", "--config", tmp_path / "nowhere.yaml")
     (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read as YAML" in refused("a.png", "--config", tmp_path / "run.yaml")

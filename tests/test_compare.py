@@ -17,6 +17,8 @@ from xml.etree import ElementTree
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from pages import Page
@@ -729,6 +731,43 @@ def test_published_cells_are_a_data_set(place, tmp_path):
     (place / "cells" / "second.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"second.parquet is no file of cells \(.*: restore it from git"):
         cell_files.published_cells(place / "cells")
+
+
+def test_several_publish_at_once_and_nothing_is_lost(place):
+    keys = [folder.name for folder in scored(place, STUDY)]
+    with ThreadPoolExecutor(len(keys)) as pool:
+        list(
+            pool.map(
+                lambda key: cell_files.publish_cells([key], place / "out" / "cells", place / "cells", "one"), keys
+            )
+        )
+    assert sorted(cell_files.published_cells(place / "cells")) == sorted(keys)
+    assert [path.name for path in (place / "cells").iterdir()] == ["one.parquet"]
+
+
+def test_published_cells_that_are_not_whole_are_refused(place):
+    keys = [folder.name for folder in scored(place, STUDY)]
+    cell_files.publish_cells(keys, place / "out" / "cells", place / "cells", "study")
+    file = place / "cells" / "study.parquet"
+    whole = pq.read_table(file)
+    rows = whole.to_pylist()
+
+    def refused(table, message):
+        pq.write_table(table, file)
+        with pytest.raises(ValueError, match=message):
+            cell_files.fetch_cells([*keys, "../out"], place / "cells", place / "back")
+        assert not list(place.glob("back/*")) and not (place / "outside").exists()
+
+    def changed(**values):
+        return pa.Table.from_pylist([rows[0] | values], cell_files.SCHEMA)
+
+    for key in ("../outside", str(place / "outside"), "..", "", None):
+        refused(changed(key=key), f"study.parquet has a cell of the name {re.escape(repr(key))}, which is none")
+    refused(pa.concat_tables([changed(), changed()]), "has the cell .*, which is in .*study.parquet too")
+    for name in ("settings", "id", "saliency.iou"):
+        refused(whole.drop_columns([name]), rf"study.parquet is no file of cells \(it has no column {name}\)")
+    refused(changed(metrics=None), f"the published cell {rows[0]['key']} has no metrics: restore its file from git")
+    refused(changed(label=["a"]), "has 2 images and 1 of label: restore its file from git")
 
 
 def test_shipped_cells_have_the_scores_of_their_figures(tmp_path):

@@ -125,7 +125,7 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path, step, num_proc):
 
 def test_what_a_killed_build_left_does_no_harm(tmp_path):
     """Nor does what another program keeps under a name like it."""
-    stale = tmp_path / ".out.building" / "data"
+    stale = tmp_path / ".out.megl-building" / "data"
     foreign = tmp_path / "out.incomplete"
     for folder in (stale, foreign):
         folder.mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_failed_move_puts_the_old_folder_back(tmp_path, monkeypatch):
     rename = Path.rename
 
     def fail(path, target):
-        if path.name == ".out.building":
+        if path.name == ".out.megl-building":
             raise OSError("disk trouble")
         return rename(path, target)
 
@@ -227,7 +227,7 @@ def test_killed_build_leaves_the_old_folder_or_none(tmp_path, step, overwrite):
     process = run_killed(killed_build, *kill, True, root, output)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert ".out.lock" in leftovers(tmp_path), "it was killed before it began or after it ended"
+    assert ".out.megl-lock" in leftovers(tmp_path), "it was killed before it began or after it ended"
     assert output.exists() == (overwrite or done)
     after_kill = digests(output)
     assert done or after_kill == old

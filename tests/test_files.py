@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -94,7 +95,7 @@ def test_second_writer_is_refused(tmp_path, held, monkeypatch):
     with pytest.raises(FileExistsError, match="the only program that writes .*out, got another one at work. Wait"):
         with new_folder(tmp_path / "out"):
             raise AssertionError("it began")
-    assert names(tmp_path) == [".out.building", ".out.building/theirs", ".out.lock"]
+    assert names(tmp_path) == [".out.megl-building", ".out.megl-building/theirs", ".out.megl-lock"]
 
 
 def test_second_writer_waits_if_asked(tmp_path, held, monkeypatch):
@@ -125,15 +126,15 @@ def test_killed_writer_gives_way_with_its_children(tmp_path):
     """Which hold its lock as long as they live."""
     process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")])
     assert process.returncode == -signal.SIGKILL
-    assert names(tmp_path) == [".out.building", ".out.building/half", ".out.lock"]
+    assert names(tmp_path) == [".out.megl-building", ".out.megl-building/half", ".out.megl-lock"]
     with new_folder(tmp_path / "out") as folder:
         (folder / "ours").touch()
     assert names(tmp_path) == ["out", "out/ours"]
 
 
 def test_old_folder_is_put_back_after_a_kill_between_the_renames(tmp_path):
-    (tmp_path / ".out.old").mkdir()
-    (tmp_path / ".out.old" / "README.md").write_text("old")
+    (tmp_path / ".out.megl-old").mkdir()
+    (tmp_path / ".out.megl-old" / "README.md").write_text("old")
     with pytest.raises(FileExistsError, match="which is not empty"), new_folder(tmp_path / "out"):
         raise AssertionError("it began")
     assert names(tmp_path) == ["out", "out/README.md"]
@@ -173,3 +174,28 @@ def test_failed_file_leaves_the_old_one(tmp_path):
         check_new_file(tmp_path / "page", overwrite=False)
     with pytest.raises(FileExistsError, match=" is a folder: choose another"):
         check_new_file(tmp_path, overwrite=True)
+
+
+def test_neighbours_of_other_names_stay(tmp_path):
+    """What is removed without asking has a name that nobody else gives."""
+    for name in (".out.old", ".out.building", ".out.partial", ".out.lock"):
+        (tmp_path / name).mkdir()
+    with new_folder(tmp_path / "out") as work:
+        (work / "new").touch()
+    write_file(tmp_path / "out" / "page", "text")
+    assert names(tmp_path) == [".out.building", ".out.lock", ".out.old", ".out.partial", "out", "out/new", "out/page"]
+
+
+def test_a_link_in_the_place_of_what_is_written_leads_nowhere(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / ".page.megl-partial").symlink_to(victim)
+    write_file(tmp_path / "page", "text")
+    assert victim.read_text() == "kept" and (tmp_path / "page").read_text() == "text"
+    assert not (tmp_path / "page").is_symlink()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody can make files")
+def test_where_no_file_can_be_made_nobody_waits():
+    with pytest.raises(OSError):
+        write_file(Path("/proc/page.html"), "text")

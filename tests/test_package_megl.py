@@ -54,6 +54,25 @@ def test_what_trains_is_imported_when_it_is_asked_for():
         )
 
 
+STARRED = """
+import sys
+
+sys.modules["datasets"] = None
+from modeling_megl import *
+
+import inspect
+import modeling_megl
+
+inspect.getmembers(modeling_megl)
+assert "MeglTrainer" not in globals() and MeglConfig is modeling_megl.MeglConfig
+"""
+
+
+def test_all_is_imported_that_can_be_without_the_extra():
+    done = subprocess.run([sys.executable, "-c", STARRED], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_all_that_is_public_is_listed_and_there():
     assert {"MeglConfig", "MeglTrainer", "MeglTrainingArguments", "MeglDataCollator"} <= set(modeling_megl.__all__)
     assert set(modeling_megl.__all__) <= set(dir(modeling_megl))
