@@ -97,6 +97,7 @@ def main(folder, strategy, step):
         results |= {f"eval.{name}": torch.tensor(value) for name, value in metrics.items() if "loss" in name}
         results["eval.accuracy"] = torch.tensor(metrics["eval_accuracy"])
         save_file(results, folder / f"{strategy}.safetensors")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
