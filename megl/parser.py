@@ -77,7 +77,7 @@ class CommandParser(HfArgumentParser):
         if self.hidden:
             help = "show this message with all options of transformers.TrainingArguments, and exit"
             self.add_argument("--help_all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=help)
-        self.usage = f"%(prog)s {' '.join(map(_shown, filter(_is_needed, self.actions)))} [OPTION ...]"
+        self.usage = f"%(prog)s {' '.join(_shown(action) for action in self.actions if action.required)} [OPTION ...]"
 
     def add_argument(self, *names, positional=False, **settings):
         """As `argparse` has it, in the group of the option."""
@@ -150,33 +150,35 @@ class CommandParser(HfArgumentParser):
 
     def _read_config(self, path):
         """Take the values of a YAML file as defaults: numbers and words as they are written there."""
+
+        def refuse(message):
+            self.error(f"`--config {path}`{message}")
+
         try:
             content = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
         except OSError as error:
-            self.error(f"`--config {path}` cannot be read: {error.strerror}")
+            refuse(f" cannot be read: {error.strerror}")
         except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            self.error(f"`--config {path}` cannot be read as YAML: {' '.join(str(error).split())}")
+            refuse(f" cannot be read as YAML: {' '.join(str(error).split())}")
         if not isinstance(content, yaml.MappingNode):
-            self.error(f"`--config {path}`: expected a line `option: value` for each option")
-        options, seen = (
-            {action.dest: action for action in reversed(self.actions) if action.default != argparse.SUPPRESS},
-            set(),
-        )
+            refuse(": expected a line `option: value` for each option")
+        options = {action.dest: action for action in reversed(self.actions) if action.default != argparse.SUPPRESS}
+        seen = set()
         for key, value in ((str(key.value), value) for key, value in content.value):
             name = key.replace("-", "_")
             if name in seen:
-                self.error(f"`--config {path}`: `{key}` is given twice")
+                refuse(f": `{key}` is given twice")
             seen.add(name)
             if name not in options:
-                self.error(f"`--config {path}`: unknown option `{key}`{_nearest(name, options)}")
+                refuse(f": unknown option `{key}`{_nearest(name, options)}")
             if not options[name].option_strings:
-                self.error(f"`--config {path}`: `{key}` is given on the command line, without dashes")
+                refuse(f": `{key}` is given on the command line, without dashes")
             if value.tag == f"{TAG}null":
                 continue
             try:
                 self.set_defaults(**{name: _read(options[name], value)})
             except (ValueError, TypeError, RecursionError, yaml.YAMLError, argparse.ArgumentTypeError):
-                self.error(f"`--config {path}`: `{key}` must be {_expected(options[name])}, got {_written(value)}")
+                refuse(f": `{key}` must be {_expected(options[name])}, got {_written(value)}")
             options[name].required = False
 
 
@@ -208,10 +210,6 @@ def described(document):
         else:
             parts += [textwrap.fill(each, width) for each in re.split(r"\n\s*\n", part) if each.strip()]
     return "\n\n".join(parts).replace("%", "%%")
-
-
-def _is_needed(action):
-    return action.required
 
 
 def _shown(action):

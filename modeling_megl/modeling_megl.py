@@ -370,8 +370,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             target (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The class that the map explains. `None`: `labels` in training mode, else the predicted class.
             foil (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                The class that `target` is contrasted with: the map then shows what speaks for one rather than the
-                other.
+                The class that `target` is contrasted with: the map shows what speaks for one rather than the other.
             output_saliency (`bool`, *optional*, defaults to `True`):
                 Whether to compute the map, and with it evidence and rationale logits. Without, this is the plain
                 classifier at its plain cost.
@@ -383,8 +382,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 What the losses are divided by: `"images"`, `"visual_explanations"` and `"rationale_tokens"` of the
                 whole batch where this is a part of it. `None`: this batch's own.
             visual_loss_kwargs (`dict`, *optional*):
-                What the visual loss takes besides, such as `slack` of `res_g` and `kernel` of `res_l`, which cannot do
-                without.
+                What the visual loss takes besides: `slack` of `res_g`, and `kernel` of `res_l`, which needs one.
 
         The map can be differentiated, a second derivative of the tail, wherever the caller's gradients are on. Under
         `torch.no_grad()` or `torch.inference_mode()` it is computed all the same and leaves no graph behind.

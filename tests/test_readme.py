@@ -168,7 +168,7 @@ def test_the_page_on_models_runs(after_readme, run):
 def test_the_page_on_training_runs(after_readme, run):
     run("docs/trainer.md")
     for name in ("megl-python", "megl-loop", "megl-two"):
-        MeglForImageClassification.from_pretrained(after_readme / name)
+        assert MeglForImageClassification.from_pretrained(after_readme / name).config.num_labels == 5, name
 
 
 def test_the_page_on_own_data_runs(folder, run):

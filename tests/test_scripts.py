@@ -602,3 +602,14 @@ def test_files_are_utf_8_and_tables_printed_where_the_locale_is_ascii(run, tmp_p
     assert (tmp_path / "explanations" / "0000_schön.png").is_file()
     for path in ("evaluation/index.html", "evaluation/model_card.md", "model/README.md"):
         assert "Vögel" in (tmp_path / path).read_text(encoding="utf-8"), path
+
+
+def test_a_truth_value_of_resuming_may_be_written_as_yaml_has_it(tmp_path):
+    from megl.scripts.train_megl import find_checkpoint
+
+    for word in ("true", "True", "false", None):
+        arguments = SimpleNamespace(output_dir=str(tmp_path / "new"), resume_from_checkpoint=word)
+        assert find_checkpoint(arguments) is None
+    arguments.resume_from_checkpoint = "tru"
+    with pytest.raises(ValueError, match="tru"):
+        find_checkpoint(arguments)
