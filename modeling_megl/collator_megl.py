@@ -9,6 +9,7 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from .processing_megl import MeglProcessor
+from .recombination_megl import Recombination, has_object, recombine
 
 
 @dataclass
@@ -26,17 +27,21 @@ class MeglDataCollator:
         seed (`int`, *optional*, defaults to 0): Which rationale comes first.
         epoch (`int` or `torch.LongTensor` of shape `()`, *optional*):
             The epoch; `None`, for evaluation, takes the first rationale of each row. See [`TellEpoch`].
+        recombination ([`Recombination`], *optional*):
+            Gives some of the annotated pictures the background of another. Those of which either mask leaves no
+            object or no background to see stay as they are.
 
     Returns, called with a list of rows:
         `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)`,
         `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`, -100 where
-        there is no rationale.
+        there is no rationale; with `recombination` also `recombined` `(B,)`.
     """
 
     processor: MeglProcessor
     id2label: dict[int, str]
     seed: int = 0
     epoch: int | torch.Tensor | None = None
+    recombination: Recombination | None = None
 
     def __call__(self, rows):
         labels = [_class_id(row.get("label")) for row in rows]
@@ -55,15 +60,34 @@ class MeglDataCollator:
             for name in rows[0]["encoded"]:
                 batch[name] = torch.stack([row["encoded"][name] for row in rows])
         else:
-            images = [row["image"] for row in rows]
-            masks = [row.get("visual_explanation") for row in rows]
-            try:
-                batch = self.processor(images=images, visual_explanations=masks, **texts)
-            except ValueError as error:
-                names = ", ".join(str(row.get("id")) for row in rows)
-                raise ValueError(f"A batch of the items {names}: {error}") from error
+            batch = self._process(rows, **texts)
+        if self.recombination is not None:
+            batch["recombined"] = self._recombine(rows, batch)
         batch["labels"] = torch.tensor(labels)
         return batch
+
+    def _process(self, rows, **texts):
+        images = [row["image"] for row in rows]
+        masks = [row.get("visual_explanation") for row in rows]
+        try:
+            return self.processor(images=images, visual_explanations=masks, **texts)
+        except ValueError as error:
+            names = ", ".join(str(row.get("id")) for row in rows)
+            raise ValueError(f"A batch of the items {names}: {error}") from error
+
+    def _recombine(self, rows, batch):
+        """Give pictures of a batch another background; which ones: `(B,)`."""
+        donors = [self.recombination.donor(row, int(self.epoch)) for row in rows]
+        recombined = torch.tensor([donor is not None for donor in donors])
+        if recombined.any():
+            given = self._process([donor for donor in donors if donor is not None])
+            masks, donor_masks = batch["visual_explanations"][recombined], given["visual_explanations"]
+            usable = has_object(masks) & has_object(donor_masks)
+            recombined[recombined.clone()] = usable
+            batch["pixel_values"][recombined] = recombine(
+                batch["pixel_values"][recombined], masks[usable], given["pixel_values"][usable], donor_masks[usable]
+            )
+        return recombined
 
     def draw(self, row):
         """The rationale of this row in this epoch; `None` where it has none."""

@@ -32,6 +32,10 @@ class MeglTrainingArguments(TrainingArguments):
             What VEDC compares, a key of `losses_megl.DISTRIBUTION_STATISTICS`: `moments` (size and spread),
             `robust_moments` (the same, with a loss that grows linearly far from the explanations), `quantiles` (of a
             map's values) or `layout` (where the map lies, and its size).
+        recombine (`float`, *optional*, defaults to 0.0): Share of the annotated training pictures that get the
+            background of another annotated picture, drawn anew in each epoch; see [`Recombination`].
+        unrecombined_label_weight (`float`, *optional*, defaults to 1.0): Weight of the classification loss of the
+            pictures that `recombine` leaves as they are; their maps and rationales are trained all the same.
         text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
             `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
         frozen_layer (`str`, *optional*): Module of a convolutional vision model, such as `"stages.6"`, up to which it
@@ -57,6 +61,12 @@ class MeglTrainingArguments(TrainingArguments):
     res_slack: float = field(default=0.0, metadata={"help": "Slack of the visual losses `res_g` and `res_l`."})
     distribution_statistic: str = field(
         default="moments", metadata={"help": "What VEDC compares.", "choices": sorted(DISTRIBUTION_STATISTICS)}
+    )
+    recombine: float = field(
+        default=0.0, metadata={"help": "Share of the annotated pictures that get another one's background."}
+    )
+    unrecombined_label_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the classification loss of pictures that are not recombined."}
     )
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of language model and grounding; default: `learning_rate`."}
@@ -86,10 +96,17 @@ class MeglTrainingArguments(TrainingArguments):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be {allowed[0]} here, got {getattr(self, name)!r}: {reason}")
         super().__post_init__()
-        for name in ("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack"):
+        for name in _WEIGHTS:
             value = getattr(self, name)
             if not 0 <= value < math.inf:  # nor is NaN
                 raise ValueError(f"`{name}` must be a number that is not negative, got {value}.")
+        if self.recombine > 1:
+            raise ValueError(f"`recombine` is a share of the annotated pictures, in [0, 1], got {self.recombine}.")
+        if self.recombine == 0 and self.unrecombined_label_weight != 1:
+            raise ValueError(
+                f"`unrecombined_label_weight={self.unrecombined_label_weight}` needs `recombine`: without, it would "
+                "weigh the labels of all pictures."
+            )
         for name, choices in (("visual_loss", VISUAL_LOSSES), ("distribution_statistic", DISTRIBUTION_STATISTICS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {getattr(self, name)!r}.")
@@ -105,6 +122,10 @@ class MeglTrainingArguments(TrainingArguments):
         self.class_weights = _read_class_weights(self.class_weights)
 
 
+_WEIGHTS = (
+    *("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack"),
+    *("recombine", "unrecombined_label_weight"),
+)
 _COUNTS = (
     *("lora_rank", "generation_max_new_tokens", "gradient_accumulation_steps"),
     *("per_device_train_batch_size", "per_device_eval_batch_size"),

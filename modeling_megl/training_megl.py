@@ -29,6 +29,7 @@ from .losses_megl import (
     res_kernel,
     visual_losses,
 )
+from .recombination_megl import Recombination
 from .training_arguments_megl import MeglTrainingArguments
 
 
@@ -156,6 +157,8 @@ class MeglTrainer(Trainer):
             self.data_collator = MeglDataCollator(processing_class, self.model.config.id2label, seed=args.seed)
         if isinstance(self.data_collator, MeglDataCollator):
             self.add_callback(TellEpoch(self.data_collator))
+        if args.recombine > 0 and self.train_dataset is not None:
+            self._recombine()
         self.frozen_layers = None
         if args.frozen_layer is not None:
             self._freeze(args.frozen_layer)
@@ -208,6 +211,15 @@ class MeglTrainer(Trainer):
 
     # ---- Data ----
 
+    def _recombine(self):
+        """Have the collator give pictures other backgrounds."""
+        if not isinstance(self.data_collator, MeglDataCollator):
+            raise ValueError("`recombine` needs the `MeglDataCollator`: leave out `data_collator`.")
+        if not hasattr(self.train_dataset, "__len__"):
+            raise ValueError("`recombine` takes backgrounds from anywhere in the training data: it takes no stream.")
+        recombination = Recombination(self.train_dataset, self.args.recombine, self.args.seed)
+        self.data_collator = replace(self.data_collator, recombination=recombination)
+
     def _freeze(self, name):
         """Freeze the vision model up to a module, and take its output in place of the training images."""
         if not isinstance(self.data_collator, MeglDataCollator):
@@ -259,10 +271,10 @@ class MeglTrainer(Trainer):
 
     @contextmanager
     def _evaluation_collator(self):
-        """Evaluation scores the same rationale of an image in every epoch."""
+        """Evaluation takes the same rationale of an image in every epoch, and each picture as it is."""
         collator = self.data_collator
         if isinstance(collator, MeglDataCollator):
-            self.data_collator = replace(collator, epoch=None)
+            self.data_collator = replace(collator, epoch=None, recombination=None)
         try:
             yield
         finally:
@@ -275,7 +287,7 @@ class MeglTrainer(Trainer):
         totals = torch.zeros(len(_LOSSES), dtype=torch.float64, device=device)
         mask_sums = torch.zeros(2, len(self.statistic.first), dtype=torch.float64, device=device)
         for batch in batch_samples:
-            batch = _with_flags({name: batch[name].to(device) for name in _TARGETS if name in batch})
+            batch = _with_flags({name: batch[name].to(device) for name in _COUNTED if name in batch})
             counts = self._counts(batch)
             totals += torch.stack([counts[name].sum() if name in counts else totals[0] * 0 for name in _LOSSES])
             if "visual" in counts:
@@ -333,8 +345,9 @@ class MeglTrainer(Trainer):
 
     def _counts(self, inputs):
         """What each loss is a mean over, by its name: how much of it each row has, `(B,)`."""
-        labels, weights = inputs["labels"], self._class_weights
-        counts = {"classification": torch.ones_like(labels).double() if weights is None else weights[labels].double()}
+        counts = {"classification": self._label_weights(inputs)}
+        if self._class_weights is not None:
+            counts["classification"] *= self._class_weights[inputs["labels"]].double()
         if "has_visual_explanation" in inputs:
             annotated = inputs["has_visual_explanation"]
             counts |= {"visual": annotated.double(), "distribution": (~annotated).double()}
@@ -342,17 +355,23 @@ class MeglTrainer(Trainer):
             counts["text"] = (inputs["rationale_labels"] != -100).sum(dim=1).double()
         return counts
 
+    def _label_weights(self, inputs):
+        """What the label of each row weighs, whatever its class: `(B,)`."""
+        weights = torch.ones_like(inputs["labels"], dtype=torch.float64)
+        if "recombined" in inputs:
+            weights[~inputs["recombined"]] = self.args.unrecombined_label_weight
+        return weights
+
     def _losses(self, outputs, inputs, names):
         """Those of the losses that can be computed, by name: the sum over what each row has, `(B,)`."""
-        losses = {
-            "classification": F.cross_entropy(
-                outputs.logits.float(),
-                inputs["labels"],
-                weight=self._class_weights,
-                label_smoothing=self.args.label_smoothing_factor,
-                reduction="none",
-            )
-        }
+        errors = F.cross_entropy(
+            outputs.logits.float(),
+            inputs["labels"],
+            weight=self._class_weights,
+            label_smoothing=self.args.label_smoothing_factor,
+            reduction="none",
+        )
+        losses = {"classification": errors * self._label_weights(inputs).to(errors.dtype)}
         if "text" in names and outputs.rationale_logits is not None and "rationale_labels" in inputs:
             losses["text"] = rationale_loss(outputs.rationale_logits, inputs["rationale_labels"])
         if outputs.saliency is None or "has_visual_explanation" not in inputs:
@@ -557,6 +576,8 @@ class MeglTrainer(Trainer):
 _LOSSES = ("classification", "visual", "text", "distribution")
 # What a batch has besides pictures and prompts.
 _TARGETS = ("labels", "visual_explanations", "has_visual_explanation", "rationale_labels")
+# What a batch is counted by.
+_COUNTED = (*_TARGETS, "recombined")
 _EXPLANATIONS = ("visual_explanation", "textual_explanations")
 # What the collator reads of a row.
 _COLUMNS = ["id", "image", "label", *_EXPLANATIONS, "encoded"]
@@ -573,6 +594,10 @@ def _check_combination(args, data_collator, processing_class, options):
         raise ValueError(
             "Pass a `data_collator`, or the model's `MeglProcessor` as `processing_class` to make the default one "
             f"with, got {type(processing_class).__name__}."
+        )
+    if args.recombine > 0 and args.frozen_layer is not None:
+        raise ValueError(
+            "`frozen_layer` computes each picture once, while `recombine` makes new ones: leave out one of them."
         )
     if options.get("model_init") is not None and args.frozen_layer is not None:
         raise ValueError("`frozen_layer` computes its images once, for one `model`: leave out `model_init`.")

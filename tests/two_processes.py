@@ -13,8 +13,9 @@ from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 
 
-# Each a visual loss and a distribution statistic.
+# Each a visual loss and a distribution statistic; the last with other backgrounds besides.
 CASES = {"gradia": "moments", "res_g": "layout", "res_l": "quantiles"}
+RECOMBINED = {"res_l": {"recombine": 0.7, "unrecombined_label_weight": 0.5}}
 LOGGED = ("loss", "grad_norm", "loss_classification", "loss_visual", "loss_text", "loss_distribution")
 # Three steps of eight images; with two processes the first takes four of each step, and the second four.
 WITH_MASK = {*range(4), *range(20, 24)}
@@ -41,6 +42,7 @@ def train(case, folder, batch_size, name):
             visual_loss=case,
             distribution_loss_weight=0.1,
             distribution_statistic=CASES[case],
+            **RECOMBINED.get(case, {}),
             logging_steps=1,
             save_strategy="no",
             report_to="none",

@@ -1,0 +1,129 @@
+"""
+Recombination: an annotated picture keeps its object and gets another one's background, so that the label can follow
+from the object alone.
+
+The background is that of an annotated picture too, with its own object filled in: where it is left in, a model learns
+"the object that does not fit the rest". Related: ForAug (Nauen et al. 2025) trains transformers on such pictures, and
+Noise or Signal (Xiao et al. 2021) measures by them.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+
+
+# Shares of a picture that a mask may cover: of less there is no object to see, and of more no background.
+LEAST, MOST = 0.001, 0.9
+
+
+def has_object(masks):
+    """Which masks `(batch_size, height, width)` in [0, 1] leave both an object and a background to see: `(B,)`."""
+    share = (masks > 0.5).float().mean(dim=(1, 2))
+    return (share >= LEAST) & (share <= MOST)
+
+
+def recombine(pixel_values, masks, donor_pixel_values, donor_masks):
+    """
+    What lies inside the masks, on the donors' backgrounds.
+
+    Args:
+        pixel_values, donor_pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
+            Pictures, in any units that are linear in the pixels' values.
+        masks, donor_masks (`torch.Tensor` of shape `(batch_size, height, width)`):
+            Their objects, in [0, 1]; the edge between object and background is softened by a pixel.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, channels, height, width)`.
+    """
+    inside = F.avg_pool2d(masks[:, None], 3, stride=1, padding=1, count_include_pad=False)
+    return inside * pixel_values + (1 - inside) * fill_in(donor_pixel_values, donor_masks)
+
+
+def fill_in(pixel_values, masks):
+    """
+    Pictures without their objects: a hole is filled from its surroundings, coarsely where they are far away, by the
+    pull-push algorithm (Gortler et al. 1996, "The Lumigraph", section 3.4).
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Pictures.
+        masks (`torch.Tensor` of shape `(batch_size, height, width)`):
+            Their objects, in [0, 1]. The hole is larger by a 32nd of the picture, as the edge of an object tells its
+            shape.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, channels, height, width)`; what lies outside the hole is as it was.
+    """
+    reach = max(1, min(masks.shape[1:]) // 32)
+    hole = F.max_pool2d(masks[:, None], 2 * reach + 1, stride=1, padding=reach)
+    known = (hole < 0.5).to(pixel_values.dtype)
+    return _pull_push(pixel_values * known, known)
+
+
+def _pull_push(weighted, known):
+    """Means of what is known, `weighted / known`, with the gaps taken from the same at half the resolution."""
+    means = weighted / torch.where(known > 0, known, 1.0)
+    if max(known.shape[-2:]) == 1:
+        return means
+    coarse = _pull_push(
+        *(F.avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False) for part in (weighted, known))
+    )
+    filled = F.interpolate(coarse, size=known.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(known > 0, means, filled)
+
+
+@dataclass
+class Recombination:
+    """
+    Draws which annotated rows are recombined, and with which other row.
+
+    What is drawn follows from seed, epoch and the row's mask, whatever the batch, the worker and the process.
+
+    Args:
+        dataset (`datasets.Dataset` or a sequence of rows): Where the backgrounds come from.
+        share (`float`): Share of the annotated rows that are recombined, in [0, 1].
+        seed (`int`, *optional*, defaults to 0): Draws rows and donors.
+
+    Raises:
+        `ValueError`: where fewer than two rows have a visual explanation.
+    """
+
+    dataset: object
+    share: float
+    seed: int = 0
+
+    def __post_init__(self):
+        self.places = _annotated(self.dataset)
+        if len(self.places) < 2:
+            raise ValueError(
+                f"`recombine` needs two training pictures with a visual explanation or more, got {len(self.places)}: "
+                "one gives its object, the other its background."
+            )
+
+    def donor(self, row, epoch):
+        """The row that gives its background to this one in this epoch; `None` where it stays as it is."""
+        mask = row.get("visual_explanation")
+        if mask is None:
+            return None
+        draw = np.random.default_rng([self.seed, epoch, zlib.crc32(np.ascontiguousarray(mask))])
+        if draw.random() >= self.share:
+            return None
+        return self.dataset[int(draw.choice(self.places))]
+
+
+def _annotated(dataset):
+    """Places of the rows with a visual explanation, without decoding a picture where that can be done."""
+    if isinstance(dataset, Dataset) and "visual_explanation" not in dataset.column_names:
+        return np.array([], dtype=int)
+    if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
+        columns = dataset.select_columns(["visual_explanation"]).with_format("arrow").iter(1000)
+        given = np.concatenate([batch["visual_explanation"].is_valid().to_numpy() for batch in columns])
+    else:
+        given = np.array([row.get("visual_explanation") is not None for row in dataset])
+    return np.flatnonzero(given)
+
+
+__all__ = ["Recombination", "fill_in", "has_object", "recombine"]

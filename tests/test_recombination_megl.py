@@ -1,0 +1,233 @@
+"""Pictures with their own objects and other backgrounds: the pixels, what is drawn, and what is trained by it."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS
+from explained_rows import make_dataset, make_rows
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from modeling_megl import MeglDataCollator
+from modeling_megl.recombination_megl import Recombination, fill_in, has_object, recombine
+
+
+def square(size, rows, columns):
+    mask = torch.zeros(1, size, size)
+    mask[0, slice(*rows), slice(*columns)] = 1
+    return mask
+
+
+# ---- Pixels ----
+
+
+def test_a_hole_is_filled_from_coarser_copies_of_its_surroundings():
+    """Worked by hand: at half the resolution [?, 4; 8, 0], and at a quarter their mean, 4."""
+    picture = torch.full((1, 1, 4, 4), 99.0)
+    picture[0, 0, :2, 2:], picture[0, 0, 2:, :2], picture[0, 0, 2:, 2:] = 4.0, 8.0, 0.0
+    filled = fill_in(picture, square(4, (0, 1), (0, 1)))[0, 0]  # a hole of a pixel, and a border of another
+    assert filled[:2, :2].tolist() == [[4.0, 4.0], [5.0, 4.5]]
+    picture[0, 0, :2, :2] = filled[:2, :2]
+    assert torch.equal(filled, picture[0, 0])
+
+
+@pytest.mark.parametrize("size", [(7, 7), (64, 64), (33, 50)])
+def test_a_plain_background_stays_plain_at_any_size(size):
+    masks = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    picture = torch.full((3, 2, *size), -1.5)
+    picture = torch.where(masks[:, None] > 0.5, 7.0, picture)
+    assert torch.equal(fill_in(picture, torch.zeros(3, *size)), picture)
+    masks = square(size[0], (2, 5), (2, 5))[:, :, : size[1]]
+    masks = torch.nn.functional.pad(masks, (0, size[1] - masks.shape[2]))
+    picture = torch.where(masks[:, None] > 0, 7.0, torch.full((1, 2, *size), -1.5))
+    torch.testing.assert_close(fill_in(picture, masks), torch.full((1, 2, *size), -1.5))
+
+
+def test_the_object_stands_on_the_other_background_with_a_soft_edge():
+    own, donor = torch.full((1, 3, 8, 8), 9.0), torch.zeros(1, 3, 8, 8)
+    donor[:, :, 6:, 6:] = 5.0  # the donor's object, which must not be seen
+    made = recombine(own, square(8, (2, 5), (2, 5)), donor, square(8, (6, 8), (6, 8)))[0, 0]
+    assert made[3, 3] == 9 and made[7, 7] == made[0, 0] == 0
+    assert made[3].tolist() == [0, 3, 6, 9, 6, 3, 0, 0]
+    assert made[1, 1] == 1 and made[2, 2] == 4
+
+
+def test_a_mask_of_all_or_nothing_has_no_object():
+    masks = torch.stack([torch.zeros(20, 20), torch.ones(20, 20), square(20, (0, 1), (0, 1))[0], torch.ones(20, 20)])
+    masks[3, :2] = 0  # a tenth is left of the background
+    assert has_object(masks).tolist() == [False, False, True, True]
+    masks[3, 0, 0] = 1
+    assert not has_object(masks)[3]
+
+
+# ---- What is drawn ----
+
+
+def collate(rows, processor, epoch=0, share=1.0, dataset=None, seed=0):
+    recombination = Recombination(make_rows(12, masks="all") if dataset is None else dataset, share, seed)
+    collator = MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=epoch, recombination=recombination)
+    return collator(rows)
+
+
+def test_objects_masks_labels_and_rationales_stay(processor):
+    rows = make_rows(6, masks={0, 1, 4})
+    plain = MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=0)(rows)
+    batch = collate(rows, processor)
+    assert batch["recombined"].tolist() == [True, True, False, False, True, False]
+    for name in plain:
+        if name != "pixel_values":
+            assert torch.equal(batch[name], plain[name]), name
+    assert torch.equal(batch["pixel_values"][[2, 3, 5]], plain["pixel_values"][[2, 3, 5]])
+    for row in (0, 1, 4):
+        inside = torch.nn.functional.avg_pool2d(plain["visual_explanations"][row][None], 3, stride=1, padding=1)[0]
+        assert torch.equal(batch["pixel_values"][row][:, inside == 1], plain["pixel_values"][row][:, inside == 1])
+        changed = batch["pixel_values"][row] != plain["pixel_values"][row]
+        assert changed[:, inside == 0].float().mean() > 0.9
+
+
+def test_the_draw_follows_from_seed_epoch_and_mask_alone(processor):
+    rows = make_rows(6, masks="all")
+    whole = collate(rows, processor)["pixel_values"]
+    parts = [collate(rows[place : place + 2], processor)["pixel_values"] for place in (0, 2, 4)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(collate(rows[::-1], processor)["pixel_values"].flip(0), whole)
+    for other in (collate(rows, processor, epoch=1), collate(rows, processor, seed=1)):
+        assert not torch.equal(other["pixel_values"], whole)
+
+
+def test_workers_draw_the_same(processor):
+    rows = make_dataset(12, masks="all")
+    recombination = Recombination(rows, 0.5)
+    collator = MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=3, recombination=recombination)
+    batches = [
+        [batch["pixel_values"] for batch in DataLoader(rows, 4, collate_fn=collator, num_workers=workers)]
+        for workers in (0, 2)
+    ]
+    assert all(torch.equal(*pair) for pair in zip(*batches, strict=True))
+
+
+def test_a_share_of_the_annotated_rows_is_recombined():
+    rows = make_rows(400, masks="all")
+    for index, row in enumerate(rows):  # no two masks alike
+        mask = np.array(row["visual_explanation"])
+        mask[0].view("<u4")[0] = index
+        row["visual_explanation"] = Image.fromarray(mask)
+    recombination = Recombination(rows, 0.25)
+    drawn = [recombination.donor(row, epoch) is not None for epoch in (0, 1) for row in rows]
+    assert abs(np.mean(drawn) - 0.25) < 3 * (0.25 * 0.75 / 800) ** 0.5
+    assert drawn[:400] != drawn[400:]
+    assert sum(Recombination(rows, 1.0).donor(row, 0) is not None for row in rows) == 400
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_what_has_no_object_or_no_background_stays_as_it_is_and_lends_nothing(processor, value):
+    rows = make_rows(4, masks="all")
+    plain = MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=0)(rows)
+    without = [{**row, "visual_explanation": Image.new("L", (32, 32), value)} for row in rows]
+    for own, donors in ((without, rows), (rows, without)):
+        batch = collate(own, processor, dataset=donors)
+        assert not batch["recombined"].any()
+        assert torch.equal(batch["pixel_values"], plain["pixel_values"])
+
+
+def test_a_batch_without_masks_and_one_of_a_single_class(processor):
+    assert not collate(make_rows(4, masks="none"), processor)["recombined"].any()
+    rows = [row for row in make_rows(12, masks="all") if row["label"] == 1]
+    assert collate(rows, processor, dataset=rows)["recombined"].all()
+
+
+@pytest.mark.parametrize("annotated", [set(), {3}])
+def test_two_annotated_pictures_are_needed(annotated):
+    for data in (make_rows(5, masks=annotated), make_dataset(5, masks=annotated)):
+        with pytest.raises(ValueError, match=f"needs two training pictures .* or more, got {len(annotated)}"):
+            Recombination(data, 1.0)
+    with pytest.raises(ValueError, match="got 0"):
+        Recombination(make_dataset(5).remove_columns("visual_explanation"), 1.0)
+
+
+def test_the_annotated_are_found_without_decoding(monkeypatch):
+    dataset = make_dataset(9, masks={1, 4, 5}).select([5, 0, 4, 8, 1])
+    monkeypatch.setattr("PIL.Image.open", None)
+    assert Recombination(dataset, 1.0).places.tolist() == [0, 2, 4]
+
+
+# ---- Training ----
+
+
+def losses_of(trainer):
+    trainer.train()
+    return [entry["loss_classification"] for entry in trainer.state.log_history if "loss_classification" in entry]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_the_label_loss_weighs_what_is_not_recombined(make_trainer, weight):
+    trainer = make_trainer(
+        train=make_dataset(6, masks={0, 2, 3}),
+        per_device_train_batch_size=6,
+        recombine=1.0,
+        unrecombined_label_weight=weight,
+        max_steps=1,
+    )
+    trainer.model.train()
+    trainer.data_collator.epoch.fill_(0)  # as at the beginning of the training
+    batch = trainer.data_collator([trainer.train_dataset[place] for place in range(6)])
+    assert batch["recombined"].tolist() == [True, False, True, True, False, False]
+    with torch.no_grad():
+        outputs = trainer.model(batch["pixel_values"], labels=None)
+    errors = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
+    weights = torch.where(batch["recombined"], 1.0, weight)
+    expected = float((weights * errors).sum() / weights.sum())
+    assert losses_of(trainer) == pytest.approx([expected], abs=1e-4)
+
+
+def test_accumulated_steps_are_one_large_batch(make_trainer):
+    """Masks lie so that one of the two parts has no recombined picture at all."""
+    found = [
+        losses_of(
+            make_trainer(
+                "megl-vit-tiny",
+                train=make_dataset(8, masks={0, 1, 2}),
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=8 // size,
+                recombine=1.0,
+                unrecombined_label_weight=0.0,
+                max_steps=2,
+                learning_rate=1e-3,
+                train_sampling_strategy="sequential",
+                output=f"run{size}",
+            )
+        )
+        for size in (8, 4)
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_evaluation_sees_the_pictures_as_they_are(make_trainer):
+    plain, recombining = make_trainer(), make_trainer(recombine=1.0, train=make_dataset(12, masks="all"))
+    assert recombining.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+    batch = next(iter(recombining.get_eval_dataloader()))
+    assert "recombined" not in batch
+
+
+@pytest.mark.parametrize("visual_loss", ["gradia", "haics", "res_g", "res_l", "rrr", "energy", "ppce"])
+@pytest.mark.parametrize("rationales", [True, False])
+def test_with_every_visual_loss_with_rationales_or_none(make_trainer, visual_loss, rationales):
+    dataset = make_dataset(8, masks={0, 1, 5}, rationales=None if rationales else set())
+    trainer = make_trainer(train=dataset, recombine=0.5, visual_loss=visual_loss, max_steps=1)
+    trainer.train()
+    assert np.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_what_does_not_go_with_it_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="`recombine` is a share of the annotated pictures, in .0, 1., got 1.5"):
+        make_trainer(recombine=1.5)
+    with pytest.raises(ValueError, match="`recombine` must be a number that is not negative, got -1"):
+        make_trainer(recombine=-1)
+    with pytest.raises(ValueError, match="`unrecombined_label_weight=0.0` needs `recombine`"):
+        make_trainer(unrecombined_label_weight=0.0)
+    with pytest.raises(ValueError, match="`frozen_layer` computes each picture once, while `recombine` makes new"):
+        make_trainer(recombine=0.5, frozen_layer="encoder.stages.2")
+    with pytest.raises(ValueError, match="`recombine` takes backgrounds from anywhere .* no stream"):
+        make_trainer(recombine=0.5, train=make_dataset(6).to_iterable_dataset())
+    with pytest.raises(ValueError, match="got 0: one gives its object, the other its background"):
+        make_trainer(recombine=0.5, train=make_dataset(6, masks="none"))
