@@ -10,7 +10,8 @@ from .configuration_megl import one_line
 class FrozenLayers:
     """
     The layers of a vision model up to one module, frozen, and a way to leave them out: with the module's output given,
-    the pictures do not matter, so that a blank one of an eighth of the size takes their place.
+    the pictures do not matter, so that a single blank one takes their place; of an eighth of the size where the rest
+    does not ask for the size, as convolutions do not and transformers do.
 
     ```python
     frozen = FrozenLayers(model, "stages.6", image_shape=(224, 224))
@@ -27,12 +28,12 @@ class FrozenLayers:
 
     Raises:
         `ValueError`: where the vision model has no such module, or where more than its output decides the model's
-            answer: in transformers, which must see pictures of one size, and where the map lies before the module.
+            answer, as where the map lies before the module or is made of pixels or attentions.
     """
 
     def __init__(self, model, name, image_shape):
         self.vision_model, self.name, self.image_shape = model._active_vision_model, name, image_shape
-        self._given = self._output = None
+        self._given = self._output = self._blank_shape = None
         modules = dict(self.vision_model.named_modules())
         if name not in modules:
             raise ValueError(f"`frozen_layer={name!r}` is no module of {type(self.vision_model).__name__}.")
@@ -53,10 +54,9 @@ class FrozenLayers:
     @contextmanager
     def given(self, features):
         """Runs the vision model on these outputs of the frozen layers; gives the picture to call the model with."""
-        height, width = self.image_shape
         self._given = features
         try:
-            yield features.new_zeros(1, 3, height // 8, width // 8)
+            yield features.new_zeros(1, 3, *self._blank_shape)
         finally:
             self._given = None
 
@@ -89,21 +89,24 @@ class FrozenLayers:
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(2, 3, *self.image_shape, generator=generator).to(next(model.parameters()))
         target = torch.zeros(2, dtype=torch.long, device=noise.device)
-        try:
-            expected = model(noise, target=target)
-            if not isinstance(self._output, torch.Tensor):
-                raise TypeError(f"its output is a {type(self._output).__name__}")
-            with self.given(self._output.detach()) as blank:
-                found = model(blank, target=target)
-            for name in ("logits", "saliency"):
-                torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"`frozen_layer={self.name!r}` cannot be frozen: what follows does not depend on its output alone "
-                f"({one_line(error)}). Choose a stage of a convolutional vision model, at or before the "
-                "layer that the map is computed on."
-            ) from error
-        return found.logits
+        height, width = self.image_shape
+        expected, features = model(noise, target=target), self._output
+        for shape in ((height // 8, width // 8), self.image_shape):
+            self._blank_shape = shape
+            try:
+                if not isinstance(features, torch.Tensor):
+                    raise TypeError(f"its output is a {type(features).__name__}")
+                with self.given(features.detach()) as blank:
+                    found = model(blank, target=target)
+                for name in ("logits", "saliency"):
+                    torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
+                return found.logits
+            except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+                reason = error
+        raise ValueError(
+            f"`frozen_layer={self.name!r}` cannot be frozen: what follows does not depend on its output alone "
+            f"({one_line(reason)}). Choose a stage or layer before the one that the map is computed on."
+        ) from reason
 
     def encode(self, dataset, processor, batch_size, device):
         """

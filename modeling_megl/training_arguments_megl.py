@@ -38,8 +38,9 @@ class MeglTrainingArguments(TrainingArguments):
             pictures that `recombine` leaves as they are; their maps and rationales are trained all the same.
         text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
             `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
-        frozen_layer (`str`, *optional*): Module of a convolutional vision model, such as `"stages.6"`, up to which it
-            is frozen; what it makes of each training image is computed once and kept in memory.
+        frozen_layer (`str`, *optional*): Module of the vision model, such as `"stages.6"` or `"vit.layers.7"`, up to
+            which it is frozen; what it makes of each training image is computed once and kept in memory, unless
+            `recombine` makes new ones.
         lora_rank (`int`, *optional*): Train the language model by LoRA adapters of this rank (PEFT) only.
         class_weights (`list`, *optional*):
             Weights of the classes in the classification loss, as in `torch.nn.CrossEntropyLoss`, a number for each in
@@ -72,7 +73,10 @@ class MeglTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate of language model and grounding; default: `learning_rate`."}
     )
     frozen_layer: str | None = field(
-        default=None, metadata={"help": "Freeze the vision model up to this module, and run it once for each image."}
+        default=None,
+        metadata={
+            "help": "Freeze the vision model up to this module; it runs once for each image without `recombine`."
+        },
     )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train the language model by LoRA adapters of this rank."}

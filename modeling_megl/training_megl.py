@@ -221,7 +221,7 @@ class MeglTrainer(Trainer):
         self.data_collator = replace(self.data_collator, recombination=recombination)
 
     def _freeze(self, name):
-        """Freeze the vision model up to a module, and take its output in place of the training images."""
+        """Freeze the vision model up to a module; take its output in place of the training images if they stay."""
         if not isinstance(self.data_collator, MeglDataCollator):
             raise ValueError("`frozen_layer` needs the `MeglDataCollator`: leave out `data_collator`.")
         if not hasattr(self.train_dataset, "__len__"):
@@ -229,7 +229,7 @@ class MeglTrainer(Trainer):
         processor = self.data_collator.processor
         size = processor.image_processor.size
         self.frozen_layers = FrozenLayers(self.model, name, (size["height"], size["width"]))
-        if self.train_dataset is not None:
+        if self.train_dataset is not None and self.args.recombine == 0:  # which makes new pictures in each epoch
             self.train_dataset = self.frozen_layers.encode(
                 self.train_dataset, processor, self.args.per_device_eval_batch_size, self.args.device
             )
@@ -594,10 +594,6 @@ def _check_combination(args, data_collator, processing_class, options):
         raise ValueError(
             "Pass a `data_collator`, or the model's `MeglProcessor` as `processing_class` to make the default one "
             f"with, got {type(processing_class).__name__}."
-        )
-    if args.recombine > 0 and args.frozen_layer is not None:
-        raise ValueError(
-            "`frozen_layer` computes each picture once, while `recombine` makes new ones: leave out one of them."
         )
     if options.get("model_init") is not None and args.frozen_layer is not None:
         raise ValueError("`frozen_layer` computes its images once, for one `model`: leave out `model_init`.")

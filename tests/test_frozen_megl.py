@@ -27,15 +27,18 @@ def train(processor, tmp_path):
     return make
 
 
-def test_answers_are_those_of_the_whole_model(make_model):
-    model = make_model("megl-resnet-tiny")
+@pytest.mark.parametrize(
+    ("preset", "layer", "side"), [("megl-resnet-tiny", STAGE, 4), ("megl-vit-tiny", "vit.layers.0", 32)]
+)
+def test_answers_are_those_of_the_whole_model(make_model, preset, layer, side):
+    model = make_model(preset)
     pixel_values = random_images(3, 3, 32, 32, seed=1)
     expected = model(pixel_values)
-    frozen = FrozenLayers(model, STAGE, (32, 32))
+    frozen = FrozenLayers(model, layer, (32, 32))
     features = frozen.compute(pixel_values)
     with frozen.given(features) as blank:
         found = model(blank)
-    assert blank.shape == (1, 3, 4, 4) and not blank.any()
+    assert blank.shape == (1, 3, side, side) and not blank.any()
     for name in ("logits", "saliency", "evidence_tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     # Once nothing is given, pictures count again.
@@ -94,15 +97,20 @@ def test_what_was_frozen_before_stays_frozen(make_model):
     ("preset", "name", "fields", "message"),
     [
         ("megl-resnet-tiny", "stages.9", {}, "`frozen_layer='stages.9'` is no module of ResNetForImageClassification"),
-        ("megl-vit-tiny", "vit.layers.1", {}, "cannot be frozen: what follows does not depend on its output alone"),
-        ("megl-resnet-tiny", "resnet.encoder.stages.1", {"saliency_layer": STAGE}, "cannot be frozen"),
+        ("megl-vit-tiny", "vit.layers.2", {}, "cannot be frozen: what follows does not depend on its output alone"),
+        ("megl-vit-tiny", "vit.layers.0", {"saliency_method": "attention_rollout"}, "cannot be frozen"),
+        (
+            "megl-resnet-tiny",
+            "resnet.encoder.stages.1",
+            {"saliency_layer": STAGE, "feature_size": 8},
+            "cannot be frozen",
+        ),
         ("megl-resnet-tiny", "resnet.encoder", {}, "its output is a BaseModelOutputWithNoAttention"),
     ],
 )
 def test_what_cannot_be_frozen_is_refused(make_model, preset, name, fields, message):
-    config = {"feature_size": 8, **fields} if fields else {}
     with pytest.raises(ValueError, match=message):
-        FrozenLayers(make_model(preset, **config), name, (32, 32))
+        FrozenLayers(make_model(preset, **fields), name, (32, 32))
 
 
 def test_another_collator_is_refused(make_model, train):

@@ -218,6 +218,18 @@ def test_with_every_visual_loss_with_rationales_or_none(make_trainer, visual_los
     assert np.isfinite(trainer.state.log_history[0]["loss"])
 
 
+def test_frozen_layers_see_the_recombined_pictures(make_trainer):
+    trainer = make_trainer(recombine=1.0, frozen_layer="resnet.encoder.stages.0", train=make_dataset(8, masks="all"))
+    batch = trainer.data_collator([trainer.train_dataset[place] for place in range(4)])
+    assert batch["recombined"].all() and "pixel_values" in batch
+    before = {name: tensor.clone() for name, tensor in trainer.model.vision_model.state_dict().items()}
+    trainer.train()
+    changed = {
+        name for name, tensor in trainer.model.vision_model.state_dict().items() if not tensor.equal(before[name])
+    }
+    assert changed and not any("embedder" in name or "stages.0" in name for name in changed)
+
+
 def test_what_does_not_go_with_it_is_refused(make_trainer):
     with pytest.raises(ValueError, match="`recombine` is a share of the annotated pictures, in .0, 1., got 1.5"):
         make_trainer(recombine=1.5)
@@ -225,8 +237,6 @@ def test_what_does_not_go_with_it_is_refused(make_trainer):
         make_trainer(recombine=-1)
     with pytest.raises(ValueError, match="`unrecombined_label_weight=0.0` needs `recombine`"):
         make_trainer(unrecombined_label_weight=0.0)
-    with pytest.raises(ValueError, match="`frozen_layer` computes each picture once, while `recombine` makes new"):
-        make_trainer(recombine=0.5, frozen_layer="encoder.stages.2")
     with pytest.raises(ValueError, match="`recombine` takes backgrounds from anywhere .* no stream"):
         make_trainer(recombine=0.5, train=make_dataset(6).to_iterable_dataset())
     with pytest.raises(ValueError, match="got 0: one gives its object, the other its background"):
