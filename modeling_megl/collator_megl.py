@@ -28,8 +28,8 @@ class MeglDataCollator:
         epoch (`int` or `torch.LongTensor` of shape `()`, *optional*):
             The epoch; `None`, for evaluation, takes the first rationale of each row. See [`TellEpoch`].
         recombination ([`Recombination`], *optional*):
-            Gives some of the annotated pictures the background of another. Those of which either mask leaves no
-            object or no background to see stay as they are.
+            Puts recombined pictures, with their labels, masks and rationales, in the place of some. Where either mask
+            leaves no object or no background to see, the annotated picture keeps its own background.
 
     Returns, called with a list of rows:
         `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)`,
@@ -44,6 +44,10 @@ class MeglDataCollator:
     recombination: Recombination | None = None
 
     def __call__(self, rows):
+        donors = [None] * len(rows)
+        if self.recombination is not None:
+            pairs = [self.recombination.draw(row, int(self.epoch)) or (row, None) for row in rows]
+            rows, donors = zip(*pairs, strict=True)
         labels = [_class_id(row.get("label")) for row in rows]
         for row, label in zip(rows, labels, strict=True):
             if label not in self.id2label:
@@ -62,7 +66,7 @@ class MeglDataCollator:
         else:
             batch = self._process(rows, **texts)
         if self.recombination is not None:
-            batch["recombined"] = self._recombine(rows, batch)
+            batch["recombined"] = self._recombine(batch, donors)
         batch["labels"] = torch.tensor(labels)
         return batch
 
@@ -75,9 +79,8 @@ class MeglDataCollator:
             names = ", ".join(str(row.get("id")) for row in rows)
             raise ValueError(f"A batch of the items {names}: {error}") from error
 
-    def _recombine(self, rows, batch):
-        """Give pictures of a batch another background; which ones: `(B,)`."""
-        donors = [self.recombination.donor(row, int(self.epoch)) for row in rows]
+    def _recombine(self, batch, donors):
+        """Give the pictures of a batch the backgrounds of these rows, where there is one; which got it: `(B,)`."""
         recombined = torch.tensor([donor is not None for donor in donors])
         if recombined.any():
             given = self._process([donor for donor in donors if donor is not None])

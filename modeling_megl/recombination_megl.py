@@ -78,14 +78,15 @@ def _pull_push(weighted, known):
 @dataclass
 class Recombination:
     """
-    Draws which annotated rows are recombined, and with which other row.
+    Draws which pictures' places are taken by recombined ones, and of which two these are made.
 
-    What is drawn follows from seed, epoch and the row's mask, whatever the batch, the worker and the process.
+    What is drawn follows from seed, epoch and the picture in that place, whatever the batch, the worker and the
+    process.
 
     Args:
-        dataset (`datasets.Dataset` or a sequence of rows): Where the backgrounds come from.
-        share (`float`): Share of the annotated rows that are recombined, in [0, 1].
-        seed (`int`, *optional*, defaults to 0): Draws rows and donors.
+        dataset (`datasets.Dataset` or a sequence of rows): Where objects and backgrounds come from.
+        share (`float`): Share of the rows whose place a recombined picture takes, in [0, 1].
+        seed (`int`, *optional*, defaults to 0): Draws the rows.
 
     Raises:
         `ValueError`: where fewer than two rows have a visual explanation.
@@ -103,15 +104,19 @@ class Recombination:
                 "one gives its object, the other its background."
             )
 
-    def donor(self, row, epoch):
-        """The row that gives its background to this one in this epoch; `None` where it stays as it is."""
-        mask = row.get("visual_explanation")
-        if mask is None:
-            return None
-        draw = np.random.default_rng([self.seed, epoch, zlib.crc32(np.ascontiguousarray(mask))])
+    def draw(self, row, epoch):
+        """
+        The two rows that give object and background to the picture that takes this one's place in this epoch: the row
+        itself, or another one where it has no visual explanation, and a second. `None` where it stays.
+        """
+        draw = np.random.default_rng([self.seed, epoch, zlib.crc32(np.ascontiguousarray(row["image"]))])
         if draw.random() >= self.share:
             return None
-        return self.dataset[int(draw.choice(self.places))]
+        first, second = (int(place) for place in draw.choice(self.places, 2, replace=False))
+        donor = self.dataset[first]
+        if row.get("visual_explanation") is None:
+            return self.dataset[second], donor
+        return row, self.dataset[second] if donor["image"] == row["image"] else donor
 
 
 def _annotated(dataset):

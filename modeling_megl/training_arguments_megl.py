@@ -32,10 +32,11 @@ class MeglTrainingArguments(TrainingArguments):
             What VEDC compares, a key of `losses_megl.DISTRIBUTION_STATISTICS`: `moments` (size and spread),
             `robust_moments` (the same, with a loss that grows linearly far from the explanations), `quantiles` (of a
             map's values) or `layout` (where the map lies, and its size).
-        recombine (`float`, *optional*, defaults to 0.0): Share of the annotated training pictures that get the
-            background of another annotated picture, drawn anew in each epoch; see [`Recombination`].
+        recombine (`float`, *optional*, defaults to 0.0): Share of the training pictures whose place is taken, in each
+            epoch anew, by an annotated picture's object on the background of another annotated picture; see
+            [`Recombination`].
         unrecombined_label_weight (`float`, *optional*, defaults to 1.0): Weight of the classification loss of the
-            pictures that `recombine` leaves as they are; their maps and rationales are trained all the same.
+            other pictures; their maps and rationales are trained all the same.
         text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
             `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
         frozen_layer (`str`, *optional*): Module of the vision model, such as `"stages.6"` or `"vit.layers.7"`, up to
@@ -64,7 +65,8 @@ class MeglTrainingArguments(TrainingArguments):
         default="moments", metadata={"help": "What VEDC compares.", "choices": sorted(DISTRIBUTION_STATISTICS)}
     )
     recombine: float = field(
-        default=0.0, metadata={"help": "Share of the annotated pictures that get another one's background."}
+        default=0.0,
+        metadata={"help": "Share of the pictures whose place an annotated object on another background takes."},
     )
     unrecombined_label_weight: float = field(
         default=1.0, metadata={"help": "Weight of the classification loss of pictures that are not recombined."}
@@ -105,7 +107,7 @@ class MeglTrainingArguments(TrainingArguments):
             if not 0 <= value < math.inf:  # nor is NaN
                 raise ValueError(f"`{name}` must be a number that is not negative, got {value}.")
         if self.recombine > 1:
-            raise ValueError(f"`recombine` is a share of the annotated pictures, in [0, 1], got {self.recombine}.")
+            raise ValueError(f"`recombine` is a share of the training pictures, in [0, 1], got {self.recombine}.")
         if self.recombine == 0 and self.unrecombined_label_weight != 1:
             raise ValueError(
                 f"`unrecombined_label_weight={self.unrecombined_label_weight}` needs `recombine`: without, it would "
