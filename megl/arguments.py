@@ -12,6 +12,8 @@ RECORDED = (
     "visual_loss",
     "res_slack",
     "distribution_statistic",
+    "recombine",
+    "unrecombined_label_weight",
     "learning_rate",
     "text_learning_rate",
     "frozen_layer",
