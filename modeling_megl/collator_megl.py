@@ -9,7 +9,7 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from .processing_megl import MeglProcessor
-from .recombination_megl import Recombination, has_object, recombine
+from .recombination_megl import Recombination, has_object, move, recombine
 
 
 @dataclass
@@ -44,10 +44,9 @@ class MeglDataCollator:
     recombination: Recombination | None = None
 
     def __call__(self, rows):
-        donors = [None] * len(rows)
         if self.recombination is not None:
-            pairs = [self.recombination.draw(row, int(self.epoch)) or (row, None) for row in rows]
-            rows, donors = zip(*pairs, strict=True)
+            drawn = [self.recombination.draw(row, int(self.epoch)) for row in rows]
+            rows, donors, draws = zip(*drawn, strict=True)
         labels = [_class_id(row.get("label")) for row in rows]
         for row, label in zip(rows, labels, strict=True):
             if label not in self.id2label:
@@ -66,7 +65,7 @@ class MeglDataCollator:
         else:
             batch = self._process(rows, **texts)
         if self.recombination is not None:
-            batch["recombined"] = self._recombine(batch, donors)
+            batch["recombined"] = self._recombine(batch, donors, draws)
         batch["labels"] = torch.tensor(labels)
         return batch
 
@@ -79,17 +78,24 @@ class MeglDataCollator:
             names = ", ".join(str(row.get("id")) for row in rows)
             raise ValueError(f"A batch of the items {names}: {error}") from error
 
-    def _recombine(self, batch, donors):
+    def _recombine(self, batch, donors, draws):
         """Give the pictures of a batch the backgrounds of these rows, where there is one; which got it: `(B,)`."""
         recombined = torch.tensor([donor is not None for donor in donors])
-        if recombined.any():
-            given = self._process([donor for donor in donors if donor is not None])
-            masks, donor_masks = batch["visual_explanations"][recombined], given["visual_explanations"]
-            usable = has_object(masks) & has_object(donor_masks)
-            recombined[recombined.clone()] = usable
-            batch["pixel_values"][recombined] = recombine(
-                batch["pixel_values"][recombined], masks[usable], given["pixel_values"][usable], donor_masks[usable]
-            )
+        if not recombined.any():
+            return recombined
+        given = self._process([donor for donor in donors if donor is not None])
+        usable = has_object(batch["visual_explanations"][recombined]) & has_object(given["visual_explanations"])
+        recombined[recombined.clone()] = usable
+        pixel_values, masks = batch["pixel_values"][recombined], batch["visual_explanations"][recombined]
+        draws = [draw for draw, taken in zip(draws, recombined, strict=True) if taken]
+        moved = torch.tensor([draw is not None for draw in draws], dtype=torch.bool)
+        if moved.any():
+            numbers = torch.tensor([draw for draw in draws if draw is not None])
+            pixel_values[moved], masks[moved] = move(pixel_values[moved], masks[moved], numbers)
+        batch["visual_explanations"][recombined] = masks
+        batch["pixel_values"][recombined] = recombine(
+            pixel_values, masks, given["pixel_values"][usable], given["visual_explanations"][usable]
+        )
         return recombined
 
     def draw(self, row):
