@@ -207,11 +207,18 @@ class EvaluateArguments:
         nargs="?",
         const="blur",
     )
+    interventions: str | None = option(
+        "Also score what becomes of the labels where backgrounds are exchanged, and on objects and backgrounds alone, "
+        "for pictures with human maps; backgrounds come from the split that is named, or from that of --split.",
+        nargs="?",
+        const="",
+        metavar="SPLIT",
+    )
     batch_size: int = option("Pictures at a time.", 32)
     max_new_tokens: int = option("Greatest length of a rationale.", 40)
     examples: int = option("Pictures in the report, evenly spaced over the split.", 24)
     resamples: int = option("Resamples of the bootstrap.", 2000)
-    seed: int = option("Draws the resamples, and the pairs of the control.", 0)
+    seed: int = option("Draws the resamples, the pairs of the control, and the backgrounds.", 0)
     update_card: bool = option(
         "Enter the figures into the README.md of the model's folder, and keep what else stands there.", False
     )

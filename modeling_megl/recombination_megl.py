@@ -138,7 +138,7 @@ class Recombination:
     seed: int = 0
 
     def __post_init__(self):
-        self.places = _annotated(self.dataset)
+        self.places = annotated_places(self.dataset)
         if len(self.places) < 2:
             raise ValueError(
                 f"`recombine` needs two training pictures with a visual explanation or more, got {len(self.places)}: "
@@ -166,7 +166,7 @@ class Recombination:
         return row if draws is None else {**row, "textual_explanations": None}, donor, draws
 
 
-def _annotated(dataset):
+def annotated_places(dataset):
     """Places of the rows with a visual explanation, without decoding a picture where that can be done."""
     if isinstance(dataset, Dataset) and "visual_explanation" not in dataset.column_names:
         return np.array([], dtype=int)

@@ -11,9 +11,10 @@ Writes `metrics.json` (figures with bootstrap intervals; docs/evaluation.md says
 and prints a table. The model's folder stays as it is; `--update_card` enters the figures into its `README.md` and its
 `.eval_results`, and keeps what else stands there. With `--clip` (a Hub id or folder of a CLIP model) it also computes
 CLIPScore and the grounding of the rationales, with `--faithfulness` whether the class scores depend on what the maps
-show. Several models go into a folder each, and are compared as by `megl compare-evaluations`. Under `torchrun` the
-pictures are shared over the processes. The data set's columns may have other names, and all but the pictures and the
-labels may be missing: what there is is scored, and each figure says of how many images it is.
+show, with `--interventions` whether the labels come from the objects or from the backgrounds. Several models go into a
+folder each, and are compared as by `megl compare-evaluations`. Under `torchrun` the pictures are shared over the
+processes. The data set's columns may have other names, and all but the pictures and the labels may be missing: what
+there is is scored, and each figure says of how many images it is.
 """
 
 import json
@@ -33,6 +34,7 @@ from megl.arguments import ColumnArguments, EvaluateArguments
 from megl.evaluation.card import card_facts, check_card, update_card, write_card
 from megl.evaluation.comparison import write_comparison
 from megl.evaluation.headlines import metrics_table
+from megl.evaluation.interventions import Interventions, intervention_scores, label_interventions
 from megl.evaluation.predictions import predict, why_untaught
 from megl.evaluation.scores import (
     compute_scores,
@@ -52,11 +54,11 @@ from modeling_megl.configuration_megl import one_line
 from modeling_megl.training_megl import check_labels
 
 
-def open_dataset(arguments, columns, name):
-    """The split with the classes of a model; a `ValueError` where they are others."""
+def open_dataset(arguments, columns, name, option="split"):
+    """The split that an option names, with the classes of a model; a `ValueError` where they are others."""
     config = MeglConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     classes = [label for _, label in sorted(config.id2label.items())]
-    dataset = open_table(arguments.dataset, arguments.split, columns, classes)
+    dataset = open_table(arguments.dataset, getattr(arguments, option), columns, classes, option=f"--{option}")
     check_labels(config.id2label, dataset)
     return dataset
 
@@ -87,7 +89,7 @@ def check_clip(name):
         raise ValueError(f"`--clip` must be a CLIP model, got {name}, whose `model_type` is {model_type!r}.")
 
 
-def evaluate(arguments, name, dataset):
+def evaluate(arguments, name, dataset, donors=None):
     """The items of a model, scored as far as no other item is needed, and what its evaluation is written from."""
     processor = MeglProcessor.from_pretrained(name)
     model = MeglForImageClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
@@ -98,6 +100,10 @@ def evaluate(arguments, name, dataset):
     scorers = {"saliency": lambda items, places, pixel_values: saliency_scores(items, places, dataset)}
     if baseline:
         scorers["faithfulness"] = partial(faithfulness_scores, model=model, baseline=baseline, batch_size=batch_size)
+    interventions = None
+    if arguments.interventions is not None:
+        interventions = Interventions(processor, dataset, donors, batch_size, arguments.seed)
+        scorers["interventions"] = partial(label_interventions, model=model, interventions=interventions)
     not_scored = why_untaught(name)
     if not_scored and state.is_main_process:
         print_anywhere(f"{name}: rationales are not scored: {not_scored}")
@@ -110,10 +116,13 @@ def evaluate(arguments, name, dataset):
     if baseline and state.is_main_process:
         check = sanity_check(items, dataset, model, processor, batch_size)
         scores["faithfulness"] = {"baseline": baseline, **scores["faithfulness"], "sanity_check": check}
+    if interventions is not None:
+        scores["interventions"] = intervention_scores(items, dataset.features["label"].names)
     return {
         "name": name,
         "dataset": dataset,
         "items": items,
+        "interventions": interventions,
         "scores": scores,
         "facts": card_facts(name, model, processor),
     }
@@ -135,7 +144,7 @@ def write_evaluation(arguments, run, folder):
         for item in items:
             line = {**item, "saliency": item["saliency"].round(4).tolist()}
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-    write_report(folder / "index.html", dataset, items, metrics, arguments.examples)
+    write_report(folder / "index.html", dataset, items, metrics, arguments.examples, run["interventions"])
     write_sheet(folder / "examples.png", dataset, items)
     write_card(folder / "model_card.md", run["facts"], metrics, arguments.dataset_id)
     print_anywhere(f"{run['name']} on {arguments.split} of {arguments.dataset}, {len(dataset)} images")
@@ -172,8 +181,11 @@ def main():
     try:
         # All that can be known before the work is checked before it.
         datasets = [open_dataset(arguments, columns, name) for name in arguments.model]
+        donors = [None] * len(datasets)
+        if arguments.interventions:
+            donors = [open_dataset(arguments, columns, name, "interventions") for name in arguments.model]
         check_arguments(arguments, datasets[0])
-        runs = [evaluate(arguments, *pair) for pair in zip(arguments.model, datasets, strict=True)]
+        runs = [evaluate(arguments, *given) for given in zip(arguments.model, datasets, donors, strict=True)]
         # From here on one process works alone.
         state.destroy_process_group()
         if state.is_main_process:

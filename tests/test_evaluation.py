@@ -586,7 +586,7 @@ def test_label_alone_is_scored_as_the_rationales_are(evaluated):
 
 def test_two_processes_write_what_one_does(work, evaluated, tmp_path):
     common = ["--model", work / "model0", "--dataset", work / "object_me", "--resamples", 20, "--batch_size", 2]
-    common += ["--faithfulness", "mean", "--max_new_tokens", 5]
+    common += ["--faithfulness", "mean", "--interventions", "train", "--max_new_tokens", 5]
     script = [ROOT / "scripts" / "evaluate_megl.py", *common, "--output"]
     starts = {
         "one": [sys.executable],

@@ -28,6 +28,16 @@ HEADLINES = {
     ("faithfulness", "sufficiency"): "map sufficiency",
     ("faithfulness", "random_sufficiency"): "  sufficiency, shuffled map",
     ("faithfulness", "sanity_check", "spearman"): "map after random weights, Spearman",
+    ("interventions", "accuracy"): "accuracy, with an object",
+    ("interventions", "same_accuracy"): "accuracy, same-class background",
+    ("interventions", "other_accuracy"): "accuracy, other-class background",
+    ("interventions", "object_alone_accuracy"): "accuracy, object alone",
+    ("interventions", "background_alone_accuracy"): "accuracy, background alone",
+    ("interventions", "background_gap"): "background gap",
+    ("interventions", "same_agreement"): "label kept, same-class background",
+    ("interventions", "other_agreement"): "label kept, other-class background",
+    ("interventions", "object_alone_agreement"): "label kept, object alone",
+    ("interventions", "background_alone_agreement"): "label kept, background alone",
     ("rationale", "bleu_4"): "rationale BLEU-4",
     ("rationale", "meteor"): "rationale METEOR",
     ("rationale", "rouge_l"): "rationale ROUGE-L",
@@ -68,6 +78,9 @@ def count_of(metrics, path):
     if part == "rationale":
         name = name.removeprefix("shuffled_").removeprefix("no_evidence_")
         return metrics[part][f"{name.removesuffix('_accuracy')}_n" if name.endswith("_accuracy") else "n"]
+    if part == "interventions":
+        name = name.removesuffix("_accuracy").removesuffix("_agreement")
+        return metrics[part]["n" if name == "accuracy" else f"{name}_n"]
     if part == "ref_clip_score":
         return metrics["rationale"]["n"]
     if part in ("saliency", "faithfulness", "grounding"):

@@ -41,10 +41,10 @@ def predict(model, processor, dataset, batch_size=32, max_new_tokens=40, seed=0,
     Raises:
         `ValueError`: in all processes alike, where a picture cannot be read in one of them.
     """
-    batches = _in_all_processes(
+    batches = in_all_processes(
         lambda: [
             _predict_batch(model, processor, dataset, places, max_new_tokens if writes else 0, seed, scorers or {})
-            for places in _own_batches(len(dataset), batch_size, "predict")
+            for places in own_batches(len(dataset), batch_size, "predict")
         ]
     )
     batches.sort(key=lambda batch: batch["places"][0])
@@ -70,7 +70,7 @@ def why_untaught(name):
     return "the language model was not trained, as `text_loss_weight` is 0 in training_settings.json"
 
 
-def _own_batches(count, batch_size, description):
+def own_batches(count, batch_size, description):
     """The places of this process's batches."""
     state = PartialState()
     starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
@@ -78,7 +78,7 @@ def _own_batches(count, batch_size, description):
         yield list(range(start, min(start + batch_size, count)))
 
 
-def _in_all_processes(work):
+def in_all_processes(work):
     """What `work()` lists in all processes together; the error of one of them is raised in all."""
     found, failed = [], None
     try:
@@ -98,7 +98,7 @@ def _in_all_processes(work):
 def _predict_batch(model, processor, dataset, places, max_new_tokens, seed, scorers):
     # Only a model whose evidence is weighted by human masks, an upper bound, is shown them.
     with_masks = model.config.grounding_map == "visual_explanation"
-    rows, inputs = _read_batch(processor, dataset, places, with_masks)
+    rows, inputs = read_batch(processor, dataset, places, with_masks)
     inputs = {name: values.to(model.device) for name, values in inputs.items()}
     pixel_values = inputs.pop("pixel_values").to(model.dtype)
     output = model(pixel_values, **inputs)
@@ -127,7 +127,7 @@ def _predict_batch(model, processor, dataset, places, max_new_tokens, seed, scor
     return {"places": places, "items": items, "maps": list(maps.cpu()), "files": files, "parts": parts}
 
 
-def _read_batch(processor, dataset, places, with_masks=False):
+def read_batch(processor, dataset, places, with_masks=False):
     """The rows but their pictures, and the inputs that the processor makes of these, one picture at a time."""
     rows, inputs = [], []
     for place in places:
@@ -195,14 +195,14 @@ def _write_shuffled(model, processor, dataset, items, others, batch_size, max_ne
     """The rationale of each item under the map of another, the control for whether the rationale follows the map."""
 
     def write(places):
-        _, inputs = _read_batch(processor, dataset, places)
+        _, inputs = read_batch(processor, dataset, places)
         features = model(inputs["pixel_values"].to(model.device, model.dtype)).features
         evidence = model.ground(features, torch.stack([others[place] for place in places]).to(model.device))
         names = [items[place]["prediction"] for place in places]
         return list(zip(places, _write(model, processor, names, evidence, max_new_tokens), strict=True))
 
-    batches = _own_batches(len(items), batch_size, "control")
-    for place, text in _in_all_processes(lambda: [pair for places in batches for pair in write(places)]):
+    batches = own_batches(len(items), batch_size, "control")
+    for place, text in in_all_processes(lambda: [pair for places in batches for pair in write(places)]):
         items[place]["shuffled_rationale"] = text
 
 

@@ -22,14 +22,23 @@ PIXELS_AT_ONCE = 2**20  # of masks that are scored together: a megapixel takes 1
 MOST_PIXELS = 2**22  # of a mask as it is scored
 
 
-def compute_scores(items, dataset, class_names, clip=None, saliency=None, faithfulness=None, not_scored=None):
+def compute_scores(
+    items,
+    dataset,
+    class_names,
+    clip=None,
+    saliency=None,
+    faithfulness=None,
+    interventions=None,
+    not_scored=None,
+):
     """
     Args:
         items (`list[dict]`): What [`predict`] gives, with the scores of their maps; filled with those of their texts.
         dataset: The split, with the columns of the data set builders.
         class_names (`list[str]`): In the order of their ids.
         clip (`str`, *optional*): Hub id or folder of a CLIP model.
-        saliency, faithfulness (`dict`, *optional*): These parts, of all items ([`joined`]).
+        saliency, faithfulness, interventions (`dict`, *optional*): These parts, of all items.
         not_scored (`str`, *optional*): Why the rationales are not scored, if they are not.
 
     Returns:
@@ -40,6 +49,7 @@ def compute_scores(items, dataset, class_names, clip=None, saliency=None, faithf
     scores = {
         "saliency": saliency,
         "faithfulness": faithfulness,
+        "interventions": interventions,
         "rationale": text_scores(items, references, class_names),
         **clip_scores(items, dataset, references, clip),
     }

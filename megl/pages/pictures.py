@@ -4,6 +4,7 @@ import textwrap
 from functools import cache
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from megl.pages.html_page import figure
@@ -99,3 +100,13 @@ def shown_item(row, prediction, note=""):
     pictures = [figure(picture, caption) for picture, caption in _pictures(row, prediction)]
     references = row["textual_explanations"] or []
     return {"pictures": pictures, "references": references, "note": note, **{name: prediction[name] for name in names}}
+
+
+def as_pictures(pixel_values, image_processor):
+    """
+    What a model sees `(B, 3, H, W)` as pictures: what the image processor does to colours, whatever it is, is undone.
+    """
+    ends = [Image.new("RGB", (1, 1), colour) for colour in ("black", "red", "lime", "blue")]
+    black, *axes = image_processor(ends, return_tensors="pt")["pixel_values"].double().mean(dim=(2, 3))
+    colours = (pixel_values.permute(0, 2, 3, 1).double() - black) @ torch.linalg.pinv(torch.stack(axes) - black)
+    return [Image.fromarray(one) for one in (255 * colours.clamp(0, 1)).round().byte().numpy()]

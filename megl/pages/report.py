@@ -6,8 +6,8 @@ import numpy as np
 
 from megl.evaluation.headlines import at, count_of, headlines, interval_head, interval_text
 from megl.pages.charts import BAD, GOOD, LINE, Points, bars, chart_of_points
-from megl.pages.html_page import TEMPLATES, render
-from megl.pages.pictures import shown_item
+from megl.pages.html_page import TEMPLATES, figure, render
+from megl.pages.pictures import as_pictures, shown_item
 from megl.tables import evenly_spaced, read_row
 
 
@@ -16,9 +16,15 @@ MOST_BARS = 40
 MOST_CLASSES = 25  # of a confusion matrix
 MOST_NAMES = 30  # of classes and groups in a chart
 MOST_DOTS = 2000
+MADE = {  # kinds of picture that `--interventions` makes, in words
+    "same": "same-class background",
+    "other": "other-class background",
+    "object_alone": "object alone",
+    "background_alone": "background alone",
+}
 
 
-def write_report(path, dataset, items, metrics, count):
+def write_report(path, dataset, items, metrics, count, interventions=None):
     """
     Write the page, with `count` items evenly spaced over the data set after the cases.
 
@@ -28,6 +34,7 @@ def write_report(path, dataset, items, metrics, count):
         items (`list[dict]`): The lines of `predictions.jsonl`, in the order of the data set.
         metrics (`dict`): What is in `metrics.json`.
         count (`int`): Items to show besides the cases.
+        interventions ([`Interventions`], *optional*): Where objects and backgrounds were exchanged: how.
     """
     with_maps = metrics["label_and_map"] is not None
     page = render(
@@ -41,6 +48,7 @@ def write_report(path, dataset, items, metrics, count):
         label_and_map=_label_and_map(metrics["label_and_map"]) if with_maps else None,
         class_points=_class_points(metrics) if with_maps else None,
         image_points=_image_points(items) if with_maps else None,
+        interventions=None if interventions is None else _interventions(interventions, items, metrics),
         reliability=_reliability(metrics["calibration"]),
         reliability_table=_reliability_table(metrics["calibration"]),
         cases=[_shown_case(dataset, items, *case) for case in cases(items)],
@@ -129,6 +137,39 @@ def _image_points(items):
         series.append(Points(x, y, tips, colour=colour, faint=True))
     title = "Probability over IoU of images"
     return chart_of_points(title, "IoU of the map", "probability of the predicted class", series)
+
+
+def _interventions(interventions, items, metrics):
+    """Charts of accuracy and agreement on the pictures made of others, and some of these with their labels."""
+    found, intervals = metrics["interventions"], at(metrics["intervals"], ("interventions",))
+
+    def row(words, name, count):
+        return words, found[name], intervals.get(name), f"n = {found[count]:,}"
+
+    rows = [
+        [row(words, f"{kind}_{what}", f"{kind}_n") for kind, words in MADE.items()]
+        for what in ("accuracy", "agreement")
+    ]
+    rows[0].insert(0, row("as it is", "accuracy", "n"))
+    titles = ("Accuracy", "Label as for the picture as it is")
+    places = list(interventions.places)
+    chosen = [places[index] for index in evenly_spaced(CASES, len(places))]
+    return {
+        "charts": [(title, bars(title, part)) for title, part in zip(titles, rows, strict=True)],
+        "items": [_made_pictures(interventions, place, items[place]) for place in chosen],
+    }
+
+
+def _made_pictures(interventions, place, item):
+    """`(id, label, pictures)` of an item, each picture with what the model calls it."""
+    own, _ = interventions.read([place])
+    made = {"as it is": own} | {MADE[kind]: pictures for kind, _, pictures in interventions.make([place])}
+    labels = {"as it is": item["prediction"]} | {MADE[kind]: label for kind, label in item["interventions"].items()}
+    pictures = [
+        (figure(as_pictures(pictures, interventions.processor.image_processor)[0], words), labels[words])
+        for words, pictures in made.items()
+    ]
+    return item["id"], item["label"], pictures
 
 
 def _reliability(calibration):

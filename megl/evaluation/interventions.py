@@ -1,0 +1,125 @@
+"""
+Pictures in which the object or the background was exchanged or left out, and what a model calls them: does the label
+come from the object?
+
+Objects are cut out by the human masks, on the processor's tensors: what is made is what a model sees. An item counts
+where its mask shows an object and leaves a background.
+"""
+
+import numpy as np
+import torch
+
+from megl.evaluation.metrics import load
+from megl.evaluation.predictions import in_all_processes, own_batches, read_batch
+from megl.evaluation.scores import keep_per_item
+from modeling_megl.recombination_megl import annotated_places, fill_in, has_object, recombine
+
+
+KINDS = ("same", "other", "object_alone", "background_alone")
+
+
+class Interventions:
+    """
+    Args:
+        processor ([`MeglProcessor`]): Makes the tensors that the model sees.
+        dataset: The split whose items are scored, with the columns of the data set builders.
+        donors (*optional*): The split that gives the backgrounds; that of the items by default. None is given by a
+            picture of the item's own id.
+        batch_size (`int`): Pictures at a time; nothing depends on it.
+        seed (`int`): With an item's place, draws the pictures that give it backgrounds.
+
+    Raises:
+        `ValueError`: in all processes alike, where a split has no picture that can be used.
+    """
+
+    def __init__(self, processor, dataset, donors=None, batch_size=32, seed=0):
+        self.processor, self.dataset, self.seed = processor, dataset, seed
+        self.donors = dataset if donors is None else donors
+        found = find_objects(processor, dataset, batch_size)
+        given = found if donors is None else find_objects(processor, donors, batch_size)
+        if not found or not given:
+            raise ValueError(
+                "`--interventions` needs pictures with human maps that show an object and leave a background, and the "
+                f"split {'of the items' if not found else 'that gives the backgrounds'} has none: name another split."
+            )
+        self.places, self.donor_places = found.keys(), np.array(list(given))
+        self.keys = list(zip(dataset["id"], dataset["label"], strict=True))
+        self.donor_ids, self.donor_labels = (
+            np.array(self.donors[name])[self.donor_places] for name in ("id", "label")
+        )
+        # The mean of all backgrounds: a picture's own would tell of its background, and black is like no picture.
+        self.colour = torch.from_numpy(np.mean(list(given.values()), axis=0)).float()
+
+    def draw(self, place):
+        """The places of the pictures that give an item `same` and `other` backgrounds; `None` where there is none."""
+        key, label = self.keys[place]
+        elsewhere, alike = self.donor_ids != key, self.donor_labels == label
+        draw = np.random.default_rng([self.seed, place])
+        chosen = (self.donor_places[elsewhere & alike], self.donor_places[elsewhere & ~alike])
+        return [int(draw.choice(places)) if len(places) else None for places in chosen]
+
+    def read(self, places, dataset=None, device="cpu"):
+        """`pixel_values` `(B, C, H, W)` and masks `(B, H, W)` of items."""
+        _, inputs = read_batch(self.processor, dataset or self.dataset, places, with_masks=True)
+        return inputs["pixel_values"].to(device), inputs["visual_explanations"].to(device)
+
+    def make(self, places, device="cpu"):
+        """Each of the `KINDS`, the places of the items that have it, and their pictures `(B, C, H, W)`."""
+        own, masks = self.read(places, device=device)
+        drawn = zip(*map(self.draw, places), strict=True)
+        for kind, donors in zip(("same", "other"), drawn, strict=True):
+            rows = [row for row, donor in enumerate(donors) if donor is not None]
+            if rows:
+                backgrounds = self.read([donors[row] for row in rows], self.donors, device)
+                yield kind, [places[row] for row in rows], recombine(own[rows], masks[rows], *backgrounds)
+        plain = self.colour.to(own)[:, None, None].expand_as(own)
+        yield "object_alone", places, recombine(own, masks, plain, torch.zeros_like(masks))
+        yield "background_alone", places, fill_in(own, masks)
+
+
+def find_objects(processor, dataset, batch_size):
+    """The places, in their order, of the items with an object and a background, to the mean colour `(C,)` of this."""
+    given = annotated_places(dataset)
+
+    def find(places):
+        _, inputs = read_batch(processor, dataset, places, with_masks=True)
+        outside = inputs["visual_explanations"][:, None] <= 0.5
+        sums = (inputs["pixel_values"].double() * outside).sum(dim=(2, 3))
+        colours = (sums / outside.sum(dim=(2, 3))).numpy()
+        usable = has_object(inputs["visual_explanations"]).tolist()
+        return [pair for pair, use in zip(zip(places, colours, strict=True), usable, strict=True) if use]
+
+    batches = own_batches(len(given), batch_size, "objects")
+    found = dict(in_all_processes(lambda: [pair for batch in batches for pair in find(given[batch].tolist())]))
+    return dict(sorted(found.items()))
+
+
+@torch.no_grad()
+def label_interventions(items, places, pixel_values, model, interventions):
+    """
+    Give each item of a batch `interventions`: what the model calls the pictures made of it, the kind of picture to the
+    class name, or `None` where the item has no object.
+    """
+    chosen = [place for place in places if place in interventions.places]
+    of_place = dict(zip(places, items, strict=True))
+    for place, item in of_place.items():
+        item["interventions"] = {} if place in chosen else None
+    for kind, made_of, pictures in interventions.make(chosen, model.device) if chosen else ():
+        labels = model(pictures.to(model.dtype), output_saliency=False).logits.argmax(dim=-1)
+        for place, label in zip(made_of, labels.tolist(), strict=True):
+            of_place[place]["interventions"][kind] = model.config.id2label[label]
+
+
+def intervention_scores(items, class_names):
+    """The metrics of `metrics/interventions` over the items with an object, and how many have none."""
+    shown = [item for item in items if item["interventions"] is not None]
+    ids = {name: number for number, name in enumerate(class_names)}
+    result = load("interventions").compute(
+        predictions=[ids[item["prediction"]] for item in shown],
+        references=[ids[item["label"]] for item in shown],
+        num_classes=len(class_names),
+        per_item=True,
+        **{kind: [ids.get(item["interventions"].get(kind)) for item in shown] for kind in KINDS},
+    )
+    result["n_without_object"] = len(items) - len(shown)
+    return keep_per_item(shown, "interventions.", result)
