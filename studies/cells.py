@@ -26,6 +26,10 @@ RATIONALES = (
     *("rationale.rouge_l", "rationale.cider", "rationale.kind_accuracy", "rationale.colour_accuracy"),
     *("rationale.place_accuracy", "rationale.shuffled_place_accuracy", "clip_score"),
 )
+INTERVENTIONS = tuple(
+    f"interventions.{name}"
+    for name in ("other_accuracy", "object_alone_accuracy", "background_alone_agreement", "background_gap")
+)
 BLEU = "bleu_statistics"
 _TEXT, _NUMBER, _TEXTS, _SCORES = pa.string(), pa.int64(), pa.list_(pa.string()), pa.list_(pa.float32())
 PLAIN = {"key": _TEXT, "dataset": _TEXT, "architecture": _TEXT, "seed": _NUMBER, "path": _TEXT, "split": _TEXT}
@@ -36,7 +40,7 @@ SCHEMA = pa.schema(
     PLAIN
     | dict.fromkeys((*OBJECTS, "metrics"), _TEXT)
     | dict.fromkeys(ITEM, _TEXTS)
-    | dict.fromkeys((*MAPS, *RATIONALES), _SCORES)
+    | dict.fromkeys((*MAPS, *RATIONALES, *INTERVENTIONS), _SCORES)
     | {BLEU: pa.list_(pa.list_(pa.int16()))}
 )
 # Columns, as Parquet calls them, but for scores of which hardly two are alike: these a dictionary makes larger.
@@ -94,9 +98,10 @@ def _read(file, columns=None):
     """The table of a file, or some of its columns; a `ValueError` where it lacks any, or a cell's lists do not fit."""
     try:
         there = pq.read_schema(file)
-        missing = [field.name for field in SCHEMA if field.name not in there.names]
+        missing = [field.name for field in SCHEMA if field.name not in (*there.names, *INTERVENTIONS)]
         if missing:
             raise ValueError(f"{file} is no file of cells (it has no column {missing[0]}): restore it from git.")
+        # Older files lack the interventions, whose columns are empty then.
         return pq.read_table(file, columns=columns, schema=SCHEMA if columns is None else None)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{file} is no file of cells ({str(error).splitlines()[0]}): restore it from git.") from error
@@ -113,7 +118,7 @@ def _from_folder(folder):
     row |= {name: json.dumps(record.get(name, {})) for name in OBJECTS}
     row["metrics"] = json.dumps(_figures(metrics))
     row |= {name: [item[name] for item in items] for name in ITEM}
-    for name in (*MAPS, *RATIONALES) if writes else MAPS:
+    for name in (*MAPS, *INTERVENTIONS, *(RATIONALES if writes else ())):
         if any(name in item["per_item"] for item in items):
             row[name] = [_rounded(item["per_item"].get(name)) for item in items]
     if writes and any(BLEU in item for item in items):
@@ -123,7 +128,7 @@ def _from_folder(folder):
 
 def _to_folder(row, output):
     """The folder of a cell as [`_from_folder`] reads it; a `ValueError` where a part of it is missing."""
-    scores = [name for name in (*MAPS, *RATIONALES) if row[name] is not None]
+    scores = [name for name in (*MAPS, *RATIONALES, *INTERVENTIONS) if row[name] is not None]
     for name in (*OBJECTS, "metrics", *ITEM):
         if row[name] is None:
             raise ValueError(f"the published cell {row['key']} has no {name}: restore its file from git.")

@@ -381,6 +381,7 @@ def write_cell(folder, cell, rights, ious=None, writes=True):
     items = []
     for number, right in enumerate(rights):
         scores = {"rationale.rouge_l": 0.5 * right, "explained_accuracy.cider_overall": 0.1}
+        scores["interventions.background_gap"] = right - 1 if number else None
         if ious is not None:
             scores["saliency.iou"] = ious[number]
         items.append(
@@ -706,7 +707,7 @@ def test_published_cells_read_back_as_they_were(place):
             old = items[item["id"]]
             assert {name: item[name] for name in cell_files.ITEM} == {name: old[name] for name in cell_files.ITEM}
             assert item.get("bleu_statistics") == (old["bleu_statistics"] if writes else None)
-            names = cell_files.MAPS + (cell_files.RATIONALES if writes else ())
+            names = cell_files.MAPS + cell_files.INTERVENTIONS + (cell_files.RATIONALES if writes else ())
             scores = {name: score for name, score in old["per_item"].items() if name in names}
             rounded = {name: score if score is None else float(f"{score:.5g}") for name, score in scores.items()}
             assert item["per_item"] == rounded and "rationale" not in item
@@ -768,6 +769,9 @@ def test_published_cells_that_are_not_whole_are_refused(place):
         refused(whole.drop_columns([name]), rf"study.parquet is no file of cells \(it has no column {name}\)")
     refused(changed(metrics=None), f"the published cell {rows[0]['key']} has no metrics: restore its file from git")
     refused(changed(label=["a"]), "has 2 images and 1 of label: restore its file from git")
+    pq.write_table(whole.drop_columns(list(cell_files.INTERVENTIONS)), file)  # as files were before there were any
+    cell_files.fetch_cells(keys, place / "cells", place / "back")
+    assert sorted(path.name for path in (place / "back").iterdir()) == sorted(keys)
 
 
 def test_shipped_cells_have_the_scores_of_their_figures(tmp_path):
@@ -1047,6 +1051,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_table(place, run, fake_sc
 def test_the_real_scripts(place, run):
     build_dataset(ObjectMe, "sample", place / "sample", sample_sizes={"train": 12, "validation": 4, "test": 6})
     settings = {"max_steps": 1, "per_device_train_batch_size": 2, "resamples": 20, "mask_share": 0.5}
+    settings |= {"interventions": "train", "recombine": 0.5}
     study = changed(
         seeds=[0],
         settings=settings,
@@ -1064,6 +1069,8 @@ def test_the_real_scripts(place, run):
     assert values["accuracy"] == [metrics["accuracy"]] and values["iou"] == [metrics["saliency"]["iou"]]
     names = {"accuracy_conflicting", "worst_group_accuracy", "pointing_game", "bleu_4", "rouge_l", "cider"}
     names |= {f"{name}_accuracy" for name in ("kind", "colour", "place", "shuffled_place")}
+    names |= {"background_gap", "other_accuracy", "object_alone_accuracy", "background_alone_agreement"}
     assert names <= set(values)
+    assert values["background_gap"] == [metrics["interventions"]["background_gap"]]
     record = json.loads((folder / "cell.json").read_text())
     assert record["training_settings"]["mask_share"] == 0.5 and min(record["seconds"].values()) > 0
