@@ -52,7 +52,7 @@ SECTIONS = {
     ),
     "Pipeline": (modeling_megl, ("ExplainedImageClassificationPipeline",)),
     "Training arguments": (training_arguments_megl, ("MeglTrainingArguments",)),
-    "Trainer": (training_megl, ("MeglTrainer", "MeglTrainer.train", "MeglTrainer.save_model")),
+    "Trainer": (training_megl, ("MeglTrainer", "MeglTrainer.train", "MeglTrainer.save_model", "MeglTrainer.end")),
     "Collator": (collator_megl, ("MeglDataCollator", "TellEpoch", "check_labels")),
     "Visual losses": (losses_megl, tuple(sorted(losses_megl.VISUAL_LOSSES)) + ("res_kernel", "res_threshold")),
     "VEDC and text loss": (

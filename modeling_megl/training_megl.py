@@ -1,5 +1,6 @@
 """Training with explanations: the Trainer and its losses."""
 
+import gc
 import os
 import shutil
 from collections import defaultdict
@@ -521,6 +522,17 @@ class MeglTrainer(Trainer):
         if self.args.should_save:
             # A pickle that nothing reads back, in what shall be a model repository without any.
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def end(self):
+        """As `Trainer.end`, at the very end of a program: the processes leave together, with no work under way."""
+        # A thread of gloo that lets go of its last tensors while the interpreter ends aborts the process. Waiting
+        # gives it time where something keeps the group, as FSDP does. DDP's wrapper, part of a cycle, is let go of, so
+        # that the group ends here with its threads.
+        self.accelerator.wait_for_everyone()
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        gc.collect()
+        super().end()
 
     def _push_from_checkpoint(self, checkpoint_folder):
         """As `Trainer`'s; what is uploaded is the checkpoint's repository, with its code and without a pickle."""

@@ -130,7 +130,7 @@ def main():
         settings = {name: getattr(training_args, name) for name in RECORDED}
         settings |= {name: getattr(script_args, name) for name in ("mask_share", "rationale_share", "share_seed")}
         (output / "training_settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-    trainer.accelerator.end_training()  # a process that ends with its group open may abort
+    trainer.end()
 
 
 if __name__ == "__main__":

@@ -89,6 +89,14 @@ def test_killed_and_resumed_by_two_processes_is_one_process_alone(folder, whole,
     assert (folder / strategy / "modeling_megl.py").is_file()
 
 
+def test_end_waits_for_the_others_before_the_group_ends(make_trainer, monkeypatch):
+    trainer, steps = make_trainer(), []
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: steps.append("wait"))
+    monkeypatch.setattr(trainer.accelerator, "end_training", lambda: steps.append("end"))
+    trainer.end()
+    assert steps == ["wait", "end"]
+
+
 def test_fsdp_without_an_accelerator_is_refused(make_trainer):
     trainer = make_trainer()
     trainer.args.fsdp = True

@@ -27,7 +27,7 @@ class TrainerInOrder(MeglTrainer):
 
 
 def train(case, folder, batch_size, name):
-    """Train three steps; write logs, weights and statistics to `{case}-{name}.safetensors`."""
+    """Train three steps; write logs, weights and statistics to `{case}-{name}.safetensors`. The Trainer."""
     trainer = TrainerInOrder(
         model=MeglForImageClassification.from_pretrained(folder / "model"),
         processing_class=MeglProcessor.from_pretrained(folder / "model"),
@@ -57,8 +57,10 @@ def train(case, folder, batch_size, name):
     # Changes, not weights: a gradient that is twice too large must not hide behind the weights themselves.
     changes = {key: (value - before[key]).contiguous() for key, value in trained(trainer).items()}
     save_file({**results, **changes}, folder / f"{case}-{name}.safetensors")
+    return trainer
 
 
 if __name__ == "__main__":
     for visual_loss in CASES:
-        train(visual_loss, Path(sys.argv[1]), batch_size=4, name=f"two-{os.environ['RANK']}")
+        trainer = train(visual_loss, Path(sys.argv[1]), batch_size=4, name=f"two-{os.environ['RANK']}")
+    trainer.end()

@@ -65,6 +65,7 @@ def main():
         (output / TRAINING_ARGS_NAME).unlink()  # a pickle; this says in plain text what matters of it:
         settings = {name: getattr(training_args, name) for name in RECORDED if hasattr(training_args, name)}
         (output / "training_settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+    trainer.end()
 
 
 if __name__ == "__main__":
