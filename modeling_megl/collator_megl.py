@@ -28,7 +28,7 @@ class MeglDataCollator:
         epoch (`int` or `torch.LongTensor` of shape `()`, *optional*):
             The epoch; `None`, for evaluation, takes the first rationale of each row. See [`TellEpoch`].
         recombination ([`Recombination`], *optional*):
-            Puts recombined pictures, with their labels, masks and rationales, in the place of some. Where either mask
+            Puts recombined pictures, with their labels, masks and rationales, in the place of some. Where a mask
             leaves no object or no background to see, the annotated picture keeps its own background.
 
     Returns, called with a list of rows:
@@ -45,8 +45,8 @@ class MeglDataCollator:
 
     def __call__(self, rows):
         if self.recombination is not None:
-            drawn = [self.recombination.draw(row, int(self.epoch)) for row in rows]
-            rows, donors, draws = zip(*drawn, strict=True)
+            drawn = [self.recombination.draw(row, int(self.epoch), self._process) for row in rows]
+            rows, backgrounds, draws = zip(*drawn, strict=True)
         labels = [_class_id(row.get("label")) for row in rows]
         for row, label in zip(rows, labels, strict=True):
             if label not in self.id2label:
@@ -65,7 +65,7 @@ class MeglDataCollator:
         else:
             batch = self._process(rows, **texts)
         if self.recombination is not None:
-            batch["recombined"] = self._recombine(batch, donors, draws)
+            batch["recombined"] = self._recombine(batch, backgrounds, draws)
         batch["labels"] = torch.tensor(labels)
         return batch
 
@@ -78,24 +78,21 @@ class MeglDataCollator:
             names = ", ".join(str(row.get("id")) for row in rows)
             raise ValueError(f"A batch of the items {names}: {error}") from error
 
-    def _recombine(self, batch, donors, draws):
-        """Give the pictures of a batch the backgrounds of these rows, where there is one; which got it: `(B,)`."""
-        recombined = torch.tensor([donor is not None for donor in donors])
-        if not recombined.any():
-            return recombined
-        given = self._process([donor for donor in donors if donor is not None])
-        usable = has_object(batch["visual_explanations"][recombined]) & has_object(given["visual_explanations"])
-        recombined[recombined.clone()] = usable
-        pixel_values, masks = batch["pixel_values"][recombined], batch["visual_explanations"][recombined]
-        draws = [draw for draw, taken in zip(draws, recombined, strict=True) if taken]
-        moved = torch.tensor([draw is not None for draw in draws], dtype=torch.bool)
-        if moved.any():
-            numbers = torch.tensor([draw for draw in draws if draw is not None])
-            pixel_values[moved], masks[moved] = move(pixel_values[moved], masks[moved], numbers)
-        batch["visual_explanations"][recombined] = masks
-        batch["pixel_values"][recombined] = recombine(
-            pixel_values, masks, given["pixel_values"][usable], given["visual_explanations"][usable]
-        )
+    def _recombine(self, batch, backgrounds, draws):
+        """Give the pictures of a batch these backgrounds, where there is one; which got it: `(B,)`."""
+        recombined = torch.tensor([background is not None for background in backgrounds])
+        recombined &= has_object(batch["visual_explanations"])
+        places = recombined.nonzero()[:, 0].tolist()
+        moved = [place for place in places if draws[place] is not None]
+        if moved:
+            numbers = torch.tensor([draws[place] for place in moved])
+            for name, values in zip(
+                _PICTURES, move(*(batch[name][moved] for name in _PICTURES), numbers), strict=True
+            ):
+                batch[name][moved] = values
+        if places:
+            chosen = torch.stack([backgrounds[place] for place in places])
+            batch["pixel_values"][places] = recombine(*(batch[name][places] for name in _PICTURES), chosen)
         return recombined
 
     def draw(self, row):
@@ -109,6 +106,9 @@ class MeglDataCollator:
             return rationales[0]
         start = zlib.crc32(f"{self.seed} {rationales}".encode())
         return rationales[(start + int(self.epoch)) % len(rationales)]
+
+
+_PICTURES = ("pixel_values", "visual_explanations")
 
 
 def _class_id(label):

@@ -46,7 +46,7 @@ def test_a_plain_background_stays_plain_at_any_size(size):
 def test_the_object_stands_on_the_other_background_with_a_soft_edge():
     own, donor = torch.full((1, 3, 8, 8), 9.0), torch.zeros(1, 3, 8, 8)
     donor[:, :, 6:, 6:] = 5.0  # the donor's object, which must not be seen
-    made = recombine(own, square(8, (2, 5), (2, 5)), donor, square(8, (6, 8), (6, 8)))[0, 0]
+    made = recombine(own, square(8, (2, 5), (2, 5)), fill_in(donor, square(8, (6, 8), (6, 8))))[0, 0]
     assert made[3, 3] == 9 and made[7, 7] == made[0, 0] == 0
     assert made[3].tolist() == [0, 3, 6, 9, 6, 3, 0, 0]
     assert made[1, 1] == 1 and made[2, 2] == 4
@@ -135,16 +135,51 @@ def test_workers_draw_the_same(processor):
     assert all(torch.equal(*pair) for pair in zip(*batches, strict=True))
 
 
-def test_a_share_of_the_rows_is_drawn():
+@pytest.fixture()
+def process(processor):
+    return MeglDataCollator(processor, dict(enumerate(LABELS)))._process
+
+
+def test_a_share_of_the_rows_is_drawn(process):
     rows = make_rows(400)
     recombination = Recombination(rows, 0.25)
-    drawn = [recombination.draw(row, epoch)[1] is not None for epoch in (0, 1) for row in rows]
+    drawn = [recombination.draw(row, epoch, process)[1] is not None for epoch in (0, 1) for row in rows]
     assert abs(np.mean(drawn) - 0.25) < 3 * (0.25 * 0.75 / 800) ** 0.5
     assert drawn[:400] != drawn[400:]
-    for row in rows:
-        own, donor, _ = Recombination(rows, 1.0).draw(row, 0)
+    for row in rows[:40]:
+        own, background, _ = Recombination(rows, 1.0).draw(row, 0, process)
         assert (own is row) == (row["visual_explanation"] is not None)
-        assert own["visual_explanation"] is not None and donor["visual_explanation"] is not None
+        assert own["visual_explanation"] is not None and background.shape == (3, 32, 32)
+
+
+def test_no_picture_is_its_own_background(process):
+    rows = make_rows(2, masks="all")
+    given = process(rows)
+    backgrounds = fill_in(given["pixel_values"], given["visual_explanations"])
+    for epoch in range(8):
+        for own, other in ((0, 1), (1, 0)):
+            row, background, _ = Recombination(rows, 1.0).draw(rows[own], epoch, process)
+            assert row is rows[own] and torch.equal(background, backgrounds[other])
+        row, background, _ = Recombination(rows, 1.0).draw(make_rows(3, masks="none")[2], epoch, process)
+        assert torch.equal(background, backgrounds[1 if row is rows[0] else 0])
+
+
+def test_backgrounds_are_kept_as_far_as_there_is_room(process, monkeypatch):
+    rows, made = make_rows(6, masks="all"), []
+
+    def counted(rows):
+        made.extend(row["id"] for row in rows)
+        return process(rows)
+
+    def draws(recombination):
+        return [recombination.draw(row, epoch, counted)[1] for epoch in range(8) for row in rows]
+
+    expected = draws(Recombination(rows, 1.0))
+    assert sorted(made) == sorted({row["id"] for row in rows})
+    monkeypatch.setattr("modeling_megl.recombination_megl.KEPT_BYTES", 2 * 3 * 32 * 32 * 4)
+    recombination = Recombination(rows, 1.0)
+    assert all(torch.equal(*pair) for pair in zip(draws(recombination), expected, strict=True))
+    assert len(recombination._kept) == 2 and len(made) > 20
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -156,15 +191,6 @@ def test_what_has_no_object_or_no_background_stays_as_it_is_and_lends_nothing(pr
         batch = collate(own, processor, dataset=donors)
         assert not batch["recombined"].any()
         assert torch.equal(batch["pixel_values"], plain["pixel_values"])
-
-
-def test_no_picture_is_its_own_background():
-    rows = make_rows(2, masks="all")
-    for epoch in range(8):
-        for own, other in (rows, rows[::-1]):
-            assert Recombination(rows, 1.0).draw(own, epoch) == (own, other, None)
-        made = Recombination(rows, 1.0).draw(make_rows(3, masks="none")[2], epoch)
-        assert made in ((*rows, None), (*rows[::-1], None))
 
 
 def test_what_is_moved_has_no_rationale(processor):

@@ -70,10 +70,10 @@ class Interventions:
         for kind, donors in zip(("same", "other"), drawn, strict=True):
             rows = [row for row, donor in enumerate(donors) if donor is not None]
             if rows:
-                backgrounds = self.read([donors[row] for row in rows], self.donors, device)
-                yield kind, [places[row] for row in rows], recombine(own[rows], masks[rows], *backgrounds)
+                backgrounds = fill_in(*self.read([donors[row] for row in rows], self.donors, device))
+                yield kind, [places[row] for row in rows], recombine(own[rows], masks[rows], backgrounds)
         plain = self.colour.to(own)[:, None, None].expand_as(own)
-        yield "object_alone", places, recombine(own, masks, plain, torch.zeros_like(masks))
+        yield "object_alone", places, recombine(own, masks, plain)
         yield "background_alone", places, fill_in(own, masks)
 
 
