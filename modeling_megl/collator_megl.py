@@ -9,7 +9,7 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from .processing_megl import MeglProcessor
-from .recombination_megl import Recombination, has_object, move, recombine
+from .recombination_megl import Recombination, make_pictures
 
 
 @dataclass
@@ -28,8 +28,7 @@ class MeglDataCollator:
         epoch (`int` or `torch.LongTensor` of shape `()`, *optional*):
             The epoch; `None`, for evaluation, takes the first rationale of each row. See [`TellEpoch`].
         recombination ([`Recombination`], *optional*):
-            Puts recombined pictures, with their labels, masks and rationales, in the place of some. Where a mask
-            leaves no object or no background to see, the annotated picture keeps its own background.
+            Puts recombined pictures, with their labels, masks and rationales, in the place of some.
 
     Returns, called with a list of rows:
         `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)`,
@@ -44,9 +43,10 @@ class MeglDataCollator:
     recombination: Recombination | None = None
 
     def __call__(self, rows):
+        pairs = [None] * len(rows)
         if self.recombination is not None:
-            drawn = [self.recombination.draw(row, int(self.epoch), self._process) for row in rows]
-            rows, backgrounds, draws = zip(*drawn, strict=True)
+            pairs = [self.recombination.draw(row, int(self.epoch), self._process) for row in rows]
+            rows = [row if pair is None else pair.row for row, pair in zip(rows, pairs, strict=True)]
         labels = [_class_id(row.get("label")) for row in rows]
         for row, label in zip(rows, labels, strict=True):
             if label not in self.id2label:
@@ -58,42 +58,34 @@ class MeglDataCollator:
             "label_names": [self.id2label[label] for label in labels],
             "rationales": [self.draw(row) for row in rows],
         }
+        batch = self.processor(**texts)
         if "encoded" in rows[0]:  # by `FrozenLayers.encode`
-            batch = self.processor(**texts)
-            for name in rows[0]["encoded"]:
-                batch[name] = torch.stack([row["encoded"][name] for row in rows])
+            batch.update({name: torch.stack([row["encoded"][name] for row in rows]) for name in rows[0]["encoded"]})
         else:
-            batch = self._process(rows, **texts)
-        if self.recombination is not None:
-            batch["recombined"] = self._recombine(batch, backgrounds, draws)
+            batch.update(self._pictures(rows, pairs))
         batch["labels"] = torch.tensor(labels)
         return batch
 
-    def _process(self, rows, **texts):
+    def _pictures(self, rows, pairs):
+        """What the processor makes of the pictures of rows, and in the place of some of them, recombined ones."""
+        if self.recombination is None:
+            return self._process(rows)
+        left, taken = ([place for place, pair in enumerate(pairs) if (pair is None) == own] for own in (True, False))
+        parts = [make_pictures([pairs[place] for place in taken])] if taken else []
+        if left:
+            processed = self._process([rows[place] for place in left])
+            parts.append({**processed, "recombined": torch.zeros(len(left), dtype=torch.bool)})
+        order = torch.tensor(taken + left).argsort()
+        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+
+    def _process(self, rows):
         images = [row["image"] for row in rows]
         masks = [row.get("visual_explanation") for row in rows]
         try:
-            return self.processor(images=images, visual_explanations=masks, **texts)
+            return self.processor(images=images, visual_explanations=masks)
         except ValueError as error:
             names = ", ".join(str(row.get("id")) for row in rows)
             raise ValueError(f"A batch of the items {names}: {error}") from error
-
-    def _recombine(self, batch, backgrounds, draws):
-        """Give the pictures of a batch these backgrounds, where there is one; which got it: `(B,)`."""
-        recombined = torch.tensor([background is not None for background in backgrounds])
-        recombined &= has_object(batch["visual_explanations"])
-        places = recombined.nonzero()[:, 0].tolist()
-        moved = [place for place in places if draws[place] is not None]
-        if moved:
-            numbers = torch.tensor([draws[place] for place in moved])
-            for name, values in zip(
-                _PICTURES, move(*(batch[name][moved] for name in _PICTURES), numbers), strict=True
-            ):
-                batch[name][moved] = values
-        if places:
-            chosen = torch.stack([backgrounds[place] for place in places])
-            batch["pixel_values"][places] = recombine(*(batch[name][places] for name in _PICTURES), chosen)
-        return recombined
 
     def draw(self, row):
         """The rationale of this row in this epoch; `None` where it has none."""
@@ -106,9 +98,6 @@ class MeglDataCollator:
             return rationales[0]
         start = zlib.crc32(f"{self.seed} {rationales}".encode())
         return rationales[(start + int(self.epoch)) % len(rationales)]
-
-
-_PICTURES = ("pixel_values", "visual_explanations")
 
 
 def _class_id(label):

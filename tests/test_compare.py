@@ -29,7 +29,7 @@ from dataset_builders.files import new_folder
 from megl.evaluation import bootstrap
 from megl.evaluation.headlines import headlines
 from studies import cells as cell_files
-from studies import compare
+from studies import compare, worse_masks
 from studies import results as study_results
 from studies import study as studies
 from studies.random_effects import estimate, holm
@@ -214,7 +214,11 @@ def test_own_values_are_set_on_the_command_line(place):
 
 @pytest.mark.parametrize("section", ["small", "full"])
 @pytest.mark.parametrize(
-    "name", ["paper", "ablation", "masks", "rationales", "baselines", "vedc", "balance", "tap", "efficiency"]
+    "name",
+    [
+        *("paper", "ablation", "masks", "rationales", "baselines", "vedc", "balance", "tap", "efficiency"),
+        *("interventions", "interventions_few"),
+    ],
 )
 def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, section):
     keys = {}
@@ -235,6 +239,8 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             "vedc": 27,
             "balance": 16,
             "tap": 7,
+            "interventions": 7,
+            "interventions_few": 9,
         }
         assert len(cells) == places * counts[file]
         # Of seed 0 `draws` are those of the study without; architectures share the LLaVAs, one or two a data set.
@@ -252,6 +258,14 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
         assert {key for (*_, method), key in keys[name].items() if method == "megl"} <= set(keys["paper"].values())
     if name in ("baselines", "vedc", "balance", "tap"):  # on another split
         assert not set(keys[name].values()) & set(keys["paper"].values())
+
+
+def test_the_study_of_worse_masks_names_what_there_is(place):
+    study = studies.read_study(ROOT / "studies" / "interventions_worse.yaml", "small")
+    assert list(study["datasets"]) == list(worse_masks.KINDS)
+    for kind, data in study["datasets"].items():
+        study["datasets"][kind] = {**data, "path": "data"}
+    assert len(studies.make_cells(study, "worse", {"seed": ["0"]})) == 5 * 2 * 3
 
 
 def test_a_section_takes_from_its_base_what_it_lacks(place):

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_megl import MeglDataCollator
-from modeling_megl.recombination_megl import Recombination, fill_in, has_object, move, recombine
+from modeling_megl.recombination_megl import Recombination, fill_in, has_object, make_pictures, move, recombine
 
 
 def square(size, rows, columns):
@@ -143,43 +143,44 @@ def process(processor):
 def test_a_share_of_the_rows_is_drawn(process):
     rows = make_rows(400)
     recombination = Recombination(rows, 0.25)
-    drawn = [recombination.draw(row, epoch, process)[1] is not None for epoch in (0, 1) for row in rows]
+    pairs = [recombination.draw(row, epoch, process) for epoch in (0, 1) for row in rows]
+    drawn = [pair is not None for pair in pairs]
     assert abs(np.mean(drawn) - 0.25) < 3 * (0.25 * 0.75 / 800) ** 0.5
     assert drawn[:400] != drawn[400:]
-    for row in rows[:40]:
-        own, background, _ = Recombination(rows, 1.0).draw(row, 0, process)
-        assert (own is row) == (row["visual_explanation"] is not None)
-        assert own["visual_explanation"] is not None and background.shape == (3, 32, 32)
+    for row, pair in zip(rows, pairs, strict=False):
+        assert pair is None or (pair.row["id"] == row["id"]) == (row["visual_explanation"] is not None)
 
 
 def test_no_picture_is_its_own_background(process):
     rows = make_rows(2, masks="all")
-    given = process(rows)
-    backgrounds = fill_in(given["pixel_values"], given["visual_explanations"])
     for epoch in range(8):
-        for own, other in ((0, 1), (1, 0)):
-            row, background, _ = Recombination(rows, 1.0).draw(rows[own], epoch, process)
-            assert row is rows[own] and torch.equal(background, backgrounds[other])
-        row, background, _ = Recombination(rows, 1.0).draw(make_rows(3, masks="none")[2], epoch, process)
-        assert torch.equal(background, backgrounds[1 if row is rows[0] else 0])
+        for own, other in ("01", "10"):
+            pair = Recombination(rows, 1.0).draw(rows[int(own)], epoch, process)
+            assert pair.object.row["id"] == pair.row["id"] == own and pair.background.row["id"] == other
+        pair = Recombination(rows, 1.0).draw(make_rows(3, masks="none")[2], epoch, process)
+        assert {pair.object.row["id"], pair.background.row["id"]} == {"0", "1"}
 
 
-def test_backgrounds_are_kept_as_far_as_there_is_room(process, monkeypatch):
+def test_what_is_cut_out_is_kept_as_far_as_there_is_room(process, monkeypatch):
     rows, made = make_rows(6, masks="all"), []
 
     def counted(rows):
         made.extend(row["id"] for row in rows)
         return process(rows)
 
-    def draws(recombination):
-        return [recombination.draw(row, epoch, counted)[1] for epoch in range(8) for row in rows]
+    def pictures(recombination):
+        pairs = [recombination.draw(row, epoch, counted) for epoch in range(8) for row in rows]
+        return make_pictures(pairs)["pixel_values"]
 
-    expected = draws(Recombination(rows, 1.0))
-    assert sorted(made) == sorted({row["id"] for row in rows})
-    monkeypatch.setattr("modeling_megl.recombination_megl.KEPT_BYTES", 2 * 3 * 32 * 32 * 4)
     recombination = Recombination(rows, 1.0)
-    assert all(torch.equal(*pair) for pair in zip(draws(recombination), expected, strict=True))
-    assert len(recombination._kept) == 2 and len(made) > 20
+    expected = pictures(recombination)
+    assert len(made) < 12
+    made.clear()
+    assert torch.equal(pictures(recombination), expected) and not made
+    monkeypatch.setattr("modeling_megl.recombination_megl.KEPT_BYTES", 2 * (2 * 3 + 1) * 32 * 32 * 4)
+    recombination = Recombination(rows, 1.0)
+    assert torch.equal(pictures(recombination), expected)
+    assert len(recombination._kept) == 2 * 2 and len(made) > 20
 
 
 @pytest.mark.parametrize("value", [0, 255])
