@@ -163,7 +163,8 @@ class Recombination:
     seed: int = 0
 
     def __post_init__(self):
-        self.places, self._kept = annotated_places(self.dataset), {}
+        self._kept = {}
+        self.places = annotated_places(self.dataset)
         if len(self.places) < 2:
             raise ValueError(
                 f"`recombine` needs two training pictures with a visual explanation or more, got {len(self.places)}: "
