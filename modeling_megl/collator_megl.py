@@ -26,7 +26,8 @@ class MeglDataCollator:
         id2label (`dict[int, str]`): Names of the classes, for the rationales' prompts.
         seed (`int`, *optional*, defaults to 0): Which rationale comes first.
         epoch (`int` or `torch.LongTensor` of shape `()`, *optional*):
-            The epoch; `None`, for evaluation, takes the first rationale of each row. See [`TellEpoch`].
+            The epoch; `None`, for evaluation, takes the first rationale of each row, and its own picture. See
+            [`TellEpoch`].
         recombination ([`Recombination`], *optional*):
             Puts recombined pictures, with their labels, masks and rationales, in the place of some.
 
@@ -43,8 +44,9 @@ class MeglDataCollator:
     recombination: Recombination | None = None
 
     def __call__(self, rows):
+        recombines = self.recombination is not None and self.epoch is not None
         pairs = [None] * len(rows)
-        if self.recombination is not None:
+        if recombines:
             pairs = [self.recombination.draw(row, int(self.epoch), self._process) for row in rows]
             rows = [row if pair is None else pair.row for row, pair in zip(rows, pairs, strict=True)]
         labels = [_class_id(row.get("label")) for row in rows]
@@ -62,14 +64,12 @@ class MeglDataCollator:
         if "encoded" in rows[0]:  # by `FrozenLayers.encode`
             batch.update({name: torch.stack([row["encoded"][name] for row in rows]) for name in rows[0]["encoded"]})
         else:
-            batch.update(self._pictures(rows, pairs))
+            batch.update(self._pictures(rows, pairs) if recombines else self._process(rows))
         batch["labels"] = torch.tensor(labels)
         return batch
 
     def _pictures(self, rows, pairs):
         """What the processor makes of the pictures of rows, and in the place of some of them, recombined ones."""
-        if self.recombination is None:
-            return self._process(rows)
         left, taken = ([place for place, pair in enumerate(pairs) if (pair is None) == own] for own in (True, False))
         parts = [make_pictures([pairs[place] for place in taken])] if taken else []
         if left:

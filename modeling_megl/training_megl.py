@@ -277,7 +277,7 @@ class MeglTrainer(Trainer):
         """Evaluation takes the same rationale of an image in every epoch, and each picture as it is."""
         collator = self.data_collator
         if isinstance(collator, MeglDataCollator):
-            self.data_collator = replace(collator, epoch=None, recombination=None)
+            self.data_collator = replace(collator, epoch=None)
         try:
             yield
         finally:
