@@ -21,7 +21,14 @@ from dataset_builders import build
 from megl.cli import COMMANDS
 from megl.evaluation.metrics import load
 from megl.parser import OTHER_TRAINING, USUAL_TRAINING, CommandParser
-from modeling_megl import collator_megl, losses_megl, saliency_megl, training_arguments_megl, training_megl
+from modeling_megl import (
+    collator_megl,
+    losses_megl,
+    recombination_megl,
+    saliency_megl,
+    training_arguments_megl,
+    training_megl,
+)
 
 
 FILE = Path(__file__).with_name("reference.md")
@@ -54,6 +61,7 @@ SECTIONS = {
     "Training arguments": (training_arguments_megl, ("MeglTrainingArguments",)),
     "Trainer": (training_megl, ("MeglTrainer", "MeglTrainer.train", "MeglTrainer.save_model", "MeglTrainer.end")),
     "Collator": (collator_megl, ("MeglDataCollator", "TellEpoch", "check_labels")),
+    "Recombination": (recombination_megl, ("Recombination", "recombine", "fill_in", "move")),
     "Visual losses": (losses_megl, tuple(sorted(losses_megl.VISUAL_LOSSES)) + ("res_kernel", "res_threshold")),
     "VEDC and text loss": (
         losses_megl,
