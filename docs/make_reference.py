@@ -61,7 +61,7 @@ SECTIONS = {
     "Training arguments": (training_arguments_megl, ("MeglTrainingArguments",)),
     "Trainer": (training_megl, ("MeglTrainer", "MeglTrainer.train", "MeglTrainer.save_model", "MeglTrainer.end")),
     "Collator": (collator_megl, ("MeglDataCollator", "TellEpoch", "check_labels")),
-    "Recombination": (recombination_megl, ("Recombination", "recombine", "fill_in", "move")),
+    "Recombination": (recombination_megl, ("Recombination", "recombine", "fill_in")),
     "Visual losses": (losses_megl, tuple(sorted(losses_megl.VISUAL_LOSSES)) + ("res_kernel", "res_threshold")),
     "VEDC and text loss": (
         losses_megl,

@@ -48,7 +48,7 @@ class MeglDataCollator:
         pairs = [None] * len(rows)
         if recombines:
             pairs = [self.recombination.draw(row, int(self.epoch), self._process) for row in rows]
-            rows = [row if pair is None else pair.row for row, pair in zip(rows, pairs, strict=True)]
+            rows = [row if pair is None else pair.object.row for row, pair in zip(rows, pairs, strict=True)]
         labels = [_class_id(row.get("label")) for row in rows]
         for row, label in zip(rows, labels, strict=True):
             if label not in self.id2label:

@@ -65,43 +65,6 @@ def fill_in(pixel_values, masks):
     return _pull_push(pixel_values * known, known)
 
 
-def move(pixel_values, masks, draws):
-    """
-    Mirror, resize and move what lies inside the masks.
-
-    Args:
-        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Pictures.
-        masks (`torch.Tensor` of shape `(batch_size, height, width)`): Their objects, in [0, 1]; none is empty.
-        draws (`torch.Tensor` of shape `(batch_size, 4)`):
-            Numbers in [0, 1) that say, in this order, whether the object is mirrored (below 1/2); its size, from
-            1/sqrt(2) to sqrt(2) of what it was, and no larger than the picture; and its place, from the left to the
-            right and from the top to the bottom edge.
-
-    Returns:
-        `(pixel_values, masks)` of the same shapes; 0 where something from beyond the picture's edge would be.
-    """
-    centres, halves = _boxes(masks > 0.5, masks.dtype)
-    scales = torch.minimum(torch.exp2(draws[:, 1] - 0.5), 1 / halves.amax(dim=1))[:, None]
-    places = (2 * draws[:, 2:] - 1) * (1 - halves * scales)
-    steps = 1 / scales.repeat(1, 2)
-    steps[:, 0] *= torch.where(draws[:, 0] < 0.5, -1, 1)
-    theta = torch.cat([torch.diag_embed(steps), (centres - steps * places)[:, :, None]], dim=2)
-    both = torch.cat([pixel_values, masks[:, None]], dim=1)
-    both = F.grid_sample(both, F.affine_grid(theta, both.shape, align_corners=False), align_corners=False)
-    return both[:, :-1], both[:, -1]
-
-
-def _boxes(inside, dtype):
-    """Centres and half sides of the boxes around what is inside, `(B, 2)` each: x and y, the picture is [-1, 1]."""
-    ends = []
-    for dim in (1, 2):  # of which the maximum is taken: what is left is x, then y
-        line = inside.any(dim=dim).to(dtype)
-        side = line.shape[1]
-        ends.append(torch.stack([line.argmax(dim=1), side - line.flip(1).argmax(dim=1)]) * 2 / side - 1)
-    first, last = torch.stack(ends, dim=2).to(dtype)
-    return (first + last) / 2, (last - first) / 2
-
-
 def _pull_push(weighted, known):
     """Means of what is known, `weighted / known`, with the gaps taken from the same at half the resolution."""
     means = weighted / torch.where(known > 0, known, 1.0)
@@ -129,12 +92,10 @@ class CutOut(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What takes the place of a row: an object, a background, and what [`move`] takes, if it is moved."""
+    """What takes the place of a row: an object and a background."""
 
-    row: dict
     object: CutOut
     background: CutOut
-    draws: list | None
 
 
 @dataclass
@@ -148,9 +109,6 @@ class Recombination:
     Args:
         dataset (`datasets.Dataset` or a sequence of rows): Where objects and backgrounds come from.
         share (`float`): Share of the rows whose place a recombined picture takes, in [0, 1].
-        moved (`float`, *optional*, defaults to 0.0):
-            Share of the recombined pictures whose object is mirrored, resized and moved besides, see [`move`]. Their
-            rationales, which may say where the object is, are left out.
         seed (`int`, *optional*, defaults to 0): Draws the rows.
 
     Raises:
@@ -159,7 +117,6 @@ class Recombination:
 
     dataset: object
     share: float
-    moved: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -188,7 +145,6 @@ class Recombination:
         draw = np.random.default_rng([self.seed, epoch, checksum])
         if draw.random() >= self.share:
             return None
-        draws = draw.random(4).tolist() if draw.random() < self.moved else None
         first, second = (int(place) for place in draw.choice(self.places, 2, replace=False))
         background = self._cut_out(first, process)
         if row.get("visual_explanation") is None:
@@ -197,8 +153,7 @@ class Recombination:
             own = self._kept.get(("checksum", checksum)) or _cut_out(row, process)
             if background.checksum == checksum:
                 background = self._cut_out(second, process)
-        row = own.row if draws is None else {**own.row, "textual_explanations": None}
-        return Pair(row, own, background, draws)
+        return Pair(own, background)
 
     def _cut_out(self, place, process):
         """The row in a place of the data set, cut out, and kept as far as there is room."""
@@ -238,10 +193,6 @@ def make_pictures(pairs):
     masks = torch.stack([pair.object.mask for pair in pairs])
     usable = [all(part.background is not None for part in (pair.object, pair.background)) for pair in pairs]
     places = [place for place, use in enumerate(usable) if use]
-    moved = [place for place in places if pairs[place].draws is not None]
-    if moved:
-        draws = torch.tensor([pairs[place].draws for place in moved])
-        pixel_values[moved], masks[moved] = move(pixel_values[moved], masks[moved], draws)
     if places:
         backgrounds = torch.stack([pairs[place].background.background for place in places])
         pixel_values[places] = recombine(pixel_values[places], masks[places], backgrounds)
@@ -265,4 +216,4 @@ def annotated_places(dataset):
     return np.flatnonzero(given)
 
 
-__all__ = ["Recombination", "fill_in", "has_object", "make_pictures", "move", "recombine"]
+__all__ = ["Recombination", "fill_in", "has_object", "make_pictures", "recombine"]

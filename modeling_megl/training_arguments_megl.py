@@ -35,8 +35,6 @@ class MeglTrainingArguments(TrainingArguments):
         recombine (`float`, *optional*, defaults to 0.0): Share of the training pictures whose place is taken, in each
             epoch anew, by an annotated picture's object on the background of another annotated picture; see
             [`Recombination`].
-        recombine_moved (`float`, *optional*, defaults to 0.0): Share of the recombined pictures whose object is also
-            mirrored, resized and moved; they train label and map, not the rationale.
         unrecombined_label_weight (`float`, *optional*, defaults to 1.0): Weight of the classification loss of the
             other pictures; their maps and rationales are trained all the same.
         text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
@@ -69,9 +67,6 @@ class MeglTrainingArguments(TrainingArguments):
     recombine: float = field(
         default=0.0,
         metadata={"help": "Share of the pictures whose place an annotated object on another background takes."},
-    )
-    recombine_moved: float = field(
-        default=0.0, metadata={"help": "Share of the recombined pictures whose object is mirrored, resized and moved."}
     )
     unrecombined_label_weight: float = field(
         default=1.0, metadata={"help": "Weight of the classification loss of pictures that are not recombined."}
@@ -111,14 +106,13 @@ class MeglTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not 0 <= value < math.inf:  # nor is NaN
                 raise ValueError(f"`{name}` must be a number that is not negative, got {value}.")
-        for name in ("recombine", "recombine_moved"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"`{name}` is a share of the pictures, in [0, 1], got {getattr(self, name)}.")
-        for name, idle in (("recombine_moved", 0), ("unrecombined_label_weight", 1)):
-            if self.recombine == 0 and getattr(self, name) != idle:
-                raise ValueError(
-                    f"`{name}={getattr(self, name)}` needs `recombine`, which is 0: nothing is recombined."
-                )
+        if self.recombine > 1:
+            raise ValueError(f"`recombine` is a share of the pictures, in [0, 1], got {self.recombine}.")
+        if self.recombine == 0 and self.unrecombined_label_weight != 1:
+            raise ValueError(
+                f"`unrecombined_label_weight={self.unrecombined_label_weight}` needs `recombine`, which is 0: nothing "
+                "is recombined."
+            )
         for name, choices in (("visual_loss", VISUAL_LOSSES), ("distribution_statistic", DISTRIBUTION_STATISTICS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {getattr(self, name)!r}.")
@@ -136,7 +130,7 @@ class MeglTrainingArguments(TrainingArguments):
 
 _WEIGHTS = (
     *("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack"),
-    *("recombine", "recombine_moved", "unrecombined_label_weight"),
+    *("recombine", "unrecombined_label_weight"),
 )
 _COUNTS = (
     *("lora_rank", "generation_max_new_tokens", "gradient_accumulation_steps"),

@@ -218,9 +218,7 @@ class MeglTrainer(Trainer):
             raise ValueError("`recombine` needs the `MeglDataCollator`: leave out `data_collator`.")
         if not hasattr(self.train_dataset, "__len__"):
             raise ValueError("`recombine` takes backgrounds from anywhere in the training data: it takes no stream.")
-        recombination = Recombination(
-            self.train_dataset, self.args.recombine, self.args.recombine_moved, self.args.seed
-        )
+        recombination = Recombination(self.train_dataset, self.args.recombine, self.args.seed)
         self.data_collator = replace(self.data_collator, recombination=recombination)
 
     def _freeze(self, name):

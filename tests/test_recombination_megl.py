@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_megl import MeglDataCollator
-from modeling_megl.recombination_megl import Recombination, fill_in, has_object, make_pictures, move, recombine
+from modeling_megl.recombination_megl import Recombination, fill_in, has_object, make_pictures, recombine
 
 
 def square(size, rows, columns):
@@ -60,33 +60,11 @@ def test_a_mask_of_all_or_nothing_has_no_object():
     assert not has_object(masks)[3]
 
 
-@pytest.mark.parametrize(("mirrored", "across", "down"), [(0.9, 0.0, 1.0), (0.9, 1.0, 0.0), (0.1, 0.0, 0.0)])
-def test_an_object_is_mirrored_and_moved_to_the_edge(mirrored, across, down):
-    picture = torch.arange(64.0).reshape(1, 1, 8, 8)
-    mask = square(8, (2, 5), (3, 5))  # three rows, two columns
-    moved, moved_mask = move(picture, mask, torch.tensor([[mirrored, 0.5, across, down]]))
-    top, left = (5 if down else 0), (6 if across else 0)
-    expected = picture[0, 0, 2:5, 3:5]
-    torch.testing.assert_close(
-        moved[0, 0, top : top + 3, left : left + 2], expected if mirrored > 0.5 else expected.flip(1)
-    )
-    torch.testing.assert_close(moved_mask, square(8, (top, top + 3), (left, left + 2)))
-
-
-@pytest.mark.parametrize(
-    ("size", "draw", "ratio"), [(24, 0.0, 0.5), (24, 1.0, 2.0), (24, 0.5, 1.0), (48, 1.0, 16 / 9)]
-)
-def test_an_object_is_resized_and_stays_in_the_picture(size, draw, ratio):
-    mask = square(64, (8, 8 + size), (4, 4 + size))
-    _, moved = move(torch.zeros(1, 1, 64, 64), mask, torch.tensor([[0.9, draw, 0.3, 0.7]]))
-    assert float(moved.sum()) == pytest.approx(ratio * size**2, rel=0.03)
-
-
 # ---- What is drawn ----
 
 
-def collate(rows, processor, epoch=0, dataset=None, moved=0.0, seed=0):
-    recombination = Recombination(make_rows(12, masks="all") if dataset is None else dataset, 1.0, moved, seed)
+def collate(rows, processor, epoch=0, dataset=None, seed=0):
+    recombination = Recombination(make_rows(12, masks="all") if dataset is None else dataset, 1.0, seed)
     collator = MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=epoch, recombination=recombination)
     return collator(rows)
 
@@ -148,7 +126,7 @@ def test_a_share_of_the_rows_is_drawn(process):
     assert abs(np.mean(drawn) - 0.25) < 3 * (0.25 * 0.75 / 800) ** 0.5
     assert drawn[:400] != drawn[400:]
     for row, pair in zip(rows, pairs, strict=False):
-        assert pair is None or (pair.row["id"] == row["id"]) == (row["visual_explanation"] is not None)
+        assert pair is None or (pair.object.row["id"] == row["id"]) == (row["visual_explanation"] is not None)
 
 
 def test_no_picture_is_its_own_background(process):
@@ -156,7 +134,7 @@ def test_no_picture_is_its_own_background(process):
     for epoch in range(8):
         for own, other in ("01", "10"):
             pair = Recombination(rows, 1.0).draw(rows[int(own)], epoch, process)
-            assert pair.object.row["id"] == pair.row["id"] == own and pair.background.row["id"] == other
+            assert pair.object.row["id"] == own and pair.background.row["id"] == other
         pair = Recombination(rows, 1.0).draw(make_rows(3, masks="none")[2], epoch, process)
         assert {pair.object.row["id"], pair.background.row["id"]} == {"0", "1"}
 
@@ -192,16 +170,6 @@ def test_what_has_no_object_or_no_background_stays_as_it_is_and_lends_nothing(pr
         batch = collate(own, processor, dataset=donors)
         assert not batch["recombined"].any()
         assert torch.equal(batch["pixel_values"], plain["pixel_values"])
-
-
-def test_what_is_moved_has_no_rationale(processor):
-    rows = make_rows(40, masks="all")
-    plain = MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=0)(rows)
-    batch = collate(rows, processor, dataset=rows, moved=0.5)
-    moved = (batch["visual_explanations"] != plain["visual_explanations"]).flatten(1).any(dim=1)
-    assert 10 < moved.sum() < 30
-    assert torch.equal((batch["rationale_labels"] == -100).all(dim=1), moved)
-    assert torch.equal(batch["labels"], plain["labels"]) and batch["has_visual_explanation"].all()
 
 
 def test_pictures_of_a_single_class(processor):
@@ -300,8 +268,6 @@ def test_frozen_layers_see_the_recombined_pictures(make_trainer):
 def test_what_does_not_go_with_it_is_refused(make_trainer):
     with pytest.raises(ValueError, match="`recombine` is a share of the pictures, in .0, 1., got 1.5"):
         make_trainer(recombine=1.5)
-    with pytest.raises(ValueError, match="`recombine_moved=0.5` needs `recombine`"):
-        make_trainer(recombine_moved=0.5)
     with pytest.raises(ValueError, match="`recombine` must be a number that is not negative, got -1"):
         make_trainer(recombine=-1)
     with pytest.raises(ValueError, match="`unrecombined_label_weight=0.0` needs `recombine`"):

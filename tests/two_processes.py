@@ -15,7 +15,7 @@ from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 
 # Each a visual loss and a distribution statistic; the last with recombined pictures besides, each with a mask.
 CASES = {"gradia": "moments", "res_g": "layout", "res_l": "quantiles", "energy": "moments"}
-RECOMBINED = {"energy": {"recombine": 0.7, "recombine_moved": 0.5, "unrecombined_label_weight": 0.5}}
+RECOMBINED = {"energy": {"recombine": 0.7, "unrecombined_label_weight": 0.5}}
 LOGGED = ("loss", "grad_norm", "loss_classification", "loss_visual", "loss_text", "loss_distribution")
 # Three steps of eight images; with two processes the first takes four of each step, and the second four.
 WITH_MASK = {*range(4), *range(20, 24)}
