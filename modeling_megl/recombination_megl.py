@@ -60,7 +60,10 @@ def fill_in(pixel_values, masks):
         `torch.Tensor` of shape `(batch_size, channels, height, width)`; what lies outside the hole is as it was.
     """
     reach = max(1, min(masks.shape[1:]) // 32)
-    hole = F.max_pool2d(masks[:, None], 2 * reach + 1, stride=1, padding=reach)
+    size = 2 * reach + 1
+    # Columns, then rows: a quarter of the time of the square at once.
+    hole = F.max_pool2d(masks[:, None], (size, 1), stride=1, padding=(reach, 0))
+    hole = F.max_pool2d(hole, (1, size), stride=1, padding=(0, reach))
     known = (hole < 0.5).to(pixel_values.dtype)
     return _pull_push(pixel_values * known, known)
 
