@@ -13,7 +13,6 @@ RECORDED = (
     "res_slack",
     "distribution_statistic",
     "recombine",
-    "unrecombined_label_weight",
     "learning_rate",
     "text_learning_rate",
     "frozen_layer",

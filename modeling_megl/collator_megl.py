@@ -34,7 +34,7 @@ class MeglDataCollator:
     Returns, called with a list of rows:
         `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)`,
         `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`, -100 where
-        there is no rationale; with `recombination` also `recombined` `(B,)`.
+        there is no rationale.
     """
 
     processor: MeglProcessor
@@ -73,8 +73,7 @@ class MeglDataCollator:
         left, taken = ([place for place, pair in enumerate(pairs) if (pair is None) == own] for own in (True, False))
         parts = [make_pictures([pairs[place] for place in taken])] if taken else []
         if left:
-            processed = self._process([rows[place] for place in left])
-            parts.append({**processed, "recombined": torch.zeros(len(left), dtype=torch.bool)})
+            parts.append(self._process([rows[place] for place in left]))
         order = torch.tensor(taken + left).argsort()
         return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 

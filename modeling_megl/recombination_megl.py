@@ -189,8 +189,7 @@ def make_pictures(pairs):
     own background.
 
     Returns:
-        `dict`: `pixel_values` `(B, C, H, W)`, `visual_explanations` `(B, H, W)`, `has_visual_explanation` `(B,)`, and
-        `recombined` `(B,)`, which of them have another background.
+        `dict`: `pixel_values` `(B, C, H, W)`, `visual_explanations` `(B, H, W)`, `has_visual_explanation` `(B,)`.
     """
     pixel_values = torch.stack([pair.object.pixel_values for pair in pairs])
     masks = torch.stack([pair.object.mask for pair in pairs])
@@ -203,7 +202,6 @@ def make_pictures(pairs):
         "pixel_values": pixel_values,
         "visual_explanations": masks,
         "has_visual_explanation": torch.ones(len(pairs), dtype=torch.bool),
-        "recombined": torch.tensor(usable),
     }
 
 

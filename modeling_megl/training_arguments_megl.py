@@ -35,8 +35,6 @@ class MeglTrainingArguments(TrainingArguments):
         recombine (`float`, *optional*, defaults to 0.0): Share of the training pictures whose place is taken, in each
             epoch anew, by an annotated picture's object on the background of another annotated picture; see
             [`Recombination`].
-        unrecombined_label_weight (`float`, *optional*, defaults to 1.0): Weight of the classification loss of the
-            other pictures; their maps and rationales are trained all the same.
         text_learning_rate (`float`, *optional*): Learning rate of the language model and the grounding; `None` takes
             `learning_rate`. A language model trained from scratch beside a pretrained vision model wants a larger one.
         frozen_layer (`str`, *optional*): Module of the vision model, such as `"stages.6"` or `"vit.layers.7"`, up to
@@ -67,9 +65,6 @@ class MeglTrainingArguments(TrainingArguments):
     recombine: float = field(
         default=0.0,
         metadata={"help": "Share of the pictures whose place an annotated object on another background takes."},
-    )
-    unrecombined_label_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the classification loss of pictures that are not recombined."}
     )
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of language model and grounding; default: `learning_rate`."}
@@ -108,11 +103,6 @@ class MeglTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be a number that is not negative, got {value}.")
         if self.recombine > 1:
             raise ValueError(f"`recombine` is a share of the pictures, in [0, 1], got {self.recombine}.")
-        if self.recombine == 0 and self.unrecombined_label_weight != 1:
-            raise ValueError(
-                f"`unrecombined_label_weight={self.unrecombined_label_weight}` needs `recombine`, which is 0: nothing "
-                "is recombined."
-            )
         for name, choices in (("visual_loss", VISUAL_LOSSES), ("distribution_statistic", DISTRIBUTION_STATISTICS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {getattr(self, name)!r}.")
@@ -128,10 +118,7 @@ class MeglTrainingArguments(TrainingArguments):
         self.class_weights = _read_class_weights(self.class_weights)
 
 
-_WEIGHTS = (
-    *("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack"),
-    *("recombine", "unrecombined_label_weight"),
-)
+_WEIGHTS = ("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack", "recombine")
 _COUNTS = (
     *("lora_rank", "generation_max_new_tokens", "gradient_accumulation_steps"),
     *("per_device_train_batch_size", "per_device_eval_batch_size"),

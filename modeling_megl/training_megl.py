@@ -288,7 +288,7 @@ class MeglTrainer(Trainer):
         totals = torch.zeros(len(_LOSSES), dtype=torch.float64, device=device)
         mask_sums = torch.zeros(2, len(self.statistic.first), dtype=torch.float64, device=device)
         for batch in batch_samples:
-            batch = _with_flags({name: batch[name].to(device) for name in _COUNTED if name in batch})
+            batch = _with_flags({name: batch[name].to(device) for name in _TARGETS if name in batch})
             counts = self._counts(batch)
             totals += torch.stack([counts[name].sum() if name in counts else totals[0] * 0 for name in _LOSSES])
             if "visual" in counts:
@@ -346,22 +346,15 @@ class MeglTrainer(Trainer):
 
     def _counts(self, inputs):
         """What each loss is a mean over, by its name: how much of it each row has, `(B,)`."""
-        counts = {"classification": self._label_weights(inputs)}
+        counts = {"classification": torch.ones_like(inputs["labels"], dtype=torch.float64)}
         if self._class_weights is not None:
-            counts["classification"] *= self._class_weights[inputs["labels"]].double()
+            counts["classification"] = self._class_weights[inputs["labels"]].double()
         if "has_visual_explanation" in inputs:
             annotated = inputs["has_visual_explanation"]
             counts |= {"visual": annotated.double(), "distribution": (~annotated).double()}
         if "rationale_labels" in inputs:
             counts["text"] = (inputs["rationale_labels"] != -100).sum(dim=1).double()
         return counts
-
-    def _label_weights(self, inputs):
-        """What the label of each row weighs, whatever its class: `(B,)`."""
-        weights = torch.ones_like(inputs["labels"], dtype=torch.float64)
-        if "recombined" in inputs:
-            weights[~inputs["recombined"]] = self.args.unrecombined_label_weight
-        return weights
 
     def _losses(self, outputs, inputs, names):
         """Those of the losses that can be computed, by name: the sum over what each row has, `(B,)`."""
@@ -372,7 +365,7 @@ class MeglTrainer(Trainer):
             label_smoothing=self.args.label_smoothing_factor,
             reduction="none",
         )
-        losses = {"classification": errors * self._label_weights(inputs).to(errors.dtype)}
+        losses = {"classification": errors}
         if "text" in names and outputs.rationale_logits is not None and "rationale_labels" in inputs:
             losses["text"] = rationale_loss(outputs.rationale_logits, inputs["rationale_labels"])
         if outputs.saliency is None or "has_visual_explanation" not in inputs:
@@ -588,8 +581,6 @@ class MeglTrainer(Trainer):
 _LOSSES = ("classification", "visual", "text", "distribution")
 # What a batch has besides pictures and prompts.
 _TARGETS = ("labels", "visual_explanations", "has_visual_explanation", "rationale_labels")
-# What a batch is counted by.
-_COUNTED = (*_TARGETS, "recombined")
 _EXPLANATIONS = ("visual_explanation", "textual_explanations")
 # What the collator reads of a row.
 _COLUMNS = ["id", "image", "label", *_EXPLANATIONS, "encoded"]

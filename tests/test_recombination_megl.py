@@ -69,11 +69,16 @@ def collate(rows, processor, epoch=0, dataset=None, seed=0):
     return collator(rows)
 
 
+def changed_share(batch, rows, processor):
+    """Share of the values of each picture that are not those of its row: `(B,)`."""
+    plain = processor(images=[row["image"] for row in rows])["pixel_values"]
+    return (batch["pixel_values"] != plain).float().mean(dim=(1, 2, 3))
+
+
 def test_objects_masks_labels_and_rationales_stay(processor):
     rows = make_rows(4, masks="all")
     plain = MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=0)(rows)
     batch = collate(rows, processor)
-    assert batch["recombined"].all()
     for name in plain:
         if name != "pixel_values":
             assert torch.equal(batch[name], plain[name]), name
@@ -86,7 +91,7 @@ def test_objects_masks_labels_and_rationales_stay(processor):
 def test_an_annotated_object_takes_the_place_of_a_picture_without_a_mask(processor):
     annotated = make_rows(9, masks={3, 7})
     batch = collate(make_rows(4, masks="none"), processor, dataset=annotated)
-    assert batch["recombined"].all() and batch["has_visual_explanation"].all()
+    assert batch["has_visual_explanation"].all()
     assert set(batch["labels"].tolist()) <= {3 % 3, 7 % 3}
     masks = MeglDataCollator(processor, dict(enumerate(LABELS)))([annotated[3], annotated[7]])["visual_explanations"]
     assert all(any(torch.equal(found, mask) for mask in masks) for found in batch["visual_explanations"])
@@ -168,13 +173,12 @@ def test_what_has_no_object_or_no_background_stays_as_it_is_and_lends_nothing(pr
     without = [{**row, "visual_explanation": Image.new("L", (32, 32), value)} for row in rows]
     for own, donors in ((without, rows), (rows, without)):
         batch = collate(own, processor, dataset=donors)
-        assert not batch["recombined"].any()
         assert torch.equal(batch["pixel_values"], plain["pixel_values"])
 
 
 def test_pictures_of_a_single_class(processor):
     rows = [row for row in make_rows(12, masks="all") if row["label"] == 1]
-    assert collate(rows, processor, dataset=rows)["recombined"].all()
+    assert (changed_share(collate(rows, processor, dataset=rows), rows, processor) > 0.5).all()
 
 
 @pytest.mark.parametrize("annotated", [set(), {3}])
@@ -200,20 +204,18 @@ def losses_of(trainer):
     return [entry["loss_classification"] for entry in trainer.state.log_history if "loss_classification" in entry]
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-def test_the_label_loss_weighs_what_is_not_recombined(make_trainer, weight):
-    settings = {"per_device_train_batch_size": 12, "recombine": 0.5, "unrecombined_label_weight": weight}
-    trainer = make_trainer(max_steps=1, **settings)
+def test_the_label_loss_is_that_of_the_recombined_pictures(make_trainer):
+    trainer = make_trainer(max_steps=1, per_device_train_batch_size=12, recombine=0.5)
     trainer.model.train()
     trainer.data_collator.epoch.fill_(0)  # as at the beginning of the training
-    batch = trainer.data_collator([trainer.train_dataset[place] for place in range(12)])
-    assert 2 < batch["recombined"].sum() < 10
+    rows = [trainer.train_dataset[place] for place in range(12)]
+    batch = trainer.data_collator(rows)
+    assert 2 < (changed_share(batch, rows, trainer.processing_class) > 0).sum() < 10
     with torch.no_grad():
         outputs = trainer.model(batch["pixel_values"])
-    errors = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
-    weights = torch.where(batch["recombined"], 1.0, weight)
-    expected = float((weights * errors).sum() / weights.sum())
-    assert losses_of(trainer) == pytest.approx([expected], abs=1e-4)
+    assert losses_of(trainer) == pytest.approx(
+        [float(torch.nn.functional.cross_entropy(outputs.logits, batch["labels"]))], abs=1e-4
+    )
 
 
 def test_accumulated_steps_are_one_large_batch(make_trainer):
@@ -225,7 +227,6 @@ def test_accumulated_steps_are_one_large_batch(make_trainer):
                 per_device_train_batch_size=size,
                 gradient_accumulation_steps=8 // size,
                 recombine=0.4,
-                unrecombined_label_weight=0.0,
                 max_steps=2,
                 learning_rate=1e-3,
                 train_sampling_strategy="sequential",
@@ -240,8 +241,6 @@ def test_accumulated_steps_are_one_large_batch(make_trainer):
 def test_evaluation_sees_the_pictures_as_they_are(make_trainer):
     plain, recombining = make_trainer(), make_trainer(recombine=1.0, train=make_dataset(12, masks="all"))
     assert recombining.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
-    batch = next(iter(recombining.get_eval_dataloader()))
-    assert "recombined" not in batch
 
 
 @pytest.mark.parametrize("visual_loss", ["gradia", "haics", "res_g", "res_l", "rrr", "energy", "ppce"])
@@ -256,7 +255,7 @@ def test_with_every_visual_loss_with_rationales_or_none(make_trainer, visual_los
 def test_frozen_layers_see_the_recombined_pictures(make_trainer):
     trainer = make_trainer(recombine=1.0, frozen_layer="resnet.encoder.stages.0", train=make_dataset(8, masks="all"))
     batch = trainer.data_collator([trainer.train_dataset[place] for place in range(4)])
-    assert batch["recombined"].all() and "pixel_values" in batch
+    assert "pixel_values" in batch
     before = {name: tensor.clone() for name, tensor in trainer.model.vision_model.state_dict().items()}
     trainer.train()
     changed = {
@@ -270,8 +269,6 @@ def test_what_does_not_go_with_it_is_refused(make_trainer):
         make_trainer(recombine=1.5)
     with pytest.raises(ValueError, match="`recombine` must be a number that is not negative, got -1"):
         make_trainer(recombine=-1)
-    with pytest.raises(ValueError, match="`unrecombined_label_weight=0.0` needs `recombine`"):
-        make_trainer(unrecombined_label_weight=0.0)
     with pytest.raises(ValueError, match="`recombine` takes backgrounds from anywhere .* no stream"):
         make_trainer(recombine=0.5, train=make_dataset(6).to_iterable_dataset())
     with pytest.raises(ValueError, match="got 0: one gives its object, the other its background"):

@@ -15,7 +15,7 @@ from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 
 # Each a visual loss and a distribution statistic; the last with recombined pictures besides, each with a mask.
 CASES = {"gradia": "moments", "res_g": "layout", "res_l": "quantiles", "energy": "moments"}
-RECOMBINED = {"energy": {"recombine": 0.7, "unrecombined_label_weight": 0.5}}
+RECOMBINED = {"energy": {"recombine": 0.7}}
 LOGGED = ("loss", "grad_norm", "loss_classification", "loss_visual", "loss_text", "loss_distribution")
 # Three steps of eight images; with two processes the first takes four of each step, and the second four.
 WITH_MASK = {*range(4), *range(20, 24)}
@@ -36,7 +36,7 @@ def train(case, folder, batch_size, name):
             per_device_train_batch_size=batch_size,
             max_steps=3,
             optim="sgd",
-            learning_rate=0.05,
+            learning_rate=0.01,
             max_grad_norm=1e9,
             lr_scheduler_type="constant",
             visual_loss=case,
