@@ -251,8 +251,9 @@ class ExplainArguments:
     output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
     target: str | None = option("Class to explain, by name or id; by default the predicted one.")
     foil: str | None = option("Class that it is contrasted with: why --target rather than that?")
+    top_k: int = option("Classes to explain: that one, and the most probable others.", 1)
     batch_size: int = option("Pictures at a time.", 8)
     trust_remote_code: bool = option("Let the vision model run its own code.", False)
 
     def __post_init__(self):
-        check_lowest(self, batch_size=1)
+        check_lowest(self, batch_size=1, top_k=1)

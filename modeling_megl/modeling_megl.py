@@ -581,9 +581,10 @@ class MeglForImageClassification(MeglPreTrainedModel):
         return {**defaults, **options}
 
     @torch.no_grad()
-    def explain(self, images, processor, target=None, foil=None, batch_size=8, **generate_kwargs):
+    def explain(self, images, processor, target=None, foil=None, batch_size=8, top_k=1, **generate_kwargs):
         """
         The whole answer for each image: why the predicted class, or why `target`, or why `target` rather than `foil`?
+        And why not the next classes?
 
         Args:
             images (`PIL.Image.Image` or `Iterable[PIL.Image.Image]`): Pictures of any size; a batch of them is
@@ -592,15 +593,20 @@ class MeglForImageClassification(MeglPreTrainedModel):
             target (`str` or `int`, *optional*): Class to explain, by name or id; by default the predicted one.
             foil (`str` or `int`, *optional*): Class that it is contrasted with in the map.
             batch_size (`int`, *optional*, defaults to 8): Images at a time.
+            top_k (`int`, *optional*, defaults to 1): Number of classes to explain: that one, and besides it the most
+                probable others. Each of them costs as much as the first.
             generate_kwargs: See [`~MeglForImageClassification.generate_rationales`].
 
         Returns:
             `list[dict]`: for each image `"label"` (`str`, the explained class), `"score"` (its probability),
-            `"saliency"` (`np.ndarray` of the picture's height and width, float32 in [0, 1]) and `"rationale"` (`str`).
+            `"saliency"` (`np.ndarray` of the picture's height and width, float32 in [0, 1]), `"coverage"` (share of
+            the picture where that is above 0.5) and `"rationale"` (`str`). With `top_k` above 1 also
+            `"alternatives"`, a `list[dict]` with the same of each other class, the most probable first.
 
         Raises:
-            `ValueError`: in training mode, where `target` or `foil` is no class of the model, and where `foil` is the
-            class to explain: `target` or, without one, what the model predicts.
+            `ValueError`: in training mode, where `target` or `foil` is no class of the model, where `foil` is the
+            class to explain (`target` or, without one, what the model predicts), where `top_k` is not in 1 to the
+            number of classes, and where it is above 1 beside a `foil`.
         """
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"`batch_size` must be 1 or more, got {batch_size!r}.")
@@ -611,23 +617,23 @@ class MeglForImageClassification(MeglPreTrainedModel):
             start = len(explanations)
             batch = processor.load_images(batch, start)
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-            explained = self.explain_pixels(pixel_values, processor, target, foil, start, **generate_kwargs)
+            explained = self.explain_pixels(pixel_values, processor, target, foil, start, top_k, **generate_kwargs)
             sizes = [(image.height, image.width) for image in batch]
             explanations += self.read_explanations(explained, sizes, processor)
         return explanations
 
-    def explain_pixels(self, pixel_values, processor, target=None, foil=None, start=0, **generate_kwargs):
+    def explain_pixels(self, pixel_values, processor, target=None, foil=None, start=0, top_k=1, **generate_kwargs):
         """
         What [`~MeglForImageClassification.explain`] gives, as tensors, of images that are processed already.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): The images.
-            processor, target, foil, generate_kwargs: As in `explain`.
+            processor, target, foil, top_k, generate_kwargs: As in `explain`.
             start (`int`, *optional*, defaults to 0): The first image's number, for errors.
 
         Returns:
-            `dict`: `"labels"` and `"scores"` of shape `(batch_size,)`, `"saliency"` `(batch_size, map_height,
-            map_width)` and `"rationale_ids"` `(batch_size, length)`.
+            `dict`: `"labels"` and `"scores"` of shape `(batch_size, top_k)`, `"saliency"` `(batch_size, top_k,
+            map_height, map_width)` and `"rationale_ids"` `(batch_size, top_k, length)`.
 
         Raises:
             `ValueError`: as `explain`.
@@ -639,6 +645,10 @@ class MeglForImageClassification(MeglPreTrainedModel):
             raise ValueError(
                 f"`foil` must be another class than `target`, got {self.config.id2label[foil]!r} as both."
             )
+        if type(top_k) is not int or not 1 <= top_k <= self.config.num_labels:
+            raise ValueError(f"`top_k` must be a number of classes, 1 to {self.config.num_labels}, got {top_k!r}.")
+        if foil is not None and top_k > 1:
+            raise ValueError("`foil` is of one class: leave out `top_k`, which explains others besides.")
         target, foil = (
             None if class_id is None else torch.full((len(pixel_values),), class_id, device=self.device)
             for class_id in (target, foil)
@@ -651,10 +661,20 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 f"`foil` must be another class than the one to explain, got {self.config.id2label[foil[0].item()]!r}, "
                 f"which the model predicts for `images[{start + index}]`: pass the class to explain as `target`."
             )
-        scores = output.logits.float().softmax(dim=-1).gather(1, labels[:, None])[:, 0]
-        prompts = processor.prompts([self.config.id2label[label] for label in labels.tolist()]).to(self.device)
-        rationales = self.generate_rationales(**prompts, evidence_tokens=output.evidence_tokens, **generate_kwargs)
-        return {"labels": labels, "scores": scores, "saliency": output.saliency, "rationale_ids": rationales}
+        others = output.logits.scatter(1, labels[:, None], -torch.inf).topk(top_k - 1).indices
+        outputs = [output, *(self(pixel_values, target=other) for other in others.T)]
+        labels = torch.cat([labels[:, None], others], dim=1)
+        prompts = processor.prompts([self.config.id2label[label] for label in labels.flatten().tolist()])
+        evidence_tokens = torch.stack([one.evidence_tokens for one in outputs], dim=1).flatten(0, 1)
+        rationales = self.generate_rationales(
+            **prompts.to(self.device), evidence_tokens=evidence_tokens, **generate_kwargs
+        )
+        return {
+            "labels": labels,
+            "scores": output.logits.float().softmax(dim=-1).gather(1, labels),
+            "saliency": torch.stack([one.saliency for one in outputs], dim=1),
+            "rationale_ids": rationales.unflatten(0, labels.shape),
+        }
 
     def read_explanations(self, explained, sizes, processor):
         """
@@ -665,12 +685,26 @@ class MeglForImageClassification(MeglPreTrainedModel):
             sizes (`list[tuple[int, int]]`): Height and width of each picture.
             processor ([`MeglProcessor`]): The checkpoint's processor.
         """
-        names = [self.config.id2label[label] for label in explained["labels"].tolist()]
-        maps = [_resize_map(*pair) for pair in zip(explained["saliency"], sizes, strict=True)]
-        texts = processor.batch_decode_rationales(explained["rationale_ids"])
+        columns = [explained[name].flatten(0, 1) for name in ("labels", "scores", "saliency", "rationale_ids")]
+        labels, scores, maps, rationale_ids = columns
+        top_k = explained["labels"].shape[1]
+        sizes = [size for size in sizes for _ in range(top_k)]
+        maps = [_resize_map(*pair) for pair in zip(maps, sizes, strict=True)]
+        texts = processor.batch_decode_rationales(rationale_ids)
+        found = [
+            {
+                "label": self.config.id2label[label],
+                "score": score,
+                "saliency": saliency,
+                "coverage": float((saliency > 0.5).mean()),
+                "rationale": text,
+            }
+            for label, score, saliency, text in zip(labels.tolist(), scores.tolist(), maps, texts, strict=True)
+        ]
+        if top_k == 1:
+            return found
         return [
-            {"label": name, "score": score, "saliency": saliency, "rationale": text}
-            for name, score, saliency, text in zip(names, explained["scores"].tolist(), maps, texts, strict=True)
+            {**found[place], "alternatives": found[place + 1 : place + top_k]} for place in range(0, len(found), top_k)
         ]
 
     def _class_id(self, name, argument):

@@ -3,9 +3,11 @@
 ```
 megl explain --model megl-trained picture.png another.jpg --output explanations
 megl explain --model megl-trained picture.png --target house --foil tree --output why-house-not-tree
+megl explain --model megl-trained picture.png --top_k 2 --output what-else
 ```
 
-With `--target` the label is that class and the score its probability; `prediction` is the predicted class. A file
+With `--target` the label is that class and the score its probability; `prediction` is the predicted class. With
+`--top_k` the most probable other classes are explained too, as `alternatives`. A file
 that is no picture is reported and costs no other: the rest is explained, and the exit status is 1. Texts in a script
 that no installed font has are boxes in the PNG; the JSON has them.
 """
@@ -30,7 +32,8 @@ from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import one_line
 
 
-RECORDED = ("label", "score", "rationale", "prediction", "target", "foil")
+OF_A_CLASS = ("label", "score", "coverage", "rationale")
+RECORDED = (*OF_A_CLASS, "prediction", "target", "foil")
 
 
 class Pictures:
@@ -79,14 +82,23 @@ def prepare(image, processor):
 def headline(explanation):
     """What the explanation is of: the prediction, or a class that was asked for, and its probability."""
     label, score = explanation["label"], f"{explanation['score']:.0%}"
-    if explanation["target"] is None and explanation["foil"] is None:
+    target, foil = explanation.get("target"), explanation.get("foil")  # an alternative has none
+    if target is None and foil is None:
         return f"{label} {score}"
-    rest = "" if explanation["foil"] is None else f" rather than {explanation['foil']}"
+    rest = "" if foil is None else f" rather than {foil}"
     return f"why {label} ({score}){rest}"
 
 
 def draw(image, explanation):
-    """Picture and overlay side by side, with label, probability and rationale beneath."""
+    """Picture and overlay side by side, with label, probability and rationale beneath; then the alternatives."""
+    rows = [_draw_class(image, one) for one in (explanation, *explanation.get("alternatives", ()))]
+    canvas = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
+    for number, row in enumerate(rows):
+        canvas.paste(row, (0, sum(above.height for above in rows[:number])))
+    return canvas
+
+
+def _draw_class(image, explanation):
     size = image.size
     width = max(2 * size[0], 180)
     lines = wrapped(headline(explanation), width, 16) + wrapped(explanation["rationale"], width, 16)
@@ -98,20 +110,31 @@ def draw(image, explanation):
 
 
 @torch.no_grad()
-def answers(model, processor, prepared, target, foil, writes):
+def answers(model, processor, prepared, target, foil, top_k, writes):
     """The explanations of prepared pictures, with the names of the predicted class, of `target` and `foil`."""
     if not prepared:
         return []
     pixel_values = torch.cat([pixels for pixels, _ in prepared]).to(model.device, model.dtype)
     options = {} if writes else {"max_new_tokens": 1}
-    explained = model.explain_pixels(pixel_values, processor, target, foil, **options)
+    explained = model.explain_pixels(pixel_values, processor, target, foil, top_k=top_k, **options)
     found = model.read_explanations(explained, [(image.height, image.width) for _, image in prepared], processor)
-    predicted = explained["labels"]
+    predicted = explained["labels"][:, 0]
     if target is not None:
         predicted = model(pixel_values, output_saliency=False).logits.argmax(dim=-1)
     names = model.config.id2label
-    asked = {"target": names.get(target), "foil": names.get(foil)} | ({} if writes else {"rationale": ""})
+    asked = {"target": names.get(target), "foil": names.get(foil)}
+    if not writes:
+        for one in [one for answer in found for one in (answer, *answer.get("alternatives", ()))]:
+            one["rationale"] = ""
     return [{**one, "prediction": names[label], **asked} for one, label in zip(found, predicted.tolist(), strict=True)]
+
+
+def recorded(explanation):
+    """What the JSON has of an explanation: all but the maps."""
+    record = {key: explanation[key] for key in RECORDED}
+    if "alternatives" in explanation:
+        record["alternatives"] = [{key: one[key] for key in OF_A_CLASS} for one in explanation["alternatives"]]
+    return record
 
 
 def explain(arguments, pictures, places, model, processor, folder):
@@ -124,14 +147,15 @@ def explain(arguments, pictures, places, model, processor, folder):
         for start in tqdm(range(0, len(places), arguments.batch_size)):
             chosen = places[start : start + arguments.batch_size]
             read = pictures.read(chosen, partial(prepare, processor=processor))
-            explanations = answers(model, processor, [prepared for _, prepared in read], target, foil, not untaught)
+            explanations = answers(
+                model, processor, [prepared for _, prepared in read], target, foil, arguments.top_k, not untaught
+            )
             for (place, (_, image)), explanation in zip(read, explanations, strict=True):
                 path = shown(arguments.images[place])
                 # Numbered, as pictures of two folders may share a name; not longer than file systems take.
                 picture = f"{place:04d}_{Path(path).stem[:50]}.png"
                 draw(image, explanation).save(folder / os.fsdecode(picture.encode()))  # UTF-8 in any locale
-                record = {key: explanation[key] for key in RECORDED}
-                line = json.dumps({"image": path, "picture": picture, **record}, ensure_ascii=False)
+                line = json.dumps({"image": path, "picture": picture, **recorded(explanation)}, ensure_ascii=False)
                 lines.write(line + "\n")
                 print_anywhere(line)
     if len(pictures.bad) == len(arguments.images):

@@ -78,6 +78,8 @@ found["pipeline_of_two"] = classify([image, image], top_k=3, batch_size=2)
 explain = pipeline("explained-image-classification", model=folder, **trust)
 found["explaining_pipeline"] = explain(picture, max_new_tokens=8)
 found["explaining_pipeline_of_two"] = explain([image, picture], batch_size=2, max_new_tokens=8)
+found["next"] = model.explain([image, image], processor, top_k=2, max_new_tokens=8)
+found["next_of_pipeline"] = explain([image, picture], batch_size=2, top_k=2, max_new_tokens=8)
 contrast = {"target": "owl", "foil": "cat", "max_new_tokens": 8}
 found["contrast"] = model.explain(image, processor, **contrast)[0]
 found["contrast_of_pipeline"] = explain(image, **contrast)
@@ -287,10 +289,15 @@ def test_explaining_pipeline(save, doors):
     found = doors[-1][save]
     answers = [found["explaining_pipeline"], *found["explaining_pipeline_of_two"], found["contrast_of_pipeline"]]
     for answer, expected in zip(answers, 3 * [found["explanation"]] + [found["contrast"]], strict=True):
-        assert answer.keys() == expected.keys() == {"label", "score", "saliency", "rationale"}
+        assert answer.keys() == expected.keys() == {"label", "score", "saliency", "coverage", "rationale"}
         assert (answer["label"], answer["rationale"]) == (expected["label"], expected["rationale"])
         assert answer["score"] == pytest.approx(expected["score"], abs=1e-5)
         np.testing.assert_allclose(answer["saliency"], expected["saliency"], atol=1e-5)
+    for answer, expected in zip(found["next_of_pipeline"], found["next"], strict=True):
+        assert answer["label"] == expected["label"] == found["explanation"]["label"]
+        (other,), (expected,) = answer["alternatives"], expected["alternatives"]
+        assert (other["label"], other["rationale"]) == (expected["label"], expected["rationale"])
+        np.testing.assert_allclose(other["saliency"], expected["saliency"], atol=1e-5)
     assert found["contrast"]["label"] == "owl"
     assert abs(found["contrast"]["saliency"] - found["explanation"]["saliency"]).max() > 0.01
 

@@ -653,7 +653,7 @@ def test_explain(preset, make_model, processor):
     images = [Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
     images[2] = images[2].convert("L")
     explanations = model.explain(images, processor, batch_size=2, max_new_tokens=6)
-    assert [set(e) for e in explanations] == [{"label", "score", "saliency", "rationale"}] * 3
+    assert [set(e) for e in explanations] == [{"label", "score", "saliency", "coverage", "rationale"}] * 3
 
     with torch.no_grad():
         output = model(processor(images=images)["pixel_values"])
@@ -670,6 +670,7 @@ def test_explain(preset, make_model, processor):
         assert saliency.min() >= 0 and saliency.max() <= 1
         expected = F.interpolate(output.saliency[i][None, None], size=shapes[i], mode="bilinear")[0, 0]
         np.testing.assert_allclose(saliency, expected.numpy(), atol=1e-4)
+        assert explanation["coverage"] == pytest.approx((expected > 0.5).float().mean().item(), abs=2e-3)
         assert explanation["rationale"] == processor.batch_decode_rationales(tokens[i : i + 1])[0]
 
     (alone,) = model.explain(images[0], processor, max_new_tokens=6)
@@ -696,6 +697,33 @@ def test_explain_a_class_of_choice_and_why_not_another(make_model, processor):
         model.explain(image, processor, foil=3)
     with pytest.raises(ValueError, match="`foil` must be another class than `target`, got 'owl' as both"):
         model.explain(image, processor, target=2, foil="owl")
+
+
+def test_explain_the_next_classes(make_model, processor):
+    model = make_model(VIT)
+    generator = np.random.default_rng(1)
+    images = [Image.fromarray(generator.integers(0, 256, (32, 40, 3), dtype=np.uint8)) for _ in range(3)]
+    for target in (None, "owl"):
+        answers = model.explain(images, processor, target=target, top_k=3, batch_size=2, max_new_tokens=6)
+        for image, answer in zip(images, answers, strict=True):
+            (alone,) = model.explain(image, processor, target=target, max_new_tokens=6)
+            alternatives = answer.pop("alternatives")
+            found, expected = [answer, *alternatives], [alone]
+            for other in alternatives:
+                expected += model.explain(image, processor, target=other["label"], max_new_tokens=6)
+            for one, two in zip(found, expected, strict=True):
+                assert one.keys() == two.keys()
+                assert (one["label"], one["rationale"]) == (two["label"], two["rationale"])
+                assert one["score"] == pytest.approx(two["score"], abs=1e-5)
+                np.testing.assert_allclose(one["saliency"], two["saliency"], atol=1e-4)
+            assert {one["label"] for one in found} == set(model.config.label2id)
+            assert alternatives[0]["score"] >= alternatives[1]["score"]
+            assert sum(one["score"] for one in found) == pytest.approx(1, abs=1e-5)
+    for top_k in (0, 4, True, 2.0):
+        with pytest.raises(ValueError, match=f"`top_k` must be a number of classes, 1 to 3, got {top_k}"):
+            model.explain(images, processor, top_k=top_k)
+    with pytest.raises(ValueError, match="`foil` is of one class: leave out `top_k`, which explains others besides"):
+        model.explain(images, processor, foil="owl", top_k=2)
 
 
 def test_foil_that_is_predicted_is_refused(make_model, processor):

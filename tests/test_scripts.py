@@ -504,12 +504,28 @@ def test_what_was_asked_for_is_said_with_the_explanation(run, untrained, tmp_pat
     assert explain.draw(Image.new("RGB", (320, 200)), odd).size == (664, 200 + 24 + 2 * 22)
 
 
+def test_the_next_class_is_explained_beneath(run, untrained, tmp_path):
+    picture = ROOT / "docs" / "example.png"
+    for top_k in (1, 2):
+        run("explain", "--model", untrained, picture, "--output", tmp_path / str(top_k), "--top_k", top_k)
+    one, two = (json.loads((tmp_path / top_k / "explanations.jsonl").read_text(encoding="utf-8")) for top_k in "12")
+    (other,) = two.pop("alternatives")
+    assert two == one and other.keys() == {"label", "score", "coverage", "rationale"}
+    run("explain", "--model", untrained, picture, "--output", tmp_path / "other", "--target", other["label"])
+    asked = json.loads((tmp_path / "other" / "explanations.jsonl").read_text(encoding="utf-8"))
+    assert {name: asked[name] for name in other} == pytest.approx(other, abs=1e-5)
+    with Image.open(tmp_path / "1" / one["picture"]) as first, Image.open(tmp_path / "2" / two["picture"]) as both:
+        assert both.width == first.width and both.height > 1.8 * first.height
+        assert both.crop((0, 0, *first.size)).tobytes() == first.tobytes()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--target", "7"], "explain: `--target` must be one of .* or its id, got '7'"),
         (["--target", "house", "--foil", "owl"], "explain: `--foil` must be one of"),
         (["--target", "house", "--foil", "house"], "explain: `foil` must be another class than `target`"),
+        (["--top_k", "99"], "explain: `top_k` must be a number of classes, 1 to "),
     ],
 )
 def test_explain_refuses_what_is_no_class(run, untrained, tmp_path, arguments, message):
