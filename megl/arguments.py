@@ -212,6 +212,13 @@ class EvaluateArguments:
         const="",
         metavar="SPLIT",
     )
+    calibrate: str | None = option(
+        "First fit the temperature of the probabilities on this split, `validation` if none is named, and store it in "
+        "the model's folder.",
+        nargs="?",
+        const="validation",
+        metavar="SPLIT",
+    )
     batch_size: int = option("Pictures at a time.", 32)
     max_new_tokens: int = option("Greatest length of a rationale.", 40)
     examples: int = option("Pictures in the report, evenly spaced over the split.", 24)
@@ -225,6 +232,8 @@ class EvaluateArguments:
 
     def __post_init__(self):
         check_lowest(self, batch_size=1, max_new_tokens=1, examples=0, resamples=1, seed=0)
+        if self.calibrate == self.split:
+            raise ValueError(f"`--calibrate` must name another split than `--split`, got {self.split} as both")
 
 
 @dataclass(kw_only=True)

@@ -1,5 +1,6 @@
 """MEGL configuration: one vision model, one causal language model, and how the saliency map ties them together."""
 
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -129,6 +130,9 @@ class MeglConfig(PreTrainedConfig):
             The map that weights the evidence; the others are ablations of SDTG, see
             [`~MeglForImageClassification.grounding_maps`]. `"uniform"`: every cell alike. `"random"`: the saliency map
             with its cells shuffled. `"visual_explanation"`: the human mask where one is given.
+        score_temperature (`float`, *optional*, defaults to 1.0):
+            What class scores are divided by before they become probabilities (temperature scaling, Guo et al. 2017);
+            `megl evaluate --calibrate` fits it, and a training sets it back.
         id2label (`dict[int, str]`, *optional*):
             Names of the classes, of ids 0, 1, …; the rationale's prompt uses them, and the vision model's head has a
             row for each. `from_pretrained(..., id2label=..., ignore_mismatched_sizes=True)` makes a head for others.
@@ -171,6 +175,7 @@ class MeglConfig(PreTrainedConfig):
     evidence_size: int = 256
     rationale_gradient: Literal["map", "map_and_features", "none"] = "map"
     grounding_map: Literal["saliency", "uniform", "random", "visual_explanation"] = "saliency"
+    score_temperature: float = 1.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -183,6 +188,8 @@ class MeglConfig(PreTrainedConfig):
                 "`num_evidence_tokens` must be 2 or more, for what the map shows and where it lies, got "
                 f"{self.num_evidence_tokens}."
             )
+        if not 0 < self.score_temperature < math.inf:
+            raise ValueError(f"`score_temperature` must be a number above 0, got {self.score_temperature}.")
         self.id2label = self.id2label  # now that there is a vision config to hear of it
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         if self.feature_size is None:

@@ -671,10 +671,14 @@ class MeglForImageClassification(MeglPreTrainedModel):
         )
         return {
             "labels": labels,
-            "scores": output.logits.float().softmax(dim=-1).gather(1, labels),
+            "scores": self.probabilities(output.logits).gather(1, labels),
             "saliency": torch.stack([one.saliency for one in outputs], dim=1),
             "rationale_ids": rationales.unflatten(0, labels.shape),
         }
+
+    def probabilities(self, logits):
+        """Of class scores `(batch_size, num_labels)`, at the temperature that `megl evaluate --calibrate` fitted."""
+        return (logits.float() / self.config.score_temperature).softmax(dim=-1)
 
     def read_explanations(self, explained, sizes, processor):
         """

@@ -61,12 +61,18 @@ class ExplainedImageClassificationPipeline(Pipeline):
 class MeglImageClassificationPipeline(ImageClassificationPipeline):
     """
     Transformers' own, which by itself would clip pictures of 16 bits to white, take the first frame of an animation,
-    and hand arrays past the checks: what [`MeglProcessor.load_images`] refuses is refused here as well.
+    and hand arrays past the checks: what [`MeglProcessor.load_images`] refuses is refused here as well. Its
+    probabilities are those of [`~MeglForImageClassification.explain`], at the `score_temperature` of the model.
     """
 
     def preprocess(self, image, timeout=None):
         (image,) = MeglProcessor.load_images(open_image(image, timeout))
         return super().preprocess(image)
+
+    def _forward(self, inputs):
+        outputs = super()._forward(inputs)
+        outputs["logits"] = outputs["logits"] / self.model.config.score_temperature
+        return outputs
 
 
 __all__ = ["ExplainedImageClassificationPipeline", "MeglImageClassificationPipeline"]

@@ -488,6 +488,7 @@ class MeglTrainer(Trainer):
         elif resume_from_checkpoint is not None and resume_from_checkpoint is not False:
             check_checkpoint(resume_from_checkpoint)
         self._warn_of_idle_weights()
+        self.accelerator.unwrap_model(self.model).config.score_temperature = 1.0  # fitted to the weights as they were
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _warn_of_idle_weights(self):

@@ -11,7 +11,8 @@ Writes `metrics.json` (figures with bootstrap intervals; docs/evaluation.md says
 and prints a table. The model's folder stays as it is; `--update_card` enters the figures into its `README.md` and its
 `.eval_results`, and keeps what else stands there. With `--clip` (a Hub id or folder of a CLIP model) it also computes
 CLIPScore and the grounding of the rationales, with `--faithfulness` whether the class scores depend on what the maps
-show, with `--interventions` whether the labels come from the objects or from the backgrounds. Several models go into a
+show, with `--interventions` whether the labels come from the objects or from the backgrounds. `--calibrate` first fits
+the temperature of the probabilities on another split, and stores it in the model's folder. Several models go into a
 folder each, and are compared as by `megl compare-evaluations`. Under `torchrun` the pictures are shared over the
 processes. The data set's columns may have other names, and all but the pictures and the labels may be missing: what
 there is is scored, and each figure says of how many images it is.
@@ -31,6 +32,7 @@ from transformers import CLIPConfig, PreTrainedConfig
 
 from dataset_builders.files import check_new, new_folder
 from megl.arguments import ColumnArguments, EvaluateArguments
+from megl.evaluation.calibration import calibrate, save_temperature
 from megl.evaluation.card import card_facts, check_card, update_card, write_card
 from megl.evaluation.comparison import write_comparison
 from megl.evaluation.headlines import metrics_table
@@ -68,9 +70,11 @@ def check_arguments(arguments, dataset):
     check_new(arguments.output)
     if arguments.clip is not None:
         check_clip(arguments.clip)
+    for option in ("update_card", "calibrate"):
+        for name in arguments.model if getattr(arguments, option) else []:
+            if not Path(name).is_dir():
+                raise ValueError(f"`--{option}` needs the folder of a model, got {name}, which is no folder.")
     for name in arguments.model if arguments.update_card else []:
-        if not Path(name).is_dir():
-            raise ValueError(f"`--update_card` needs the folder of a model, got {name}, which is no folder.")
         check_card(name, arguments.dataset, arguments.dataset_id)
     key, times = Counter(dataset["id"]).most_common(1)[0]
     if len(arguments.model) > 1 and times > 1:
@@ -89,7 +93,7 @@ def check_clip(name):
         raise ValueError(f"`--clip` must be a CLIP model, got {name}, whose `model_type` is {model_type!r}.")
 
 
-def evaluate(arguments, name, dataset, donors=None):
+def evaluate(arguments, name, dataset, donors=None, calibration=None):
     """The items of a model, scored as far as no other item is needed, and what its evaluation is written from."""
     processor = MeglProcessor.from_pretrained(name)
     model = MeglForImageClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
@@ -97,6 +101,13 @@ def evaluate(arguments, name, dataset, donors=None):
     model.to(state.device if state.device.type == "cuda" else "cpu")
     model.vision_model.to(memory_format=torch.channels_last)  # as in training, the fastest for convolutions
     baseline, batch_size = arguments.faithfulness, arguments.batch_size
+    if calibration is not None:
+        fitted = calibrate(model, processor, calibration, batch_size)
+        if state.is_main_process:
+            print_anywhere(
+                f"{name}: temperature {fitted['temperature']:.3f} on {arguments.calibrate}, where the expected "
+                f"calibration error was {fitted['before']:.3f} and is {fitted['after']:.3f}"
+            )
     scorers = {"saliency": lambda items, places, pixel_values: saliency_scores(items, places, dataset)}
     if baseline:
         scorers["faithfulness"] = partial(faithfulness_scores, model=model, baseline=baseline, batch_size=batch_size)
@@ -125,6 +136,7 @@ def evaluate(arguments, name, dataset, donors=None):
         "interventions": interventions,
         "scores": scores,
         "facts": card_facts(name, model, processor),
+        "temperature": model.config.score_temperature,
     }
 
 
@@ -138,6 +150,7 @@ def write_evaluation(arguments, run, folder):
         "split": arguments.split,
         **compute_scores(items, dataset, classes, arguments.clip, **run["scores"]),
     }
+    metrics["calibration"]["temperature"] = run["temperature"]
     metrics = with_intervals(metrics, items, arguments.resamples, arguments.seed)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     with open(folder / "predictions.jsonl", "w", encoding="utf-8") as lines:
@@ -164,6 +177,8 @@ def write_all(arguments, runs):
             compared[name] = (write_evaluation(arguments, run, own), run["items"])
         if several:
             write_comparison(folder, compared, arguments.resamples, arguments.seed)
+    for run in runs if arguments.calibrate else []:
+        save_temperature(run["name"], run["temperature"])
     failures = []
     for run, (metrics, _) in zip(runs if arguments.update_card else [], compared.values(), strict=False):
         try:
@@ -181,11 +196,16 @@ def main():
     try:
         # All that can be known before the work is checked before it.
         datasets = [open_dataset(arguments, columns, name) for name in arguments.model]
-        donors = [None] * len(datasets)
-        if arguments.interventions:
-            donors = [open_dataset(arguments, columns, name, "interventions") for name in arguments.model]
+        donors, calibrations = (
+            [
+                open_dataset(arguments, columns, name, option) if getattr(arguments, option) else None
+                for name in arguments.model
+            ]
+            for option in ("interventions", "calibrate")
+        )
         check_arguments(arguments, datasets[0])
-        runs = [evaluate(arguments, *given) for given in zip(arguments.model, datasets, donors, strict=True)]
+        given = zip(arguments.model, datasets, donors, calibrations, strict=True)
+        runs = [evaluate(arguments, *one) for one in given]
         # From here on one process works alone.
         state.destroy_process_group()
         if state.is_main_process:

@@ -102,7 +102,7 @@ def _predict_batch(model, processor, dataset, places, max_new_tokens, seed, scor
     inputs = {name: values.to(model.device) for name, values in inputs.items()}
     pixel_values = inputs.pop("pixel_values").to(model.dtype)
     output = model(pixel_values, **inputs)
-    scores, labels = output.logits.float().softmax(dim=-1).max(dim=-1)
+    scores, labels = model.probabilities(output.logits).max(dim=-1)
     names = model.config.id2label
     predictions = [names[label] for label in labels.tolist()]
     maps = _evidence_maps(model, output.saliency, inputs, places, seed)

@@ -290,12 +290,21 @@ def explained_accuracy(items, references, saliency):
 
 
 def calibration(items):
+    """[`expected_calibration_error`] of a run's items."""
+    scores = np.array([item["score"] for item in items])
+    right = np.array([item["prediction"] == item["label"] for item in items])
+    return expected_calibration_error(scores, right)
+
+
+def expected_calibration_error(scores, right):
     """
     The expected calibration error (Guo et al. 2017, equation 5) over `BINS` bins of equal width of the probability of
     the predicted class, with the bins of the reliability curve.
+
+    Args:
+        scores, right (`np.ndarray` of shape `(images,)`): Probability of the predicted class, and whether that is
+            right.
     """
-    scores = np.array([item["score"] for item in items])
-    right = np.array([item["prediction"] == item["label"] for item in items])
     # A bin holds its upper end and not its lower one, but for the first, which holds both.
     places = (np.ceil(scores * BINS) - 1).clip(0, BINS - 1).astype(int)
     counts = np.bincount(places, minlength=BINS)
@@ -305,7 +314,7 @@ def calibration(items):
         confidence, accuracy = (float(total[place]) / count if count else None for total in sums)
         ends = {"low": place / BINS, "high": (place + 1) / BINS}
         bins.append({**ends, "n": count, "confidence": confidence, "accuracy": accuracy})
-    return {"ece": float(np.abs(sums[0] - sums[1]).sum() / len(items)), "bins": bins}
+    return {"ece": float(np.abs(sums[0] - sums[1]).sum() / len(scores)), "bins": bins}
 
 
 def confusion(items, class_names):
