@@ -7,8 +7,7 @@ The background is that of an annotated picture too, with its own object filled i
 Noise or Signal (Xiao et al. 2021) measures by them.
 """
 
-import functools
-import zlib
+import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,16 +15,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # Shares of a picture that a mask may cover: of less there is no object to see, and of more no background.
 LEAST, MOST = 0.001, 0.9
+# Above the first a mask shows the object, above the second there may be something of it, as on the rim of a soft mask.
+OBJECT, TRACE = 0.5, 0.1
 
 
 def has_object(masks):
-    """Which masks `(batch_size, height, width)` in [0, 1] leave both an object and a background to see: `(B,)`."""
-    share = (masks > 0.5).float().mean(dim=(1, 2))
-    return (share >= LEAST) & (share <= MOST)
+    """
+    Which masks `(batch_size, height, width)` in [0, 1] leave both an object and a background to see, `(B,)`: a
+    thousandth of the picture above 0.5, and a tenth not above 0.1.
+    """
+    object_share, hole_share = ((masks > level).float().mean(dim=(1, 2)) for level in (OBJECT, TRACE))
+    return (object_share >= LEAST) & (hole_share <= MOST)
 
 
 def recombine(pixel_values, masks, backgrounds):
@@ -53,8 +60,8 @@ def fill_in(pixel_values, masks):
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Pictures.
         masks (`torch.Tensor` of shape `(batch_size, height, width)`):
-            Their objects, in [0, 1]. The hole is larger by a 32nd of the picture, as the edge of an object tells its
-            shape.
+            Their objects, in [0, 1]. The hole is where they are above 0.1, and larger by a 32nd of the picture, as the
+            edge of an object tells its shape.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, height, width)`; what lies outside the hole is as it was.
@@ -64,7 +71,7 @@ def fill_in(pixel_values, masks):
     # Columns, then rows: a quarter of the time of the square at once.
     hole = F.max_pool2d(masks[:, None], (size, 1), stride=1, padding=(reach, 0))
     hole = F.max_pool2d(hole, (1, size), stride=1, padding=(0, reach))
-    known = (hole < 0.5).to(pixel_values.dtype)
+    known = (hole <= TRACE).to(pixel_values.dtype)
     return _pull_push(pixel_values * known, known)
 
 
@@ -151,12 +158,12 @@ class Recombination:
         first, second = (int(place) for place in draw.choice(self.places, 2, replace=False))
         background = self._cut_out(first, process)
         if row.get("visual_explanation") is None:
-            own = self._cut_out(second, process)
-        else:
-            own = self._kept.get(("checksum", checksum)) or _cut_out(row, process)
-            if background.checksum == checksum:
-                background = self._cut_out(second, process)
-        return Pair(own, background)
+            return Pair(self._cut_out(second, process), background)
+        own = self._kept.get(("checksum", checksum)) or _cut_out(row, process)
+        if background.checksum == checksum or row.get("id") is not None and background.row.get("id") == row["id"]:
+            background = self._cut_out(second, process)
+        # Another row may have the same picture, and say other things of it.
+        return Pair(own._replace(row=_without_pictures(row)), background)
 
     def _cut_out(self, place, process):
         """The row in a place of the data set, cut out, and kept as far as there is room."""
@@ -172,15 +179,33 @@ class Recombination:
 def _cut_out(row, process):
     batch = process([row])
     pixel_values, masks = batch["pixel_values"], batch["visual_explanations"]
-    background = fill_in(pixel_values, masks)[0] if has_object(masks).item() else None
-    rest = {name: value for name, value in row.items() if name not in ("image", "visual_explanation")}
-    return CutOut(rest, _checksum(row), pixel_values[0], masks[0], background)
+    background = None
+    if has_object(masks).item():
+        background = fill_in(pixel_values, masks)[0]
+    else:
+        logger.warning_once(
+            "Some masks show an object of less than a thousandth of their picture, or leave a background of less "
+            "than a tenth: these pictures are not recombined, and lend nothing."
+        )
+    return CutOut(_without_pictures(row), _checksum(row), pixel_values[0], masks[0], background)
+
+
+def _without_pictures(row):
+    return {name: value for name, value in row.items() if name not in ("image", "visual_explanation")}
 
 
 def _checksum(row):
     """Of a row's picture and mask."""
-    parts = [row[name] for name in ("image", "visual_explanation") if row.get(name) is not None]
-    return functools.reduce(lambda before, part: zlib.crc32(np.ascontiguousarray(part), before), parts, 0)
+    digest = hashlib.blake2b(digest_size=8)
+    for name in ("image", "visual_explanation"):
+        picture = row.get(name)
+        pixels = np.ascontiguousarray(picture) if picture is not None else np.empty(0)
+        # The same numbers are another picture in another mode or shape, or by another palette.
+        mode = getattr(picture, "mode", None)
+        palette = picture.getpalette() if mode == "P" else None
+        digest.update(f"{name} {mode} {pixels.dtype} {pixels.shape} {palette}".encode())
+        digest.update(pixels)
+    return int.from_bytes(digest.digest())
 
 
 def make_pictures(pairs):

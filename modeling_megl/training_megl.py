@@ -1,13 +1,14 @@
 """Training with explanations: the Trainer and its losses."""
 
+import copy
 import gc
 import os
 import shutil
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, Image
@@ -219,13 +220,22 @@ class MeglTrainer(Trainer):
         if not hasattr(self.train_dataset, "__len__"):
             raise ValueError("`recombine` takes backgrounds from anywhere in the training data: it takes no stream.")
         recombination = Recombination(self.train_dataset, self.args.recombine, self.args.seed)
-        self.data_collator = replace(self.data_collator, recombination=recombination)
+        if self.args.recombine == 1 and isinstance(self.train_dataset, Dataset | list):
+            labels = np.array(_column(self.train_dataset, "label"))
+            without = sorted(set(labels) - set(labels[recombination.places]))
+            if without:
+                names = ", ".join(self.model.config.id2label[label] for label in without)
+                raise ValueError(
+                    f"`recombine=1` trains on the pictures with a visual explanation alone, and of {names} there are "
+                    "none: take a smaller share, or leave these classes out."
+                )
+        self.data_collator = _with(self.data_collator, recombination=recombination)
 
     def _freeze(self, name):
         """Freeze the vision model up to a module; take its output in place of the training images if they stay."""
         if not isinstance(self.data_collator, MeglDataCollator):
             raise ValueError("`frozen_layer` needs the `MeglDataCollator`: leave out `data_collator`.")
-        if not hasattr(self.train_dataset, "__len__"):
+        if self.train_dataset is not None and not hasattr(self.train_dataset, "__len__"):
             raise ValueError("`frozen_layer` computes all images before the training: it takes no stream.")
         processor = self.data_collator.processor
         size = processor.image_processor.size
@@ -248,11 +258,21 @@ class MeglTrainer(Trainer):
                     "`class_weights='balanced'` counts the labels of a `datasets.Dataset`, got a "
                     f"{type(self.train_dataset).__name__}: give a number for each class."
                 )
-            counts = torch.bincount(torch.tensor(_column(self.train_dataset, "label")), minlength=num_labels)
-            weights = counts.sum() / (num_labels * counts.clamp_min(1))
+            counts = self._label_counts()
+            weights = counts.sum() / (num_labels * counts)
+            weights[counts == 0] = 1
         if len(weights) != num_labels:
             raise ValueError(f"`class_weights` must be a number for each of {num_labels} classes, got {len(weights)}.")
         return torch.as_tensor(weights, dtype=torch.float32, device=self.args.device)
+
+    def _label_counts(self):
+        """How many pictures of each class an epoch trains on `(num_labels,)`: with `recombine`, what is expected."""
+        labels, num_labels = torch.tensor(_column(self.train_dataset, "label")), self.model.config.num_labels
+        counts, share = torch.bincount(labels, minlength=num_labels).float(), self.args.recombine
+        if share == 0:
+            return counts
+        annotated = torch.bincount(labels[self.data_collator.recombination.places], minlength=num_labels).float()
+        return (1 - share) * counts + share * counts.sum() * annotated / annotated.sum()
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -275,7 +295,7 @@ class MeglTrainer(Trainer):
         """Evaluation takes the same rationale of an image in every epoch, and each picture as it is."""
         collator = self.data_collator
         if isinstance(collator, MeglDataCollator):
-            self.data_collator = replace(collator, epoch=None)
+            self.data_collator = _with(collator, epoch=None)
         try:
             yield
         finally:
@@ -493,7 +513,11 @@ class MeglTrainer(Trainer):
 
     def _warn_of_idle_weights(self):
         """One warning of the loss weights that find nothing in the training data to act on."""
-        found = _explanations(self.train_dataset)
+        dataset = self.train_dataset
+        if self.args.recombine == 1 and isinstance(dataset, Dataset | list):  # no other pictures are trained on
+            places = self.data_collator.recombination.places
+            dataset = dataset.select(places) if isinstance(dataset, Dataset) else [dataset[place] for place in places]
+        found = _explanations(dataset)
         if found is None:
             return
         acts = {
@@ -638,6 +662,14 @@ def _load_beside(module, path):
         raise ValueError(
             f"{path} is of a training with another `distribution_statistic` or `visual_loss`: go on with the same."
         ) from error
+
+
+def _with(collator, **settings):
+    """A collator with other settings, and all else that the user's class may have."""
+    changed = copy.copy(collator)
+    for name, value in settings.items():
+        setattr(changed, name, value)
+    return changed
 
 
 def _column(dataset, name):

@@ -116,3 +116,8 @@ def test_what_cannot_be_frozen_is_refused(make_model, preset, name, fields, mess
 def test_another_collator_is_refused(make_model, train):
     with pytest.raises(ValueError, match="`frozen_layer` needs the `MeglDataCollator`"):
         train(make_model("megl-resnet-tiny"), data_collator=lambda rows: rows)
+
+
+def test_layers_can_be_frozen_without_training_data(make_model, train):
+    trainer = train(make_model("megl-resnet-tiny"), train_dataset=None)
+    assert trainer.evaluate(make_dataset(4))["eval_loss"] > 0

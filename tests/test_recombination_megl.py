@@ -1,5 +1,8 @@
 """Pictures with their own objects and other backgrounds: the pixels, what is drawn, and what is trained by it."""
 
+import logging
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_megl import MeglDataCollator
-from modeling_megl.recombination_megl import Recombination, fill_in, has_object, make_pictures, recombine
+from modeling_megl.recombination_megl import (
+    Recombination,
+    _checksum,
+    fill_in,
+    has_object,
+    make_pictures,
+    recombine,
+)
+from modeling_megl.training_megl import MeglTrainer
 
 
 def square(size, rows, columns):
@@ -144,6 +155,63 @@ def test_no_picture_is_its_own_background(process):
         assert {pair.object.row["id"], pair.background.row["id"]} == {"0", "1"}
 
 
+def test_rows_with_one_picture_keep_what_they_say(processor):
+    """A row for each rationale, or the same picture under two labels: whatever the order, and what is kept."""
+    picture, mask = (make_rows(1, masks="all")[0][name] for name in ("image", "visual_explanation"))
+    rows = [
+        {
+            "id": str(row),
+            "image": picture,
+            "label": row % 3,
+            "visual_explanation": mask,
+            "textual_explanations": [word],
+        }
+        for row, word in enumerate(["one", "two", "three", "four"])
+    ]
+    for order in (slice(None), slice(None, None, -1)):
+        recombination = Recombination([*make_rows(4, masks="all"), *rows], 1.0)
+        collator = MeglDataCollator(processor, dict(enumerate(LABELS)), epoch=0, recombination=recombination)
+        for _ in range(2):
+            batch, plain = collator(rows[order]), MeglDataCollator(processor, collator.id2label, epoch=0)(rows[order])
+            assert torch.equal(batch["labels"], plain["labels"])
+            assert torch.equal(batch["rationale_labels"], plain["rationale_labels"])
+
+
+def test_pictures_that_differ_by_palette_or_shape_alone_are_others(process):
+    image = Image.new("P", (32, 32))
+    image.putdata([number % 4 for number in range(32 * 32)])
+    rows = make_rows(4, masks="all")
+    for shade, row in enumerate(rows):
+        row["image"] = image.copy()
+        row["image"].putpalette([50 * shade + 5 * number for number in range(12)])
+    recombination = Recombination(rows, 1.0)
+    for row in 2 * rows:
+        own = recombination.draw(row, 0, process).object
+        assert torch.equal(own.pixel_values, process([row])["pixel_values"][0]) and own.row["id"] == row["id"]
+    wide, high = ({"image": Image.new("L", size), "visual_explanation": None} for size in ((40, 20), (20, 40)))
+    assert _checksum(wide) != _checksum(high)
+
+
+def test_nothing_of_a_soft_object_is_left_in_its_background():
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    distance = ((rows - 32) ** 2 + (columns - 32) ** 2).sqrt()
+    picture = torch.where(distance <= 14, 5.0, -1.0)[None, None]
+    mask = torch.exp(-0.5 * (distance / 6) ** 2)[None]
+    assert has_object(mask).all() and fill_in(picture, mask).max() == -1
+    assert not has_object(mask / 2.1).any()  # nothing of it is above a half
+    assert not has_object(mask.clamp_min(0.2)).any()  # all of it may be the object
+
+
+def test_what_leaves_nothing_to_recombine_is_said_once(process, caplog):
+    rows = make_rows(4, masks="all")
+    rows[2]["visual_explanation"] = rows[3]["visual_explanation"] = Image.new("L", (32, 32))
+    logging.Logger.warning_once.cache_clear()
+    recombination = Recombination(rows, 1.0)
+    for row in rows:
+        recombination.draw(row, 0, process)
+    assert caplog.text.count("Some masks show an object of less than a thousandth of their picture") == 1
+
+
 def test_what_is_cut_out_is_kept_as_far_as_there_is_room(process, monkeypatch):
     rows, made = make_rows(6, masks="all"), []
 
@@ -262,6 +330,46 @@ def test_frozen_layers_see_the_recombined_pictures(make_trainer):
         name for name, tensor in trainer.model.vision_model.state_dict().items() if not tensor.equal(before[name])
     }
     assert changed and not any("embedder" in name or "stages.0" in name for name in changed)
+
+
+def test_a_class_without_a_mask_would_not_be_trained(make_trainer):
+    rows = make_dataset(9, masks={0, 3, 4})  # of the classes 0, 0 and 1
+    message = r"`recombine=1` trains on the pictures .* alone, and of \S.* there are none: take a smaller share"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(train=rows, recombine=1.0)
+    make_trainer(train=rows, recombine=0.9)
+
+
+def test_balanced_weights_count_what_is_trained_on(make_trainer):
+    """Of 12 rows 4 of each class; of the masks 1, 2 and 3: half of the epoch has 6 pictures in these shares."""
+    trainer = make_trainer(train=make_dataset(12, masks={0, 1, 4, 2, 5, 8}), recombine=0.5, class_weights="balanced")
+    counts = torch.tensor([2 + 1.0, 2 + 2.0, 2 + 3.0])
+    torch.testing.assert_close(trainer._class_weights, 12 / (3 * counts))
+
+
+def test_weights_that_find_nothing_among_the_annotated_are_named(make_trainer, caplog):
+    rows = make_dataset(9, masks={0, 1, 2}, rationales={5, 6})
+    make_trainer(train=rows, recombine=1.0, distribution_loss_weight=0.1, max_steps=1).train()
+    assert "`text_loss_weight` and `distribution_loss_weight`: the training data have no explanations" in caplog.text
+
+
+@dataclass
+class OfTheUser(MeglDataCollator):
+    """With a state that is no field, and a call of its own."""
+
+    def __call__(self, rows):
+        self.calls += len(rows)
+        return super().__call__(rows)
+
+
+def test_a_collator_of_the_users_stays_what_it_is(make_trainer, processor):
+    collator = OfTheUser(processor, dict(enumerate(LABELS)))
+    collator.calls = 0
+    rows = make_dataset(8, masks="all")
+    made = make_trainer(recombine=0.5, train=rows, max_steps=1)
+    trainer = MeglTrainer(model=made.model, args=made.args, data_collator=collator, train_dataset=rows)
+    trainer.train()
+    assert trainer.data_collator.calls >= 4
 
 
 def test_what_does_not_go_with_it_is_refused(make_trainer):
