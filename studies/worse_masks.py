@@ -32,11 +32,12 @@ SWAPPED = 0.1
 
 
 def coarse(mask):
-    return mask.resize((7, 7), PILImage.Resampling.BOX)
+    small = mask.resize((7, 7), PILImage.Resampling.BOX)
+    return small if small.getextrema()[1] > 1 else small.point(lambda value: 2 * value)  # 0 and 1 are no grey levels
 
 
 def dilated(mask):
-    return mask.filter(ImageFilter.MaxFilter(2 * (max(mask.size) // 16) + 1))
+    return mask.filter(ImageFilter.MaxFilter(2 * max(1, max(mask.size) // 16) + 1))
 
 
 def shifted(mask):
@@ -49,7 +50,7 @@ def shifted(mask):
 
 
 def boxes(mask):
-    box = mask.point(lambda value: 255 * (value > 127)).getbbox()
+    box = mask.point(lambda value: 255 * (2 * value > mask.getextrema()[1])).getbbox()
     made = PILImage.new("L", mask.size)
     if box is not None:
         made.paste(255, box)
@@ -65,15 +66,19 @@ def worsen(dataset, kind, seed=0):
     others = {}
     if kind == "swapped":
         draw = np.random.default_rng(seed)
-        chosen = draw.permutation(given)[: round(SWAPPED * len(given))]
-        others = dict(zip(chosen.tolist(), np.roll(chosen, 1).tolist(), strict=True))
+        shapes = {}
+        for place in draw.permutation(given).tolist():
+            shapes.setdefault(dataset[place]["visual_explanation"].size, []).append(place)
+        for places in shapes.values():  # a mask fits pictures of its shape alone
+            chosen = places[: max(2, round(SWAPPED * len(places)))]
+            others |= dict(zip(chosen, chosen[1:] + chosen[:1], strict=True))
     return dataset.map(partial(_worse, dataset=dataset, others=others, change=KINDS[kind]), with_indices=True)
 
 
 def _worse(row, place, dataset, others, change):
     mask = dataset[others.get(place, place)]["visual_explanation"]
     if mask is not None and change is not None:
-        values = read_mask(mask, mask.size, f"the mask of item {row['id']!r}")
+        values = read_mask(mask, mask.size, f"the mask of picture {place}")
         mask = change(PILImage.fromarray((values * 255).round().astype(np.uint8)))
     return {"visual_explanation": mask}
 

@@ -73,7 +73,7 @@ def test_no_items(metric):
         ({"references": [0, 1, 1, -1]}, r"`references\[3\]` must be a class id, 0 or more, got -1"),
         ({"predictions": [0, None, 1, 1]}, r"`predictions\[1\]` must be a class id, 0 or more, got None"),
         ({"other": [0, 1, 3, 1], "num_classes": 3}, r"`other\[2\]` must be a class id, from 0 to 2, as `num_classes`"),
-        ({"num_classes": 0}, "`num_classes` must be 1 or more, got 0"),
+        ({"num_classes": 0}, "`num_classes` must be a whole number, 1 or more, got 0"),
         ({"same": [0, 1]}, "Mismatch in the number"),
     ],
 )
@@ -104,6 +104,15 @@ def test_backgrounds_are_those_of_other_pictures_of_the_class_and_of_other_class
     assert [of(make_dataset(3, masks="all"), processor).draw(place)[0] for place in range(3)] == [None] * 3
     drawn = of(make_dataset(3, masks="all"), processor, donors=dataset).draw(1)
     assert drawn[0] in (4, 7, 10)  # 1 has the item's own id
+
+
+def test_no_picture_gets_its_own_background_where_ids_are_row_numbers(processor):
+    donors = make_dataset(12, masks="all")
+    rows = donors.select(range(6, 12)).remove_columns("id").add_column("id", list("012345"))
+    for seed in range(10):
+        made = of(rows, processor, donors=donors, seed=seed)
+        for place in range(6):
+            assert place + 6 not in made.draw(place)
 
 
 def test_each_kind_of_picture_by_its_pixels(processor):

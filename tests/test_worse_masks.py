@@ -8,6 +8,7 @@ from datasets import Image, load_dataset
 from explained_rows import make_dataset
 from PIL import Image as PILImage
 
+from modeling_megl.processing_megl import read_mask
 from studies import worse_masks
 from studies.worse_masks import KINDS, worsen
 
@@ -58,6 +59,30 @@ def test_one_mask_in_ten_is_swapped():
     areas = [[np.asarray(mask).sum() for mask in masks if mask is not None] for masks in (before, found)]
     assert sorted(areas[0]) == sorted(areas[1])
     assert 0 < sum(a != b for a, b in zip(*areas, strict=True)) <= 4
+
+
+def test_masks_are_swapped_between_pictures_of_one_shape_and_never_with_themselves():
+    dataset = make_dataset(12, masks="all")
+
+    def turned(row, place):
+        size = (64, 32) if place % 2 else (32, 32)
+        return {name: row[name].resize(size) for name in ("image", "visual_explanation")}
+
+    dataset = dataset.map(turned, with_indices=True)
+    found = worsen(dataset, "swapped")
+    changed = 0
+    for before, after in zip(dataset, found, strict=True):
+        assert before["visual_explanation"].size == after["visual_explanation"].size
+        changed += before["visual_explanation"] != after["visual_explanation"]
+    assert changed == 4  # two of each shape
+
+
+def test_what_is_made_of_small_and_faint_masks_can_be_read():
+    coarse = worse_masks.coarse(square(128, 3, 3, 1, 1))
+    assert read_mask(coarse, coarse.size, "it").max() > 0
+    assert np.asarray(worse_masks.dilated(square(4, 1, 1, 1, 1))).astype(bool).sum() == 9
+    faint = square(12, 2, 2, 4, 4).point(lambda value: value * 100 // 255)
+    assert np.array_equal(worse_masks.boxes(faint), square(12, 2, 2, 4, 4))
 
 
 @pytest.mark.parametrize("kind", ["coarse", "dilated", "shifted"])

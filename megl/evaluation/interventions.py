@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from megl.evaluation.metrics import load
-from megl.evaluation.predictions import in_all_processes, own_batches, read_batch
+from megl.evaluation.predictions import in_all_processes, own_batches, picture_checksum, read_batch
 from megl.evaluation.scores import keep_per_item
-from modeling_megl.recombination_megl import annotated_places, fill_in, has_object, recombine
+from modeling_megl.recombination_megl import TRACE, annotated_places, fill_in, has_object, recombine
 
 
 KINDS = ("same", "other", "object_alone", "background_alone")
@@ -24,7 +24,7 @@ class Interventions:
         processor ([`MeglProcessor`]): Makes the tensors that the model sees.
         dataset: The split whose items are scored, with the columns of the data set builders.
         donors (*optional*): The split that gives the backgrounds; that of the items by default. None is given by a
-            picture of the item's own id.
+            picture of the item's own id or file.
         batch_size (`int`): Pictures at a time; nothing depends on it.
         seed (`int`): With an item's place, draws the pictures that give it backgrounds.
 
@@ -43,17 +43,21 @@ class Interventions:
                 f"split {'of the items' if not found else 'that gives the backgrounds'} has none: name another split."
             )
         self.places, self.donor_places = found.keys(), np.array(list(given))
+        self.files = {place: file for place, (file, _) in found.items()}
+        self.donor_files = np.array([file for file, _ in given.values()])
         self.keys = list(zip(dataset["id"], dataset["label"], strict=True))
         self.donor_ids, self.donor_labels = (
             np.array(self.donors[name])[self.donor_places] for name in ("id", "label")
         )
         # The mean of all backgrounds: a picture's own would tell of its background, and black is like no picture.
-        self.colour = torch.from_numpy(np.mean(list(given.values()), axis=0)).float()
+        self.colour = torch.from_numpy(np.mean([colour for _, colour in given.values()], axis=0)).float()
 
     def draw(self, place):
         """The places of the pictures that give an item `same` and `other` backgrounds; `None` where there is none."""
         key, label = self.keys[place]
-        elsewhere, alike = self.donor_ids != key, self.donor_labels == label
+        # Ids may be row numbers, which tell nothing of another split.
+        elsewhere = (self.donor_ids != key) & (self.donor_files != self.files[place])
+        alike = self.donor_labels == label
         draw = np.random.default_rng([self.seed, place])
         chosen = (self.donor_places[elsewhere & alike], self.donor_places[elsewhere & ~alike])
         return [int(draw.choice(places)) if len(places) else None for places in chosen]
@@ -78,16 +82,20 @@ class Interventions:
 
 
 def find_objects(processor, dataset, batch_size):
-    """The places, in their order, of the items with an object and a background, to the mean colour `(C,)` of this."""
+    """
+    The places, in their order, of the items with an object and a background, to the checksum of the picture's file and
+    the mean colour `(C,)` of the background.
+    """
     given = annotated_places(dataset)
 
     def find(places):
         _, inputs = read_batch(processor, dataset, places, with_masks=True)
-        outside = inputs["visual_explanations"][:, None] <= 0.5
+        outside = inputs["visual_explanations"][:, None] <= TRACE
         sums = (inputs["pixel_values"].double() * outside).sum(dim=(2, 3))
         colours = (sums / outside.sum(dim=(2, 3))).numpy()
         usable = has_object(inputs["visual_explanations"]).tolist()
-        return [pair for pair, use in zip(zip(places, colours, strict=True), usable, strict=True) if use]
+        found = zip(places, colours, usable, strict=True)
+        return [(place, (picture_checksum(dataset, place).hex(), colour)) for place, colour, use in found if use]
 
     batches = own_batches(len(given), batch_size, "objects")
     found = dict(in_all_processes(lambda: [pair for batch in batches for pair in find(given[batch].tolist())]))

@@ -123,7 +123,7 @@ def _predict_batch(model, processor, dataset, places, max_new_tokens, seed, scor
         )
     ]
     parts = {name: score(items, places, pixel_values) for name, score in scorers.items()}
-    files = [_checksum(dataset, place) for place in places]
+    files = [picture_checksum(dataset, place) for place in places]
     return {"places": places, "items": items, "maps": list(maps.cpu()), "files": files, "parts": parts}
 
 
@@ -159,7 +159,7 @@ def _write(model, processor, class_names, evidence, max_new_tokens):
     return processor.batch_decode_rationales(tokens)
 
 
-def _checksum(dataset, place):
+def picture_checksum(dataset, place):
     """Of the picture's file as it is stored."""
     stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))[place]["image"]
     content = stored["bytes"]

@@ -125,8 +125,8 @@ class Interventions(evaluate.Metric):
 
 
 def check_classes(columns, num_classes, optional=False):
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"`num_classes` must be 1 or more, got {num_classes}.")
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+        raise ValueError(f"`num_classes` must be a whole number, 1 or more, got {num_classes!r}.")
     for name, labels in columns.items():
         for index, label in enumerate(labels):
             if label is None and optional:
