@@ -47,7 +47,7 @@ class MeglDataCollator:
         recombines = self.recombination is not None and self.epoch is not None
         pairs = [None] * len(rows)
         if recombines:
-            pairs = [self.recombination.draw(row, int(self.epoch), self._process) for row in rows]
+            pairs = [self.recombination.draw(row, int(self.epoch), self.process) for row in rows]
             rows = [row if pair is None else pair.object.row for row, pair in zip(rows, pairs, strict=True)]
         labels = [_class_id(row.get("label")) for row in rows]
         for row, label in zip(rows, labels, strict=True):
@@ -64,7 +64,7 @@ class MeglDataCollator:
         if "encoded" in rows[0]:  # by `FrozenLayers.encode`
             batch.update({name: torch.stack([row["encoded"][name] for row in rows]) for name in rows[0]["encoded"]})
         else:
-            batch.update(self._pictures(rows, pairs) if recombines else self._process(rows))
+            batch.update(self._pictures(rows, pairs) if recombines else self.process(rows))
         batch["labels"] = torch.tensor(labels)
         return batch
 
@@ -73,11 +73,11 @@ class MeglDataCollator:
         left, taken = ([place for place, pair in enumerate(pairs) if (pair is None) == own] for own in (True, False))
         parts = [make_pictures([pairs[place] for place in taken])] if taken else []
         if left:
-            parts.append(self._process([rows[place] for place in left]))
+            parts.append(self.process([rows[place] for place in left]))
         order = torch.tensor(taken + left).argsort()
         return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 
-    def _process(self, rows):
+    def process(self, rows):
         images = [row["image"] for row in rows]
         masks = [row.get("visual_explanation") for row in rows]
         try:

@@ -1,5 +1,6 @@
 """Training behind frozen layers of the vision model, whose output is computed once for each training image."""
 
+import difflib
 from contextlib import contextmanager
 
 import torch
@@ -36,7 +37,12 @@ class FrozenLayers:
         self._given = self._output = self._blank_shape = None
         modules = dict(self.vision_model.named_modules())
         if name not in modules:
-            raise ValueError(f"`frozen_layer={name!r}` is no module of {type(self.vision_model).__name__}.")
+            near = [module for module in modules if module.endswith(f".{name}")]
+            near = near or difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
+            raise ValueError(
+                f"`frozen_layer={name!r}` is no module of {type(self.vision_model).__name__}; did you mean "
+                f"{' or '.join(map(repr, near))}?"
+            )
         modules[name].register_forward_hook(self._hook)
         self.vision_model.register_forward_pre_hook(self._keep_frozen)
         self._modules = []

@@ -648,7 +648,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         if type(top_k) is not int or not 1 <= top_k <= self.config.num_labels:
             raise ValueError(f"`top_k` must be a number of classes, 1 to {self.config.num_labels}, got {top_k!r}.")
         if foil is not None and top_k > 1:
-            raise ValueError("`foil` is of one class: leave out `top_k`, which explains others besides.")
+            raise ValueError("`foil` goes with one class: leave out `top_k`, or `foil`.")
         target, foil = (
             None if class_id is None else torch.full((len(pixel_values),), class_id, device=self.device)
             for class_id in (target, foil)

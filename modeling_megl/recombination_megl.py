@@ -138,6 +138,15 @@ class Recombination:
                 "one gives its object, the other its background."
             )
 
+    def check_objects(self, process, tried=16):
+        """A `ValueError` where none of the first masks leaves an object and a background to see."""
+        rows = [self.dataset[int(place)] for place in self.places[:tried]]
+        if not any(has_object(process([row])["visual_explanations"]).item() for row in rows):
+            raise ValueError(
+                f"`recombine` found no object in the first {len(rows)} visual explanations: it needs more than "
+                f"{LEAST:.1%} of a picture above {OBJECT} of white, and at most {MOST:.0%} above {TRACE}."
+            )
+
     def draw(self, row, epoch, process):
         """
         What takes a row's place in an epoch: its own object, if it has a visual explanation, else another one's, on
@@ -184,8 +193,8 @@ def _cut_out(row, process):
         background = fill_in(pixel_values, masks)[0]
     else:
         logger.warning_once(
-            "Some masks show an object of less than a thousandth of their picture, or leave a background of less "
-            "than a tenth: these pictures are not recombined, and lend nothing."
+            f"Some masks show no object (less than {LEAST:.1%} of their picture is above {OBJECT} of white) or no "
+            f"background (more than {MOST:.0%} is above {TRACE}): these pictures are not recombined, and lend nothing."
         )
     return CutOut(_without_pictures(row), _checksum(row), pixel_values[0], masks[0], background)
 

@@ -220,15 +220,16 @@ class MeglTrainer(Trainer):
         if not hasattr(self.train_dataset, "__len__"):
             raise ValueError("`recombine` takes backgrounds from anywhere in the training data: it takes no stream.")
         recombination = Recombination(self.train_dataset, self.args.recombine, self.args.seed)
-        if self.args.recombine == 1 and isinstance(self.train_dataset, Dataset | list):
+        if isinstance(self.train_dataset, Dataset | list):
             labels = np.array(_column(self.train_dataset, "label"))
             without = sorted(set(labels) - set(labels[recombination.places]))
             if without:
                 names = ", ".join(self.model.config.id2label[label] for label in without)
                 raise ValueError(
-                    f"`recombine=1` trains on the pictures with a visual explanation alone, and of {names} there are "
-                    "none: take a smaller share, or leave these classes out."
+                    f"`recombine` needs a visual explanation in every class, and {names} has none: without, that a "
+                    "picture is recombined would tell its class. Give some, or leave the class out."
                 )
+        recombination.check_objects(self.data_collator.process)
         self.data_collator = _with(self.data_collator, recombination=recombination)
 
     def _freeze(self, name):

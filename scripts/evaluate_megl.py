@@ -8,14 +8,14 @@ torchrun --nproc_per_node 4 -m megl evaluate --model megl-trained --dataset obje
 
 Writes `metrics.json` (figures with bootstrap intervals; docs/evaluation.md says what each is), `predictions.jsonl`
 (one line an image, with its scores), `index.html` (the report), `examples.png` (a few pictures) and `model_card.md`,
-and prints a table. The model's folder stays as it is; `--update_card` enters the figures into its `README.md` and its
-`.eval_results`, and keeps what else stands there. With `--clip` (a Hub id or folder of a CLIP model) it also computes
-CLIPScore and the grounding of the rationales, with `--faithfulness` whether the class scores depend on what the maps
-show, with `--interventions` whether the labels come from the objects or from the backgrounds. `--calibrate` first fits
-the temperature of the probabilities on another split, and stores it in the model's folder. Several models go into a
-folder each, and are compared as by `megl compare-evaluations`. Under `torchrun` the pictures are shared over the
-processes. The data set's columns may have other names, and all but the pictures and the labels may be missing: what
-there is is scored, and each figure says of how many images it is.
+and prints a table. The model's folder stays as it is, but for two options: `--update_card` enters the figures into its
+`README.md` and its `.eval_results`, and keeps what else stands there; `--calibrate` first fits the temperature of the
+probabilities on another split, and stores it in `config.json`. With `--clip` (a Hub id or folder of a CLIP model) it
+also computes CLIPScore and the grounding of the rationales, with `--faithfulness` whether the class scores depend on
+what the maps show, with `--interventions` whether the labels come from the objects or from the backgrounds. Several
+models go into a folder each, and are compared as by `megl compare-evaluations`. Under `torchrun` the pictures are
+shared over the processes. The data set's columns may have other names, and all but the pictures and the labels may be
+missing: what there is is scored, and each figure says of how many images it is.
 """
 
 import json
@@ -105,8 +105,9 @@ def evaluate(arguments, name, dataset, donors=None, calibration=None):
         fitted = calibrate(model, processor, calibration, batch_size)
         if state.is_main_process:
             print_anywhere(
-                f"{name}: temperature {fitted['temperature']:.3f} on {arguments.calibrate}, where the expected "
-                f"calibration error was {fitted['before']:.3f} and is {fitted['after']:.3f}"
+                f"{name}: temperature {fitted['temperature']:.3f} by {len(calibration)} images of "
+                f"{arguments.calibrate}, where the expected calibration error was {fitted['before']:.3f} and is "
+                f"{fitted['after']:.3f}"
             )
     scorers = {"saliency": lambda items, places, pixel_values: saliency_scores(items, places, dataset)}
     if baseline:
@@ -129,6 +130,7 @@ def evaluate(arguments, name, dataset, donors=None, calibration=None):
         scores["faithfulness"] = {"baseline": baseline, **scores["faithfulness"], "sanity_check": check}
     if interventions is not None:
         scores["interventions"] = intervention_scores(items, dataset.features["label"].names)
+        scores["interventions"]["backgrounds"] = arguments.interventions or arguments.split
     return {
         "name": name,
         "dataset": dataset,

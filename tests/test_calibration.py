@@ -87,10 +87,10 @@ def test_the_temperature_is_kept_and_used_by_every_door(run, own_cache, place, c
     after = json.loads((model / "config.json").read_text(encoding="utf-8"))
     temperature = after.pop("score_temperature")
     assert before.pop("score_temperature") == 1 != temperature and after == before
-    assert (
-        f"temperature {temperature:.3f} on validation, where the expected calibration error was"
-        in capsys.readouterr().out
-    )
+    said = f"temperature {temperature:.3f} by 40 images of validation, where the expected calibration error was"
+    assert said in capsys.readouterr().out
+    page = (place / "calibrated" / "index.html").read_text(encoding="utf-8")
+    assert f"at a temperature of {temperature:.3f}" in " ".join(page.split())
 
     plain, calibrated = (
         [json.loads(line) for line in (place / name / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -97,6 +97,7 @@ def test_what_was_frozen_before_stays_frozen(make_model):
     ("preset", "name", "fields", "message"),
     [
         ("megl-resnet-tiny", "stages.9", {}, "`frozen_layer='stages.9'` is no module of ResNetForImageClassification"),
+        ("megl-resnet-tiny", "stages.0", {}, "did you mean 'resnet.encoder.stages.0'?"),
         ("megl-vit-tiny", "vit.layers.2", {}, "cannot be frozen: what follows does not depend on its output alone"),
         ("megl-vit-tiny", "vit.layers.0", {"saliency_method": "attention_rollout"}, "cannot be frozen"),
         (

@@ -722,7 +722,7 @@ def test_explain_the_next_classes(make_model, processor):
     for top_k in (0, 4, True, 2.0):
         with pytest.raises(ValueError, match=f"`top_k` must be a number of classes, 1 to 3, got {top_k}"):
             model.explain(images, processor, top_k=top_k)
-    with pytest.raises(ValueError, match="`foil` is of one class: leave out `top_k`, which explains others besides"):
+    with pytest.raises(ValueError, match="`foil` goes with one class: leave out `top_k`, or `foil`"):
         model.explain(images, processor, foil="owl", top_k=2)
 
 

@@ -131,7 +131,7 @@ def test_workers_draw_the_same(processor):
 
 @pytest.fixture()
 def process(processor):
-    return MeglDataCollator(processor, dict(enumerate(LABELS)))._process
+    return MeglDataCollator(processor, dict(enumerate(LABELS))).process
 
 
 def test_a_share_of_the_rows_is_drawn(process):
@@ -209,7 +209,7 @@ def test_what_leaves_nothing_to_recombine_is_said_once(process, caplog):
     recombination = Recombination(rows, 1.0)
     for row in rows:
         recombination.draw(row, 0, process)
-    assert caplog.text.count("Some masks show an object of less than a thousandth of their picture") == 1
+    assert caplog.text.count("Some masks show no object (less than 0.1% of their picture is above 0.5 of white)") == 1
 
 
 def test_what_is_cut_out_is_kept_as_far_as_there_is_room(process, monkeypatch):
@@ -273,7 +273,8 @@ def losses_of(trainer):
 
 
 def test_the_label_loss_is_that_of_the_recombined_pictures(make_trainer):
-    trainer = make_trainer(max_steps=1, per_device_train_batch_size=12, recombine=0.5)
+    data = make_dataset(12, masks={0, 1, 2, 6})
+    trainer = make_trainer(max_steps=1, per_device_train_batch_size=12, recombine=0.5, train=data)
     trainer.model.train()
     trainer.data_collator.epoch.fill_(0)  # as at the beginning of the training
     rows = [trainer.train_dataset[place] for place in range(12)]
@@ -332,12 +333,23 @@ def test_frozen_layers_see_the_recombined_pictures(make_trainer):
     assert changed and not any("embedder" in name or "stages.0" in name for name in changed)
 
 
-def test_a_class_without_a_mask_would_not_be_trained(make_trainer):
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_every_class_needs_a_mask(make_trainer, share):
     rows = make_dataset(9, masks={0, 3, 4})  # of the classes 0, 0 and 1
-    message = r"`recombine=1` trains on the pictures .* alone, and of \S.* there are none: take a smaller share"
-    with pytest.raises(ValueError, match=message):
+    name = make_trainer().model.config.id2label[2]
+    with pytest.raises(
+        ValueError, match=f"`recombine` needs a visual explanation in every class, and {name} has none"
+    ):
+        make_trainer(train=rows, recombine=share)
+
+
+def test_masks_that_show_nothing_are_told_before_the_work(make_trainer):
+    def fainter(row):
+        return {"visual_explanation": row["visual_explanation"].point(lambda value: value // 3)}
+
+    rows = make_dataset(9, masks="all").map(fainter)
+    with pytest.raises(ValueError, match="no object in the first 9 visual explanations: it needs more than 0.1% of a"):
         make_trainer(train=rows, recombine=1.0)
-    make_trainer(train=rows, recombine=0.9)
 
 
 def test_balanced_weights_count_what_is_trained_on(make_trainer):

@@ -55,7 +55,7 @@ def fit_temperature(logits, labels):
     if (logits.argmax(axis=1) == labels).all():
         raise ValueError(
             f"`--calibrate`: the model names all {len(labels)} images of the split right, which tells nothing of how "
-            "sure it may be: name a split with more images."
+            "sure it may be: name a split with mistakes in it."
         )
     if (logits[rows, labels] - logits.mean(axis=1)).mean() <= 0:
         raise ValueError(

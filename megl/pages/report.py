@@ -151,7 +151,7 @@ def _interventions(interventions, items, metrics):
         for what in ("accuracy", "agreement")
     ]
     rows[0].insert(0, row("as it is", "accuracy", "n"))
-    titles = ("Accuracy", "Label as for the picture as it is")
+    titles = ("Accuracy", "Label kept: as for the picture as it is")
     places = list(interventions.places)
     chosen = [places[index] for index in evenly_spaced(CASES, len(places))]
     return {
