@@ -124,7 +124,7 @@ def evaluate(arguments, name, dataset, donors=None, calibration=None):
         writes=not_scored is None,
     )
     scores = {part: joined(items, f"{part}.", found) for part, found in parts.items()}
-    scores["not_scored"] = not_scored
+    scores |= {"not_scored": not_scored, "temperature": model.config.score_temperature}
     if baseline and state.is_main_process:
         check = sanity_check(items, dataset, model, processor, batch_size)
         scores["faithfulness"] = {"baseline": baseline, **scores["faithfulness"], "sanity_check": check}
@@ -138,7 +138,6 @@ def evaluate(arguments, name, dataset, donors=None, calibration=None):
         "interventions": interventions,
         "scores": scores,
         "facts": card_facts(name, model, processor),
-        "temperature": model.config.score_temperature,
     }
 
 
@@ -152,7 +151,6 @@ def write_evaluation(arguments, run, folder):
         "split": arguments.split,
         **compute_scores(items, dataset, classes, arguments.clip, **run["scores"]),
     }
-    metrics["calibration"]["temperature"] = run["temperature"]
     metrics = with_intervals(metrics, items, arguments.resamples, arguments.seed)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     with open(folder / "predictions.jsonl", "w", encoding="utf-8") as lines:
@@ -180,7 +178,7 @@ def write_all(arguments, runs):
         if several:
             write_comparison(folder, compared, arguments.resamples, arguments.seed)
     for run in runs if arguments.calibrate else []:
-        save_temperature(run["name"], run["temperature"])
+        save_temperature(run["name"], run["scores"]["temperature"])
     failures = []
     for run, (metrics, _) in zip(runs if arguments.update_card else [], compared.values(), strict=False):
         try:

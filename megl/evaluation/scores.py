@@ -30,6 +30,7 @@ def compute_scores(
     saliency=None,
     faithfulness=None,
     interventions=None,
+    temperature=1.0,
     not_scored=None,
 ):
     """
@@ -39,6 +40,7 @@ def compute_scores(
         class_names (`list[str]`): In the order of their ids.
         clip (`str`, *optional*): Hub id or folder of a CLIP model.
         saliency, faithfulness, interventions (`dict`, *optional*): These parts, of all items.
+        temperature (`float`, *optional*, defaults to 1.0): At which the probabilities are.
         not_scored (`str`, *optional*): Why the rationales are not scored, if they are not.
 
     Returns:
@@ -59,7 +61,7 @@ def compute_scores(
     return {
         **classification_scores(items),
         **scores,
-        "calibration": calibration(items),
+        "calibration": {**calibration(items), "temperature": temperature},
         "confusion": confusion(items, class_names),
         "label_and_map": label_and_map(items),
     }
