@@ -24,8 +24,11 @@ PLACES = {
     ("sample", "vit-tiny"): "sample, ViT",
     ("sample", "swin-tiny"): "sample, Swin",
     ("photographs", "vit-tiny"): "photographs, ViT",
+    ("photographs", "dinov2-small"): "photographs, DINOv2",
 }
-CONVOLUTIONAL, TRANSFORMERS = list(PLACES.values())[:4], list(PLACES.values())[4:]
+# Of the study paper, and of the study interventions.
+CONVOLUTIONAL, TRANSFORMERS = list(PLACES.values())[:4], list(PLACES.values())[4:7]
+RECOMBINED = ["sample, ViT", "photographs", "photographs, DINOv2", "photographs, ViT", "sample"]
 GREY, ORANGE, GREEN, BLUE, PURPLE = "#555555", "#c2570c", "#1a7f37", "#0b5cad", "#8250df"
 # Method of the study paper: its name in words, colour and marker.
 METHODS = {
@@ -51,6 +54,13 @@ CURVES = {
     "megl": ("MEGL with VEDC", BLUE, ":"),
     "res_g and vedc": ("RES-G and VEDC", PURPLE, "-"),
     "all three": ("RES-G, rationales and VEDC", GREEN, "-"),
+}
+# Methods of the study interventions: name and colour.
+INTERVENTIONS = {
+    "plain": ("plain", GREY),
+    "megl without vedc": ("MEGL (default)", BLUE),
+    "recombined": ("recombined", PURPLE),
+    "recombined megl": ("recombined MEGL", GREEN),
 }
 METRICS = {"accuracy": "accuracy", "accuracy_conflicting": "accuracy, conflicting pictures", "iou": "IoU of the map"}
 
@@ -133,6 +143,26 @@ def _forest_panel(axis, group, methods, metric, scale):
     axis.set_ylim(-0.6, len(methods) - 0.4)
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
+
+
+def interventions(groups):
+    """Conflicting pictures, background gap and IoU of each seed, and their means, a column a group."""
+    metrics = {name: METRICS[name] for name in ("accuracy_conflicting", "iou")} | {"background_gap": "background gap"}
+    figure = Figure(figsize=(2.3 * len(groups) + 1.4, 4.6), layout="constrained")
+    axes = figure.subplots(len(metrics), len(groups), sharex="row", sharey=True, squeeze=False)
+    for row, (metric, words) in zip(axes, metrics.items(), strict=True):
+        for axis, group in zip(row, groups, strict=True):
+            for height, (method, (_, colour)) in enumerate(reversed(INTERVENTIONS.items())):
+                values = group.values.get(method, {}).get(metric, [])
+                axis.plot(values, [height] * len(values), ".", color=colour, markersize=4)
+                axis.plot(values and [mean(values)], values and [height], "|", color=colour, markersize=14)
+            axis.set_xlabel(words)
+            axis.set_title(place_of(group) if metric == "accuracy_conflicting" else "")
+            axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+            axis.set_axisbelow(True)
+        row[0].set_yticks(range(len(INTERVENTIONS)), [words for words, _ in reversed(INTERVENTIONS.values())])
+        row[0].set_ylim(-0.6, len(INTERVENTIONS) - 0.4)
+    return figure
 
 
 def accuracy_against_iou(groups):

@@ -4,7 +4,7 @@ from statistics import mean
 
 import numpy as np
 
-from studies.figures import CONVOLUTIONAL, CURVES, METHODS, TRANSFORMERS, place_of
+from studies.figures import CONVOLUTIONAL, CURVES, METHODS, RECOMBINED, TRANSFORMERS, place_of
 from studies.results import p_text
 from studies.study import BEST_BASELINE, COLUMNS
 
@@ -42,12 +42,19 @@ class Findings:
             for run in runs
         }
         hours = sum(sum(record["seconds"].values()) for record in records.values()) / 3600
-        called = (self.mean, self.gain, self.ratio, self.claims, self.pairs)
+        called = (self.mean, self.means, self.gain, self.ratio, self.claims, self.pairs)
         names = {"cells": len(records), "hours": f"{hours:.0f}", "places": CONVOLUTIONAL + TRANSFORMERS}
+        names |= {"recombined": RECOMBINED}
         return names | {function.__name__: function for function in called}
 
     def mean(self, place, method, metric, study="paper"):
         return f"{mean(self.group(study, place).values[method][metric]):.3f}"
+
+    def means(self, place, methods, metric, study="interventions"):
+        """Of some methods, such as `0.253, –, 0.796` where the second was not run."""
+        run = self.group(study, place).values
+        found = [self.mean(place, method, metric, study) if method in run else "–" for method in methods]
+        return ", ".join(found).replace("-", "−")
 
     def gain(self, place, method, over, metric, study="paper"):
         """A difference and its 95 % interval, such as `+57.3 points (51.2 to 63.5)`."""

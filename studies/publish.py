@@ -136,7 +136,9 @@ def draw_figures(findings):
     drawn = {
         "sample.png": figures.sample_pictures,
         "differences.svg": lambda: figures.forest(convolutional),
-        "differences_transformers.svg": lambda: figures.forest(transformers),
+        "interventions.svg": lambda: figures.interventions(
+            [findings.group("interventions", place) for place in figures.RECOMBINED]
+        ),
         "accuracy_iou.svg": lambda: figures.accuracy_against_iou([*convolutional, *transformers]),
         "masks.svg": lambda: figures.shares_of_masks(findings.group("masks", "photographs, frozen")),
     }
