@@ -172,7 +172,7 @@ class Recombination:
         if background.checksum == checksum or row.get("id") is not None and background.row.get("id") == row["id"]:
             background = self._cut_out(second, process)
         # Another row may have the same picture, and say other things of it.
-        return Pair(own._replace(row=_without_pictures(row)), background)
+        return Pair(CutOut(_without_pictures(row), *own[1:]), background)
 
     def _cut_out(self, place, process):
         """The row in a place of the data set, cut out, and kept as far as there is room."""

@@ -226,8 +226,8 @@ class MeglTrainer(Trainer):
             if without:
                 names = ", ".join(self.model.config.id2label[label] for label in without)
                 raise ValueError(
-                    f"`recombine` needs a visual explanation in every class, and {names} has none: without, that a "
-                    "picture is recombined would tell its class. Give some, or leave the class out."
+                    f"`recombine` needs a visual explanation in every class, and there is none of {names}: that a "
+                    "picture is recombined would tell its class. Give some, or leave these classes out."
                 )
         recombination.check_objects(self.data_collator.process)
         self.data_collator = _with(self.data_collator, recombination=recombination)

@@ -338,7 +338,7 @@ def test_every_class_needs_a_mask(make_trainer, share):
     rows = make_dataset(9, masks={0, 3, 4})  # of the classes 0, 0 and 1
     name = make_trainer().model.config.id2label[2]
     with pytest.raises(
-        ValueError, match=f"`recombine` needs a visual explanation in every class, and {name} has none"
+        ValueError, match=f"`recombine` needs a visual explanation in every class, and there is none of {name}"
     ):
         make_trainer(train=rows, recombine=share)
 
