@@ -38,7 +38,7 @@ class FrozenLayers:
         modules = dict(self.vision_model.named_modules())
         if name not in modules:
             near = [module for module in modules if module.endswith(f".{name}")]
-            near = near or difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
+            near = near[:3] or difflib.get_close_matches(name, modules, n=3, cutoff=0)
             raise ValueError(
                 f"`frozen_layer={name!r}` is no module of {type(self.vision_model).__name__}; did you mean "
                 f"{' or '.join(map(repr, near))}?"

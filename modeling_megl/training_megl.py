@@ -260,8 +260,7 @@ class MeglTrainer(Trainer):
                     f"{type(self.train_dataset).__name__}: give a number for each class."
                 )
             counts = self._label_counts()
-            weights = counts.sum() / (num_labels * counts)
-            weights[counts == 0] = 1
+            weights = counts.sum() / (num_labels * counts.clamp_min(1))
         if len(weights) != num_labels:
             raise ValueError(f"`class_weights` must be a number for each of {num_labels} classes, got {len(weights)}.")
         return torch.as_tensor(weights, dtype=torch.float32, device=self.args.device)

@@ -177,9 +177,12 @@ def write_all(arguments, runs):
             compared[name] = (write_evaluation(arguments, run, own), run["items"])
         if several:
             write_comparison(folder, compared, arguments.resamples, arguments.seed)
-    for run in runs if arguments.calibrate else []:
-        save_temperature(run["name"], run["scores"]["temperature"])
     failures = []
+    for run in runs if arguments.calibrate else []:
+        try:
+            save_temperature(run["name"], run["scores"]["temperature"])
+        except OSError as error:
+            failures.append(f"the temperature of {run['name']} cannot be stored: {one_line(error)}")
     for run, (metrics, _) in zip(runs if arguments.update_card else [], compared.values(), strict=False):
         try:
             update_card(run["name"], run["facts"], metrics, arguments.dataset_id)

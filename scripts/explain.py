@@ -92,9 +92,10 @@ def headline(explanation):
 def draw(image, explanation):
     """Picture and overlay side by side, with label, probability and rationale beneath; then the alternatives."""
     rows = [_draw_class(image, one) for one in (explanation, *explanation.get("alternatives", ()))]
-    canvas = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
-    for number, row in enumerate(rows):
-        canvas.paste(row, (0, sum(above.height for above in rows[:number])))
+    canvas, top = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white"), 0
+    for row in rows:
+        canvas.paste(row, (0, top))
+        top += row.height
     return canvas
 
 

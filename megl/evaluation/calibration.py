@@ -16,6 +16,7 @@ from megl.evaluation.predictions import in_all_processes, own_batches, read_batc
 from megl.evaluation.scores import expected_calibration_error
 
 
+# Where a temperature is looked for: at the first, most probabilities are 1, at the second all classes are alike.
 LOWEST, HIGHEST = 0.05, 20.0
 
 
