@@ -146,6 +146,10 @@ class InitArguments:
     ) = option("How the map is made.")
     saliency_layer: str | None = option("Module of the vision model to compute maps on, if not the default.")
     saliency_score: Literal["logit", "contrast"] | None = option("What the map explains.")
+    evidence_layers: list[str] | None = option(
+        "Earlier modules of the vision model that the rationale is written from as well, for colour and texture: "
+        "names, or `auto`."
+    )
     rationale_gradient: Literal["map", "map_and_features", "none"] | None = option(
         "Where the rationale's loss may go in the vision model."
     )
@@ -165,6 +169,8 @@ class InitArguments:
             )
         if self.text and not self.vision:
             raise ValueError("`--text` goes with `--vision`: a preset and a trained model have their language models")
+        if self.evidence_layers and self.model:
+            raise ValueError("`--evidence_layers` is for a new model: a trained one was trained with those it has")
 
 
 @dataclass(kw_only=True)

@@ -118,10 +118,15 @@ class MeglConfig(PreTrainedConfig):
         feature_size (`int`, *optional*):
             Channels at the tap. `None` reads it off the vision config.
         num_evidence_tokens (`int`, *optional*, defaults to 4):
-            Tokens of saliency-weighted evidence in front of the language model's prompt, at least 2: the last one says
-            where the map looks, the others what is there.
+            Tokens of saliency-weighted evidence in front of the language model's prompt, at least 2 and one more for
+            each of `evidence_layers`: the last one says where the map looks, the others what is there.
         evidence_size (`int`, *optional*, defaults to 256):
             Width of the vector that tells what is there, the bottleneck between features and rationale.
+        evidence_layers (`list[str]`, *optional*):
+            Names of earlier modules of the vision model whose features the rationale is written from as well, under
+            the same map: they tell colour and texture, which features at the tap lose. No gradient reaches them.
+        evidence_sizes (`list[int]`, *optional*):
+            Channels of each of them ([`~MeglForImageClassification.probe_evidence_layers`] tells).
         rationale_gradient (`str`, *optional*, defaults to `"map"`):
             Where the rationale's loss may go in the vision model: through the saliency map alone (`"map"`: textual
             supervision on visual explanations), through the map and the features it weights (`"map_and_features"`), or
@@ -173,6 +178,8 @@ class MeglConfig(PreTrainedConfig):
     feature_size: int | None = None
     num_evidence_tokens: int = 4
     evidence_size: int = 256
+    evidence_layers: list[str] | None = None
+    evidence_sizes: list[int] | None = None
     rationale_gradient: Literal["map", "map_and_features", "none"] = "map"
     grounding_map: Literal["saliency", "uniform", "random", "visual_explanation"] = "saliency"
     score_temperature: float = 1.0
@@ -183,10 +190,17 @@ class MeglConfig(PreTrainedConfig):
         if self.id2label is not None or self.label2id is not None:
             self.id2label = _classes(self.id2label, self.label2id, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
-        if self.num_evidence_tokens < 2:
+        self.evidence_layers, self.evidence_sizes = self.evidence_layers or [], self.evidence_sizes or []
+        if len(self.evidence_layers) != len(self.evidence_sizes):
             raise ValueError(
-                "`num_evidence_tokens` must be 2 or more, for what the map shows and where it lies, got "
-                f"{self.num_evidence_tokens}."
+                "`evidence_sizes` must have the number of channels of each of `evidence_layers`, got "
+                f"{self.evidence_sizes} for {self.evidence_layers}."
+            )
+        fewest = 2 + len(self.evidence_layers)
+        if self.num_evidence_tokens < fewest:
+            raise ValueError(
+                f"`num_evidence_tokens` must be {fewest} or more, for what the map shows, at the tap and in each of "
+                f"`evidence_layers`, and where it lies, got {self.num_evidence_tokens}."
             )
         if not 0 < self.score_temperature < math.inf:
             raise ValueError(f"`score_temperature` must be a number above 0, got {self.score_temperature}.")

@@ -104,14 +104,15 @@ class FrozenLayers:
                     raise TypeError(f"its output is a {type(features).__name__}")
                 with self.given(features.detach()) as blank:
                     found = model(blank, target=target)
-                for name in ("logits", "saliency"):
+                for name in ("logits", "saliency", "evidence_tokens"):
                     torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
                 return found.logits
             except (AssertionError, RuntimeError, TypeError, ValueError) as error:
                 reason = error
         raise ValueError(
             f"`frozen_layer={self.name!r}` cannot be frozen: what follows does not depend on its output alone "
-            f"({one_line(reason)}). Choose a stage or layer before the one that the map is computed on."
+            f"({one_line(reason)}). Choose a stage or layer before the one that the map is computed on, and no "
+            "`evidence_layers` before it."
         ) from reason
 
     def encode(self, dataset, processor, batch_size, device):

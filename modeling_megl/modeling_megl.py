@@ -35,7 +35,7 @@ from .language_megl import check_causal, check_language_model, max_positions, pl
 from .losses_megl import rationale_loss, resize_masks, visual_losses
 from .processing_megl import load_image_processor, split_gguf
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
-from .tap_megl import keep_gathered, open_tap, probe_tap
+from .tap_megl import keep_gathered, open_tap, probe_evidence_layers, probe_tap
 
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class MeglOutput(ModelOutput):
         evidence_tokens (`torch.FloatTensor` of shape `(batch_size, num_tokens, text_hidden_size)`, *optional*):
             What the language model sees of the picture; in training mode returned with `input_ids`.
         features (`torch.FloatTensor` of shape `(batch_size, channels, map_height, map_width)`):
-            What the map lies on and the evidence is taken from: the features at the tap.
+            What the evidence is taken from: the features at the tap, which the map lies on, and in the channels behind
+            them those of `config.evidence_layers`, averaged over the cells of the map.
         loss_classification, loss_visual, loss_text (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Unweighted losses, each where its targets are given.
     """
@@ -132,6 +133,9 @@ class MeglGrounding(nn.Module):
     token of their own since the features, which differ from picture to picture, would drown them in a common sum:
     small language models then name places at random.
 
+    Features at the tap tell classes apart and little else. The means of features of earlier layers under the same map
+    (`config.evidence_layers`), which tell colour and texture, come in a token for each layer in front of the last.
+
     Args:
         config ([`MeglConfig`]): The model's configuration.
         hidden_size (`int`): Width of the language model's input embeddings.
@@ -139,30 +143,41 @@ class MeglGrounding(nn.Module):
 
     def __init__(self, config, hidden_size):
         super().__init__()
-        self.num_feature_tokens = config.num_evidence_tokens - 1
+        self.channels = [config.feature_size, *config.evidence_sizes]
+        self.num_feature_tokens = config.num_evidence_tokens - len(self.channels)
         self.norm = nn.LayerNorm(config.feature_size)
         self.feature_projection = nn.Linear(config.feature_size, config.evidence_size)
         self.expansion = nn.Linear(config.evidence_size, self.num_feature_tokens * hidden_size)
         self.position_projection = nn.Linear(4 * _NUM_FREQUENCIES, hidden_size)
+        self.earlier_norms = nn.ModuleList(nn.LayerNorm(size) for size in config.evidence_sizes)
+        self.earlier_projections = nn.ModuleList(nn.Linear(size, hidden_size) for size in config.evidence_sizes)
 
     def forward(self, features, saliency):
         """
         Args:
-            features (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Features at the tap.
+            features (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Features at the tap, then those
+                of `config.evidence_layers`.
             saliency (`torch.Tensor` of shape `(batch_size, height, width)`): Maps in [0, 1].
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`. Where the map is zero there
-            is no evidence: both means are zero.
+            is no evidence: all means are zero.
         """
-        patches = self.norm(features.flatten(2).transpose(1, 2))  # (B, h * w, C)
-        positions = _position_features(*saliency.shape[1:], patches.device, patches.dtype)  # (h * w, 4 * frequencies)
+        patches = features.flatten(2).transpose(1, 2).split(self.channels, dim=2)  # (B, h * w, C) each
+        positions = _position_features(
+            *saliency.shape[1:], features.device, features.dtype
+        )  # (h * w, 4 * frequencies)
         mass = saliency.sum(dim=(1, 2))
         weights = saliency.flatten(1) / torch.where(mass > 0, mass, torch.ones_like(mass))[:, None]
-        weights = weights.to(patches.dtype)
-        what = self.feature_projection(torch.einsum("bn,bnc->bc", weights, patches))
+        weights = weights.to(features.dtype)
+        means = [
+            torch.einsum("bn,bnc->bc", weights, norm(layer))
+            for norm, layer in zip([self.norm, *self.earlier_norms], patches, strict=True)
+        ]
+        what = self.expansion(self.feature_projection(means[0])).unflatten(1, (self.num_feature_tokens, -1))
+        earlier = [project(mean) for project, mean in zip(self.earlier_projections, means[1:], strict=True)]
         where = self.position_projection(weights @ positions)
-        return torch.cat([self.expansion(what).unflatten(1, (self.num_feature_tokens, -1)), where[:, None]], dim=1)
+        return torch.cat([what, torch.stack([*earlier, where], dim=1)], dim=1)
 
 
 _NUM_FREQUENCIES = 4
@@ -326,6 +341,14 @@ class MeglForImageClassification(MeglPreTrainedModel):
         """
         return probe_tap(self._active_vision_model, self._tap_name, infer_image_size(self.config.vision_config))
 
+    def probe_evidence_layers(self, layers):
+        """
+        Names and numbers of channels for `config.evidence_layers` and `evidence_sizes`, by modules' names or
+        `["auto"]`; a `ValueError` where the output of one is no grid that lies over the picture.
+        """
+        image_size = infer_image_size(self.config.vision_config)
+        return probe_evidence_layers(self._active_vision_model, self._tap_name, image_size, layers)
+
     def probe_language_model(self):
         """A `ValueError` with the reason where the language model cannot learn or write rationales."""
         probe_language_model(self.language_model, self.config.num_evidence_tokens)
@@ -333,7 +356,9 @@ class MeglForImageClassification(MeglPreTrainedModel):
     def _open_tap(self, pixel_values, create_graph):
         reads = SALIENCY_METHODS[self.config.saliency_method].reads
         shape = tuple(pixel_values.shape[-2:])
-        return open_tap(self._active_vision_model, self._tap_name, shape, create_graph, reads)
+        return open_tap(
+            self._active_vision_model, self._tap_name, shape, create_graph, reads, self.config.evidence_layers
+        )
 
     def forward(
         self,
@@ -427,7 +452,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             with torch.inference_mode(False), torch.enable_grad():
                 scores = explained_scores(logits, target, self.config.saliency_score, foil)
             saliency = compute_saliency(tap, scores, self.config.saliency_method)
-            features = tap.to_grid(tap.output)
+            features = tap.features()
         outputs = (logits, saliency, features)
         return outputs if differentiable else tuple(output.detach() for output in outputs)
 
@@ -731,7 +756,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             labels (`list[str]`): Names of the classes, in the order of their ids.
             trust_remote_code (`bool`, *optional*, defaults to `False`): Whether `vision` may run its own code. A
                 language model with its own code is refused, as a checkpoint does not carry it.
-            config_kwargs: Fields of [`MeglConfig`], such as `saliency_layer`.
+            config_kwargs: Fields of [`MeglConfig`], such as `saliency_layer`; `evidence_layers` also as `["auto"]`.
 
         Raises:
             `ValueError`: where a part cannot be used, tried on one random image, with the reason.
@@ -743,14 +768,18 @@ class MeglForImageClassification(MeglPreTrainedModel):
         vision_config, text_config = vision_model.config, language_model.config
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
         image_size = _picture_size(vision, vision_config, trust_remote_code)
-        feature_size = probe_tap(vision_model, saliency_layer, image_size)
+        found = {"feature_size": probe_tap(vision_model, saliency_layer, image_size)}
+        if layers := config_kwargs.pop("evidence_layers", None):
+            found["evidence_layers"], found["evidence_sizes"] = probe_evidence_layers(
+                vision_model, saliency_layer, image_size, layers
+            )
         # A new config would set those of its parts back, which are in use.
         attention = {
             "vision_config": vision_config._attn_implementation,
             "text_config": text_config._attn_implementation,
         }
         config = MeglConfig(
-            **{"feature_size": feature_size, "attn_implementation": attention, **config_kwargs},
+            **{**found, "attn_implementation": attention, **config_kwargs},
             vision_config=vision_config,
             text_config=text_config,
             id2label=id2label,

@@ -2,8 +2,10 @@
 
 import inspect
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,18 +36,24 @@ class Tap:
         create_graph (`bool`): Whether the map will be differentiated.
         reads (`str`, defaults to `"features"`): What the method makes its map of: `"features"` at the tap, the
             `"pixels"`, or the `"attentions"` of all layers.
+        evidence_layers (`list[str]`, *optional*): Names of more modules whose output is kept, without gradients.
 
     Raises:
-        `ValueError`: where `vision_model` has no module of that name.
+        `ValueError`: where `vision_model` has no module of such a name.
     """
 
-    def __init__(self, vision_model, name, image_shape, create_graph, reads="features"):
+    def __init__(self, vision_model, name, image_shape, create_graph, reads="features", evidence_layers=()):
         modules = dict(vision_model.named_modules())
         if name not in modules:
             raise ValueError(
                 f"`saliency_layer={name!r}` is no module of {_class_name(vision_model)}; {_default(vision_model)}."
             )
+        if missing := [layer for layer in evidence_layers if layer not in modules]:
+            raise ValueError(
+                f"{_evidence_layer(missing[0])} is no module of {_class_name(vision_model)}; 'auto' finds some."
+            )
         self.vision_model, self.name, self.module = vision_model, name, modules[name]
+        self.evidence_modules, self.evidence = {layer: modules[layer] for layer in evidence_layers}, {}
         self.num_prefix_tokens = count_prefix_tokens(vision_model)
         self.image_shape = image_shape
         self.create_graph = create_graph
@@ -55,6 +63,8 @@ class Tap:
     def __enter__(self):
         self.tail = ExitStack()
         self.tail.callback(self.module.register_forward_hook(self._hook).remove)
+        for layer, module in self.evidence_modules.items():
+            self.tail.callback(module.register_forward_hook(partial(self._keep, layer)).remove)
         self.tail.enter_context(_no_checkpointing(self._tail_modules()))
         if self.reads == "attentions":
             self.tail.enter_context(_eager_attention(self.vision_model))
@@ -76,13 +86,13 @@ class Tap:
         self.attentions = getattr(outputs, "attentions", None)
         return outputs.logits
 
+    def _keep(self, layer, module, args, output):
+        where = _evidence_layer(layer)
+        # A copy, as what follows may change it in place.
+        self.evidence[layer] = self.to_grid(_tensor(output, where), where).detach().clone()
+
     def _hook(self, module, args, output):
-        tensor = output[0] if isinstance(output, tuple) else output
-        if not isinstance(tensor, torch.Tensor):
-            raise TapError(
-                f"`saliency_layer={self.name!r}` gives a {type(tensor).__name__}: choose a module whose output is a "
-                "tensor."
-            )
+        tensor = _tensor(output, f"`saliency_layer={self.name!r}`")
         # Where the module runs several times, the last one counts. A copy is kept, and another one handed on: what
         # follows, or uses the same memory, may change it in place.
         if self.reads == "features":
@@ -133,30 +143,53 @@ class Tap:
             )
         return list(found)
 
-    def to_grid(self, tensor):
+    def features(self):
+        """
+        `(B, C, h, w)`: the features at the tap and, behind them, those of the evidence layers, averaged
+        over its cells.
+        """
+        features = self.to_grid(self.output)
+        others = [F.adaptive_avg_pool2d(self.evidence[layer], features.shape[2:]) for layer in self.evidence_modules]
+        return torch.cat([features, *others], dim=1) if others else features
+
+    def to_grid(self, tensor, where=None):
         """
         `(B, C, h, w)` of a feature map `(B, C, h, w)` or `(B, h, w, C)`, or of tokens `(B, prefix + h * w, C)`.
 
         Raises:
-            `ValueError`: where the tokens do not tile the image, or `tensor` is of another shape.
+            `ValueError`: where the tokens do not tile the image, or `tensor` is of another shape, in a line that
+                begins with `where`: whose output it is, the tap's by default.
         """
+        where = where or f"`saliency_layer={self.name!r}`"
         if tensor.ndim == 4:
             return tensor if _is_channels_first(tensor.shape, self.image_shape) else tensor.permute(0, 3, 1, 2)
         if tensor.ndim != 3:
             raise TapError(
-                f"`saliency_layer={self.name!r}` gives a tensor of shape {tuple(tensor.shape)}: choose a module that "
-                "gives a feature map or tokens."
+                f"{where} gives a tensor of shape {tuple(tensor.shape)}: choose a module that gives a feature map or "
+                "tokens."
             )
         num_tokens, prefix = tensor.shape[1], self.num_prefix_tokens
         # In a pyramid the class token joins the last stage alone.
         if not _find_grid(num_tokens - prefix, self.image_shape) and _find_grid(num_tokens, self.image_shape):
             prefix = 0
-        height, width = token_grid(num_tokens - prefix, self.image_shape)
+        height, width = token_grid(num_tokens - prefix, self.image_shape, where)
         return tensor[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
 
 
 class TapError(ValueError):
     """A module is no place for a tap."""
+
+
+def _evidence_layer(name):
+    return f"`evidence_layers`: {name!r}"
+
+
+def _tensor(output, where):
+    """What a module gives, or the first of several."""
+    tensor = output[0] if isinstance(output, tuple) else output
+    if not isinstance(tensor, torch.Tensor):
+        raise TapError(f"{where} gives a {type(tensor).__name__}: choose a module whose output is a tensor.")
+    return tensor
 
 
 @contextmanager
@@ -219,14 +252,14 @@ def _is_channels_first(shape, image_shape):
     return distortion(*shape[2:]) <= distortion(*shape[1:3])
 
 
-def token_grid(num_patches, image_shape):
+def token_grid(num_patches, image_shape, where="`saliency_layer`"):
     """Rows and columns of `num_patches` tokens of square patches that tile an image of `image_shape` pixels."""
     grid = _find_grid(num_patches, image_shape)
     if grid is None:
         height, width = image_shape
         raise TapError(
-            f"{num_patches} patch tokens do not tile an image of {height} x {width} pixels: `saliency_layer` must "
-            "give one token for each square patch after its class and register tokens."
+            f"{num_patches} patch tokens do not tile an image of {height} x {width} pixels: {where} must give one "
+            "token for each square patch after its class and register tokens."
         )
     return grid
 
@@ -239,9 +272,9 @@ def _find_grid(num_patches, image_shape):
     return None
 
 
-def open_tap(vision_model, name, image_shape, create_graph, reads="features"):
+def open_tap(vision_model, name, *args, **kwargs):
     """The [`Tap`] at the module `name`, or at the one that [`find_tap`] finds where `name` is `None`."""
-    return Tap(vision_model, name or find_tap(vision_model), image_shape, create_graph, reads)
+    return Tap(vision_model, name or find_tap(vision_model), *args, **kwargs)
 
 
 # Rows and columns, in eighths of the picture, of the squares that the probe changes: spread, and unlike each other.
@@ -264,17 +297,10 @@ def probe_tap(vision_model, name, image_size):
             where the output of the module is no grid that lies over the picture; and where the gradient there is zero
             everywhere, so that each map would be.
     """
-    shape = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    parameter = next(vision_model.parameters())
-    images = _probe_images(*shape).to(parameter.device, parameter.dtype)
-    training = vision_model.training
-    vision_model.eval()
-    try:
-        with torch.no_grad(), open_tap(vision_model, name, shape, create_graph=False) as tap:
-            twice = [_answer(tap, images[:1]) for _ in range(2)]
-            scores, features = _answer(tap, images)
-    finally:
-        vision_model.train(training)
+    images = _probe_images(vision_model, image_size)
+    with _evaluation(vision_model), open_tap(vision_model, name, images.shape[2:], create_graph=False) as tap:
+        twice = [_answer(tap, images[:1]) for _ in range(2)]
+        scores, features = _answer(tap, images)
     where = f"`saliency_layer={tap.name!r}`" if name else f"{tap.name!r}, the module that is taken by default,"
     _check_repeatable(vision_model, *twice)
     with torch.enable_grad():
@@ -290,8 +316,51 @@ def probe_tap(vision_model, name, image_size):
     return features.shape[1]
 
 
-def _probe_images(height, width):
+def probe_evidence_layers(vision_model, name, image_size, layers):
+    """
+    Try evidence layers as [`probe_tap`] tries the tap, which `name` and `image_size` are of.
+
+    Args:
+        layers (`list[str]`): Names of modules, or `["auto"]`: the first and the middle one of the layers or stages
+            before the last, which is known by its structure.
+
+    Returns:
+        `tuple[list[str], list[int]]`: their names and their numbers of channels.
+
+    Raises:
+        `ValueError`: where a module's output is no grid that lies over the picture.
+    """
+    layers = find_evidence_layers(vision_model) if layers == ["auto"] else layers
+    images = _probe_images(vision_model, image_size)
+    shape = tuple(images.shape[2:])
+    with (
+        _evaluation(vision_model),
+        open_tap(vision_model, name, shape, create_graph=False, evidence_layers=layers) as tap,
+    ):
+        _answer(tap, images)
+    for layer in layers:
+        where = _evidence_layer(layer)
+        if layer not in tap.evidence or len(tap.evidence[layer]) != len(images):
+            raise TapError(f"{where} does not give one output for each picture: choose another module.")
+        _check_lies_over_the_picture(tap.evidence[layer], where)
+    return list(layers), [tap.evidence[layer].shape[1] for layer in layers]
+
+
+@contextmanager
+def _evaluation(vision_model):
+    """Without gradients, in evaluation mode."""
+    training = vision_model.training
+    vision_model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        vision_model.train(training)
+
+
+def _probe_images(vision_model, image_size):
     """A random picture and copies of it, each with a square, an eighth of the side, of other values."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
     images = [image]
     for row, column in _SQUARES:
@@ -302,7 +371,7 @@ def _probe_images(height, width):
         )
         changed[:, rows, columns] *= -1
         images.append(changed)
-    return torch.stack(images)
+    return torch.stack(images).to(next(vision_model.parameters()))
 
 
 def _answer(tap, images):
@@ -421,21 +490,34 @@ def find_tap(vision_model):
     )
 
 
+def find_evidence_layers(vision_model):
+    """Names of the first and the middle one of the layers or stages before the last; of two, of the first alone."""
+    layers = _layers(vision_model)
+    return list(dict.fromkeys(layers[place] for place in (0, len(layers) // 2) if place < len(layers) - 1))
+
+
 def _last_layer(vision_model):
-    """Name of the last element of the largest stack."""
+    return _layers(vision_model)[-1]
+
+
+def _layers(vision_model):
+    """Names of the elements of the largest stack; of elements that are stacks themselves, of their last one."""
     for name, module in vision_model.named_modules():
         if getattr(module, "feature_info", None):  # timm's own list of its stages
-            return ".".join(filter(None, (name, list(module.feature_info)[-1]["module"])))
-    name = _largest_stack(vision_model)
-    if name is None:
+            return [".".join(filter(None, (name, stage["module"]))) for stage in module.feature_info]
+    stack = _largest_stack(vision_model)
+    if stack is None:
         raise ValueError(
             f"No stack of layers was found in {_class_name(vision_model)}: name the module to explain by "
             "`saliency_layer`."
         )
-    layer = vision_model.get_submodule(name)
-    while isinstance(layer, nn.ModuleList):
-        name, layer = f"{name}.{len(layer) - 1}", layer[-1]
-    return name
+    layers = []
+    for name, layer in vision_model.get_submodule(stack).named_children():
+        name = f"{stack}.{name}"
+        while isinstance(layer, nn.ModuleList):
+            name, layer = f"{name}.{len(layer) - 1}", layer[-1]
+        layers.append(name)
+    return layers
 
 
 def _largest_stack(vision_model):

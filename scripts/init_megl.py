@@ -28,7 +28,7 @@ from modeling_megl.configuration_megl import read_config
 # Options that are settings of `MeglProcessor` or fields of `MeglConfig`, which have the defaults.
 PROCESSED = ("rationale_prompt", "max_rationale_length")
 CONFIGURED = (
-    *("saliency_method", "saliency_layer", "saliency_score", "rationale_gradient", "grounding_map"),
+    *("saliency_method", "saliency_layer", "saliency_score", "evidence_layers", "rationale_gradient", "grounding_map"),
     *PROCESSED,
 )
 
@@ -45,10 +45,14 @@ def make_model(arguments, labels, rationales):
     if arguments.preset:
         processor = MeglProcessor.from_preset(arguments.preset, labels, rationales, **texts)
         config = MeglConfig.from_preset(arguments.preset, labels, **processor.text_config_kwargs())
+        layers = settings.pop("evidence_layers", None)
         for name, value in settings.items():
             setattr(config, name, value)
         if arguments.saliency_layer:  # which may have another width
             config.feature_size = MeglForImageClassification(config).probe_saliency_layer()
+        if layers:
+            found = MeglForImageClassification(config).probe_evidence_layers(layers)
+            config.evidence_layers, config.evidence_sizes = found
         return MeglForImageClassification(config), processor
     if read_config(arguments.vision).get("model_type") == MeglConfig.model_type:
         raise ValueError(

@@ -102,6 +102,12 @@ def test_what_was_frozen_before_stays_frozen(make_model):
         ("megl-vit-tiny", "vit.layers.0", {"saliency_method": "attention_rollout"}, "cannot be frozen"),
         (
             "megl-resnet-tiny",
+            STAGE,
+            {"evidence_layers": ["resnet.embedder"], "evidence_sizes": [8]},
+            "cannot be frozen.* no `evidence_layers` before it",
+        ),
+        (
+            "megl-resnet-tiny",
             "resnet.encoder.stages.1",
             {"saliency_layer": STAGE, "feature_size": 8},
             "cannot be frozen",

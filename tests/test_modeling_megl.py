@@ -353,6 +353,38 @@ def test_evidence_is_the_weighted_mean_of_features_and_places(make_model):
     torch.testing.assert_close(grounding(features, saliency), got)
 
 
+def test_evidence_of_earlier_layers_has_a_token_for_each(make_model):
+    fields = {"evidence_layers": ["vit.layers.0"], "evidence_sizes": [32]}
+    model, plain = make_model(VIT, **fields), make_model(VIT)
+    grounding = model.grounding
+    features, saliency = torch.randn(1, 64, 2, 3), torch.tensor([[[0.5, 0.0, 0.0], [0.0, 0.0, 1.0]]])
+    first, second, third = grounding(features, saliency)[0]
+    what, earlier = features[0, :32], grounding.earlier_norms[0](features[0, 32:].flatten(1).T)  # (6, 32)
+    torch.testing.assert_close(second, grounding.earlier_projections[0]((0.5 * earlier[0] + earlier[5]) / 1.5))
+    mean = (0.5 * grounding.norm(what[:, 0, 0]) + grounding.norm(what[:, 1, 2])) / 1.5
+    torch.testing.assert_close(first, grounding.expansion(grounding.feature_projection(mean)))
+    torch.testing.assert_close(
+        grounding(features, torch.zeros_like(saliency))[0, 1], grounding.earlier_projections[0].bias
+    )
+    # The classifier and its map are what they are without, and `ground` takes what the model gives.
+    plain.vision_model.load_state_dict(model.vision_model.state_dict())
+    images = random_images(2, 3, 32, 32)
+    found, expected = model(images), plain(images)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.saliency, expected.saliency)
+    assert found.features.shape == (2, 64, 4, 4)
+    torch.testing.assert_close(model.ground(found.features, found.saliency), found.evidence_tokens)
+
+
+def test_rationales_reach_earlier_layers_through_the_map_alone(make_model, make_batch):
+    fields = {"evidence_layers": ["resnet.encoder.stages.0"], "evidence_sizes": [8]}
+    for kind, reached in (("map", True), ("none", False)):
+        model = make_model("megl-resnet-tiny", rationale_gradient=kind, **fields)
+        text_loss(model, make_batch()).backward()
+        gradients = [p.grad for p in model.vision_model.parameters() if p.grad is not None and p.grad.any()]
+        assert bool(gradients) == reached
+        assert model.grounding.earlier_projections[0].weight.grad.any()
+
+
 # ---- Where the rationale's gradient goes ----
 
 
@@ -866,6 +898,10 @@ def test_checkpoints_of_other_models_are_refused(make_model, processor, tmp_path
 def test_evidence_needs_a_token_for_each_of_its_parts(make_model):
     with pytest.raises(ValueError, match="`num_evidence_tokens` must be 2 or more, .*, got 1"):
         make_model(VIT, num_evidence_tokens=1)
+    with pytest.raises(ValueError, match="`num_evidence_tokens` must be 4 or more, .*, got 3"):
+        make_model(VIT, evidence_layers=["vit.layers.0", "vit.layers.1"], evidence_sizes=[32, 32])
+    with pytest.raises(ValueError, match=r"`evidence_sizes` must have .*, got \[\] for \['vit.layers.0'\]"):
+        make_model(VIT, evidence_layers=["vit.layers.0"])
 
 
 def test_new_weights_follow_the_initializer_range(make_model):
@@ -888,6 +924,17 @@ def test_composed_of_pretrained_parts(preset, make_model, tmp_path):
         for name, value in getattr(donor, part).state_dict().items():
             assert torch.equal(getattr(model, part).state_dict()[name], value), name
     assert model(random_images(1, 3, 32, 32)).evidence_tokens.shape == (1, 2, 32)
+
+    # With earlier layers in the evidence.
+    model = MeglForImageClassification.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), ["a", "b"], evidence_layers=["auto"]
+    )
+    assert model.config.evidence_layers[0].endswith(".0")
+    assert model.config.evidence_sizes == [norm.normalized_shape[0] for norm in model.grounding.earlier_norms]
+    model.save_pretrained(tmp_path / "saved")
+    pixel_values = random_images(1, 3, 32, 32)
+    again = MeglForImageClassification.from_pretrained(tmp_path / "saved")(pixel_values)
+    torch.testing.assert_close(again.evidence_tokens, model(pixel_values).evidence_tokens)
 
     # Other classes: a new head on the same backbone.
     other = MeglForImageClassification.from_vision_text_pretrained(

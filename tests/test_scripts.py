@@ -106,6 +106,29 @@ def test_method_and_layer_of_the_map_are_chosen(run, dataset, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_evidence_of_earlier_layers(run, dataset, tmp_path, capsys):
+    options = ("--preset", "megl-resnet-tiny", "--evidence_layers", "auto")
+    init(run, dataset, tmp_path / "model", *options)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["evidence_layers"], config["evidence_sizes"]) == (["resnet.encoder.stages.0"], [48])
+    init(run, dataset, tmp_path / "named", *options[:-1], "resnet.encoder.stages.0", "resnet.embedder")
+    config = json.loads((tmp_path / "named" / "config.json").read_text())
+    assert (config["evidence_layers"], config["evidence_sizes"]) == (
+        ["resnet.encoder.stages.0", "resnet.embedder"],
+        [48, 32],
+    )
+    with pytest.raises(SystemExit, match=r"init_megl: `evidence_layers`: 'stem' is no module of ResNetFor"):
+        init(run, dataset, tmp_path / "other", *options[:-1], "stem")
+    with pytest.raises(SystemExit):
+        init(run, dataset, tmp_path / "other", "--model", tmp_path / "model", *options[2:])
+    assert "`--evidence_layers` is for a new model" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    train(run, tmp_path / "model", dataset, tmp_path / "trained")
+    run("evaluate_megl", "--model", tmp_path / "trained", "--dataset", dataset, "--output", tmp_path / "evaluation")
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert 0 <= metrics["rationale"]["shuffled_place_accuracy"] <= 1
+
+
 def init(run, dataset, output, *options):
     run("init_megl", "--dataset", dataset, "--output", output, *options)
 

@@ -17,7 +17,14 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from modeling_megl import MeglForImageClassification
 from modeling_megl.configuration_megl import infer_image_size
-from modeling_megl.tap_megl import count_prefix_tokens, find_tap, open_tap, probe_tap, token_grid
+from modeling_megl.tap_megl import (
+    count_prefix_tokens,
+    find_tap,
+    open_tap,
+    probe_evidence_layers,
+    probe_tap,
+    token_grid,
+)
 
 
 def test_grad_mode_of_the_caller_is_restored():
@@ -133,6 +140,8 @@ def test_tap_is_found_from_the_structure(model_type):
     maps, _ = run(model, random_images(2, 3, 32, 32), create_graph=True)
     assert maps.shape == (2, 4, 4)
     assert probe_tap(model, None, 32) == (1280 if name.endswith(("conv_1x1", "top_activation")) else 16)
+    layers, sizes = probe_evidence_layers(model, None, 32, ["auto"])
+    assert len(layers) == len(sizes) >= 1 and set(sizes) <= {8, 16}
     assert maps.min() >= 0 and maps.max() <= 1
     maps.sum().backward()
 
@@ -442,6 +451,50 @@ def test_pixels_may_be_normalised_in_place(create_graph):
     torch.testing.assert_close(maps, expected)
     torch.testing.assert_close(logits, expected_logits)
     assert maps.max() == 1
+
+
+def test_evidence_layers_are_found_from_the_structure():
+    def found(model_type, **settings):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, **settings)
+        return probe_evidence_layers(make_model_of(config), None, infer_image_size(config), ["auto"])
+
+    vit = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    assert found("vit", num_hidden_layers=6, **vit) == (["vit.layers.0", "vit.layers.3"], [16, 16])
+    assert found("vit", num_hidden_layers=1, **vit) == ([], [])
+    stages = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1] * 4, "layer_type": "basic"}
+    names = ["resnet.encoder.stages.0", "resnet.encoder.stages.2"]
+    assert found("resnet", **stages) == (names, [8, 16])
+    # Each stage of a PVT is a stack of its own.
+    settings, *_ = MORE_VISION_MODELS["pvt"]
+    names = ["pvt.encoder.block.0.0", "pvt.encoder.block.2.0"]
+    assert found("pvt", **settings) == (names, [16, 32])
+
+
+def test_evidence_layers_lie_over_the_picture_or_are_refused():
+    resnet = make_vision_model("resnet")
+    with pytest.raises(ValueError, match=r"`evidence_layers`: 'stem' is no module of ResNetFor.*; 'auto' finds some"):
+        probe_evidence_layers(resnet, None, 32, ["stem"])
+    with pytest.raises(ValueError, match=r"`evidence_layers`: 'classifier' gives a tensor of shape \(9, 3\)"):
+        probe_evidence_layers(resnet, None, 32, ["classifier"])
+    settings, *_ = MORE_VISION_MODELS["hiera"]
+    config = AutoConfig.for_model("hiera", **settings)
+    with pytest.raises(ValueError, match="`evidence_layers`: 'hiera.encoder.stages.0' does not lie over the picture"):
+        probe_evidence_layers(make_model_of(config), None, infer_image_size(config), ["auto"])
+
+
+def test_evidence_layers_are_averaged_over_the_cells_of_the_map_and_have_no_gradient():
+    model, images = make_vision_model("resnet"), random_images(2, 3, 32, 32)
+    expected = model.resnet.encoder.stages[0](model.resnet.embedder(images))
+    with open_tap(model, None, (32, 32), True, evidence_layers=["resnet.encoder.stages.0"]) as tap:
+        logits = tap(images)
+    torch.testing.assert_close(logits, model(images).logits)
+    features = tap.features()
+    assert torch.equal(features[:, :16], tap.output)
+    cells = expected.unflatten(2, (4, -1)).unflatten(4, (4, -1)).mean(dim=(3, 5))
+    torch.testing.assert_close(features[:, 16:], cells)
+    gradients = torch.autograd.grad(features[:, 16:].sum(), list(model.parameters()), allow_unused=True)
+    assert not any(gradient is not None and gradient.any() for gradient in gradients)
 
 
 def test_features_are_what_the_module_gave_also_where_that_is_in_place():

@@ -214,7 +214,7 @@ def _write_without_evidence(model, processor, items, batch_size, max_new_tokens)
     for start in range(0, len(names), batch_size):
         chosen = names[start : start + batch_size]
         maps = torch.zeros(len(chosen), *items[0]["saliency"].shape, device=model.device)
-        features = torch.zeros(len(chosen), model.config.feature_size, *maps.shape[1:], device=model.device)
+        features = torch.zeros(len(chosen), sum(model.grounding.channels), *maps.shape[1:], device=model.device)
         texts += _write(model, processor, chosen, model.ground(features, maps), max_new_tokens)
     by_name = dict(zip(names, texts, strict=True))
     for item in items:
