@@ -135,6 +135,12 @@ class MeglConfig(PreTrainedConfig):
             The map that weights the evidence; the others are ablations of SDTG, see
             [`~MeglForImageClassification.grounding_maps`]. `"uniform"`: every cell alike. `"random"`: the saliency map
             with its cells shuffled. `"visual_explanation"`: the human mask where one is given.
+        text_base_model (`str`, *optional*):
+            Hub id, folder or GGUF file that the language model was loaded from, where it was pretrained.
+        text_base_checksum (`str`, *optional*):
+            SHA-256 of its weights as they were then.
+        text_adapter (`bool`, *optional*, defaults to `False`):
+            Whether the checkpoint holds adapters in place of the language model, see `save_adapter`.
         score_temperature (`float`, *optional*, defaults to 1.0):
             What class scores are divided by before they become probabilities (temperature scaling, Guo et al. 2017);
             `megl evaluate --calibrate` fits it, and a training sets it back.
@@ -182,6 +188,9 @@ class MeglConfig(PreTrainedConfig):
     evidence_sizes: list[int] | None = None
     rationale_gradient: Literal["map", "map_and_features", "none"] = "map"
     grounding_map: Literal["saliency", "uniform", "random", "visual_explanation"] = "saliency"
+    text_base_model: str | None = None
+    text_base_checksum: str | None = None
+    text_adapter: bool = False
     score_temperature: float = 1.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False

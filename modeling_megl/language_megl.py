@@ -1,13 +1,93 @@
-"""The language model: where the evidence stands in its input, and whether it can be used at all."""
+"""The language model: how it is loaded, where the evidence stands in its input, and whether it can be used at all."""
 
+import hashlib
 from contextlib import contextmanager
 from inspect import signature
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_megl import one_line, read_config
+
+
+def load_language_model(text):
+    """
+    A causal language model by Hub id, folder or GGUF file, or with random weights by its configuration; a `ValueError`
+    where it is none, or one with code of its own.
+    """
+    if not isinstance(text, str):
+        config = AutoConfig.for_model(**text) if isinstance(text, dict) else text
+        check_causal(config, f"A {config.model_type!r} model")
+        return AutoModelForCausalLM.from_config(config)
+    folder, gguf_kwargs = split_gguf(text)
+    check_language_model(text)
+    language_model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, **gguf_kwargs
+    )
+    # The weights are read by now: what is saved from here on is an ordinary checkpoint.
+    if hasattr(language_model.config, "quantization_config"):
+        del language_model.config.quantization_config
+    return language_model
+
+
+def split_gguf(text):
+    """`(folder, {"gguf_file": name})` of the path of a GGUF file, and `(text, {})` of anything else."""
+    path = Path(text)
+    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (text, {})
+
+
+def checksum(state):
+    """SHA-256 of a state dict, of its names and, in single precision, its weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+# Where a checkpoint has adapters in place of its language model: what PEFT takes as adapters of that.
+ADAPTER_FOLDER = "language_model"
+
+
+def load_adapted(name, config, where):
+    """
+    The weights of a whole model, of a checkpoint that `save_adapter` wrote and the language model that it goes with.
+
+    Args:
+        name (`str`): Hub id or folder of the checkpoint.
+        config ([`MeglConfig`]): Its configuration; `text_base_model` names the language model.
+        where (`dict`): What `from_pretrained` was told of places and versions.
+
+    Raises:
+        `ImportError`: without PEFT. `OSError`: where a part is not to be had. `ValueError`: where the language model
+            is another one than the adapters were trained for.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(f"{name} holds adapters, which need the package peft: pip install peft") from error
+    where = {**where, "subfolder": where.get("subfolder") or ""}
+    adapters = {**where, "subfolder": "/".join(filter(None, (where["subfolder"], ADAPTER_FOLDER)))}
+    state = load_file(cached_file(name, SAFE_WEIGHTS_NAME, **where))
+    cached_file(name, "adapter_model.safetensors", **adapters)  # PEFT would take a pickle where there is none
+    language_model = load_language_model(config.text_base_model)
+    check_base(config, language_model.state_dict(), f"the adapters of {name} do not fit")
+    merged = PeftModel.from_pretrained(language_model, name, **adapters).merge_and_unload().state_dict()
+    return state | {f"language_model.{key}": value for key, value in merged.items()}
+
+
+def check_base(config, state, consequence):
+    """Raise a `ValueError` where `state` are not the weights that the language model was loaded with."""
+    if config.text_base_model is None:
+        raise ValueError(f"The language model was trained from scratch, nobody could fetch it: {consequence}.")
+    if checksum(state) != config.text_base_checksum:
+        raise ValueError(
+            f"The language model is not {config.text_base_model} as it was when the model was made: {consequence}."
+        )
 
 
 def place_evidence(evidence_tokens, embeddings, attention_mask):

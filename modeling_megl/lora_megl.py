@@ -1,9 +1,16 @@
 """Low-rank adapters (Hu et al. 2021) on the language model, by PEFT."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
-from peft import LoraConfig, get_peft_model
+from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from .language_megl import ADAPTER_FOLDER, check_base
 
 
 def add_lora(model, rank):
@@ -51,4 +58,76 @@ def _linear_layers(language_model):
     return [name for module, name in linear.items() if isinstance(given.get(module, torch.empty(0)), torch.Tensor)]
 
 
-__all__ = ["add_lora"]
+_CARD = """---
+library_name: transformers
+pipeline_tag: image-classification
+tags: [megl, lora]
+---
+
+# {name}
+
+An image classifier that shows and says why. This repository has its vision model, and low-rank adapters for the
+language model, `{base}`, which is fetched and joined with them:
+
+```python
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("{name}", trust_remote_code=True)
+```
+
+`text_base_model="FOLDER"` takes another copy of the language model.
+"""
+
+
+def save_adapter(model, processor, folder):
+    """
+    Save a model with adapters without its language model; `from_pretrained` takes the folder as any other checkpoint.
+
+    Args:
+        model (`PeftModel`): What [`add_lora`] made of a [`MeglForImageClassification`].
+        processor ([`MeglProcessor`]): Its processor.
+        folder (`str` or `Path`): Where to.
+
+    Raises:
+        `ValueError`: where nobody could fetch the language model, as it was trained from scratch or has changed since
+            it was loaded.
+    """
+    folder, megl = Path(folder), model.get_base_model()
+    base = {name.replace(".base_layer.", "."): value for name, value in megl.language_model.state_dict().items()}
+    base = {name: value for name, value in base.items() if ".lora_" not in name}
+    check_base(megl.config, base, "the adapters alone are of no use")
+    parts = {"vision_model": megl._active_vision_model, "grounding": megl.grounding.modules_to_save["default"]}
+    state = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+    megl.config.text_adapter = True
+    try:
+        megl.save_pretrained(folder, state_dict=state)
+    finally:
+        megl.config.text_adapter = False
+    processor.save_pretrained(folder)
+    _save_language_adapter(model, folder / ADAPTER_FOLDER)
+    card = ModelCard(_CARD.format(base=megl.config.text_base_model, name=folder.resolve().name))
+    if not Path(megl.config.text_base_model).exists():  # the Hub takes the names of its own models alone
+        card.data.base_model, card.data.base_model_relation = megl.config.text_base_model, "adapter"
+    card.save(folder / "README.md")
+
+
+def _save_language_adapter(model, folder):
+    """The adapters as PEFT would have saved those of the language model alone."""
+    lora, inner = model.peft_config["default"], "base_model.model.language_model."
+    replace(
+        lora,
+        target_modules={name.removeprefix("language_model.") for name in lora.target_modules},
+        modules_to_save=None,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.get_base_model().config.text_base_model,
+        inference_mode=True,
+    ).save_pretrained(folder)
+    state = {
+        name.replace(inner, "base_model.model."): value.contiguous()
+        for name, value in get_peft_model_state_dict(model).items()
+        if name.startswith(inner)
+    }
+    save_file(state, folder / "adapter_model.safetensors")
+
+
+__all__ = ["add_lora", "save_adapter"]

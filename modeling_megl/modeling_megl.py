@@ -31,9 +31,16 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 from transformers.utils import ModelOutput
 
 from .configuration_megl import MeglConfig, check_remote_code, infer_feature_size, infer_image_size, read_config
-from .language_megl import check_causal, check_language_model, max_positions, place_evidence, probe_language_model
+from .language_megl import (
+    checksum,
+    load_adapted,
+    load_language_model,
+    max_positions,
+    place_evidence,
+    probe_language_model,
+)
 from .losses_megl import rationale_loss, resize_masks, visual_losses
-from .processing_megl import load_image_processor, split_gguf
+from .processing_megl import load_image_processor
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
 from .tap_megl import keep_gathered, open_tap, probe_evidence_layers, probe_tap
 
@@ -249,6 +256,8 @@ class MeglPreTrainedModel(PreTrainedModel):
         """
         As `PreTrainedModel.from_pretrained`; `trust_remote_code` also covers a vision model's own code. Classes
         (`id2label`, `label2id`, `num_labels`) with `ignore_mismatched_sizes=True` give the model a new head for them.
+        Of a checkpoint that holds adapters of a language model, that one is fetched and the two are joined;
+        `text_base_model` names another copy of it.
         """
         if config is None and pretrained_model_name_or_path is not None:
             config, unused = cls.config_class.from_pretrained(
@@ -260,6 +269,10 @@ class MeglPreTrainedModel(PreTrainedModel):
             kwargs = {name: kwargs[name] for name in _WHERE if name in kwargs} | unused
         elif trust_remote_code is False and isinstance(config, PreTrainedConfig):
             check_remote_code(config.vision_config.to_dict(), pretrained_model_name_or_path, trust_remote_code)
+        if config is not None and config.text_adapter and pretrained_model_name_or_path is not None:
+            where = {name: kwargs.pop(name) for name in _WHERE if name in kwargs}
+            kwargs["state_dict"] = load_adapted(pretrained_model_name_or_path, config, where)
+            pretrained_model_name_or_path, config.text_adapter = None, False
         return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     def save_pretrained(self, save_directory, *args, save_original_format=False, **kwargs):
@@ -766,6 +779,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
         language_model = load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
+        if isinstance(text, str):
+            config_kwargs |= {"text_base_model": text, "text_base_checksum": checksum(language_model.state_dict())}
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
         image_size = _picture_size(vision, vision_config, trust_remote_code)
         found = {"feature_size": probe_tap(vision_model, saliency_layer, image_size)}
@@ -857,26 +872,6 @@ def _picture_size(vision, vision_config, trust_remote_code):
         return infer_image_size(vision_config)
     size = load_image_processor(vision, trust_remote_code).size
     return size["height"], size["width"]
-
-
-def load_language_model(text):
-    """
-    A causal language model by Hub id, folder or GGUF file, or with random weights by its configuration; a `ValueError`
-    where it is none, or one with code of its own.
-    """
-    if not isinstance(text, str):
-        config = AutoConfig.for_model(**text) if isinstance(text, dict) else text
-        check_causal(config, f"A {config.model_type!r} model")
-        return AutoModelForCausalLM.from_config(config)
-    folder, gguf_kwargs = split_gguf(text)
-    check_language_model(text)
-    language_model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False, **gguf_kwargs
-    )
-    # The weights are read by now: what is saved from here on is an ordinary checkpoint.
-    if hasattr(language_model.config, "quantization_config"):
-        del language_model.config.quantization_config
-    return language_model
 
 
 def _classification_loss(logits, labels, num_items):

@@ -3,7 +3,6 @@
 import base64
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from transformers import (
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from .configuration_megl import PRESETS, not_found, one_line, read_config, untrusted
-from .language_megl import check_language_model
+from .language_megl import check_language_model, split_gguf
 
 
 class MeglProcessor(ProcessorMixin):
@@ -273,12 +272,6 @@ class MeglProcessor(ProcessorMixin):
         size = PRESETS[name]["vision_config"].get("image_size", 224)
         image_processor = make_image_processor((size, size), IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
         return cls(image_processor, train_rationale_tokenizer([*rationales, *labels]), **kwargs)
-
-
-def split_gguf(text):
-    """`(folder, {"gguf_file": name})` of the path of a GGUF file, and `(text, {})` of anything else."""
-    path = Path(text)
-    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (text, {})
 
 
 def load_image_processor(vision, trust_remote_code=False):

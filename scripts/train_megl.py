@@ -24,6 +24,7 @@ from megl.tables import open_table
 from megl.terminal import program
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.checkpoints_megl import check_checkpoint, last_whole_checkpoint
+from modeling_megl.lora_megl import save_adapter
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 
 
@@ -88,6 +89,14 @@ def find_checkpoint(training_args):
     return found
 
 
+def _save_adapter(model, processor, folder):
+    """Beside the merged model, which there is in any case."""
+    try:
+        save_adapter(model, processor, folder)
+    except ValueError as error:
+        print(f"{folder} is not written. {error}")
+
+
 def accuracy(prediction):
     return {"accuracy": float((prediction.predictions[0].argmax(-1) == prediction.label_ids[0]).mean())}
 
@@ -122,7 +131,8 @@ def main():
         sys.exit(f"{program()}: {error}")
     output = Path(training_args.output_dir)
     if training_args.lora_rank is not None:
-        trainer.save_model(output / "adapter", _internal_call=True)
+        if trainer.is_world_process_zero():
+            _save_adapter(trainer.model, processor, output / "adapter")
         trainer.model = trainer.model.merge_and_unload()
     trainer.save_model()
     trainer.save_state()

@@ -7,10 +7,9 @@ import pytest
 import torch
 from conftest import LABELS
 from explained_rows import make_dataset
-from peft import PeftModel
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl import MeglForImageClassification, MeglProcessor, save_adapter
 from modeling_megl.processing_megl import make_image_processor
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 
@@ -57,11 +56,13 @@ def test_smollm2_learns_rationales_by_lora_and_its_adapters_reload(gguf, tmp_pat
     losses = [logs["loss_text"] for logs in trainer.state.log_history if "loss_text" in logs]
     assert losses[-1] < losses[0] - 1
 
-    trainer.save_model(tmp_path / "adapter")
+    save_adapter(trainer.model, processor, tmp_path / "adapter")
+    size = sum(path.stat().st_size for path in (tmp_path / "adapter").rglob("*") if path.is_file())
+    assert size < 0.05 * 4 * trainer.model.get_base_model().language_model.num_parameters()
     model = trainer.model.eval()
     pixel_values = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     prompts = processor.prompts(LABELS[:2])
     expected = model.generate_rationales(**prompts, pixel_values=pixel_values, max_new_tokens=8)
-    reloaded = PeftModel.from_pretrained(compose(), tmp_path / "adapter").eval()
+    reloaded = MeglForImageClassification.from_pretrained(tmp_path / "adapter").eval()
     assert torch.equal(reloaded.generate_rationales(**prompts, pixel_values=pixel_values, max_new_tokens=8), expected)
     assert all(text.isascii() and text for text in processor.batch_decode_rationales(expected))

@@ -324,6 +324,25 @@ def test_subsets_of_the_explanations_are_nested_and_follow_from_the_ids(run, dat
         assert masks <= more_masks and texts < more_texts
 
 
+def test_adapters_are_saved_with_the_name_of_their_language_model(
+    run, dataset, parts, tokenizer, untrained, tmp_path, capsys
+):
+    init(run, dataset, tmp_path / "model", *parts("gpt2", tokenizer, **GPT2))
+    train(run, tmp_path / "model", dataset, tmp_path / "trained", "--lora_rank", 2, "--learning_rate", 0.1)
+    whole, joined = (
+        MeglForImageClassification.from_pretrained(tmp_path / "trained" / name).state_dict()
+        for name in ("", "adapter")
+    )
+    assert whole.keys() == joined.keys()
+    for name, value in whole.items():
+        assert torch.equal(joined[name], value), name
+    run("explain", "--model", tmp_path / "trained" / "adapter", "docs/example.png", "--output", tmp_path / "explained")
+    capsys.readouterr()
+    train(run, untrained, dataset, tmp_path / "scratch", "--lora_rank", 2)
+    assert "adapter is not written. The language model was trained from scratch" in capsys.readouterr().out
+    assert not (tmp_path / "scratch" / "adapter").exists()
+
+
 @pytest.mark.parametrize("rank", [0, -4])
 def test_adapters_of_no_rank_are_one_clear_error(rank, run, dataset, untrained, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):

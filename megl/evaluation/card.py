@@ -63,7 +63,9 @@ def card_facts(folder, model, processor):
         "rationale_gradient": config.rationale_gradient,
         "rationale_prompt": " ".join(processor.rationale_prompt.split()).replace("<!--", "<! --"),
         "training": _training_rows(folder),
-        "base_model": [name for name in (_hub_id(config.vision_config), _hub_id(config.text_config)) if name],
+        "base_model": [
+            name for name in (config.vision_config.name_or_path, config.text_base_model) if _is_hub_id(name)
+        ],
     }
 
 
@@ -72,10 +74,9 @@ def _plain(text):
     return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")
 
 
-def _hub_id(config):
-    """Where a pretrained part came from, if that was the Hub."""
-    name = getattr(config, "name_or_path", None) or ""
-    return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
+def _is_hub_id(name):
+    """Whether a pretrained part came from the Hub."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name or "")) and not Path(name).exists()
 
 
 def write_card(path, facts, metrics, dataset_id=None):

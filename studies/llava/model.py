@@ -19,7 +19,7 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 
 from megl.evaluation.metrics import load
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglProcessor
-from modeling_megl.modeling_megl import load_language_model
+from modeling_megl.language_megl import load_language_model
 from modeling_megl.processing_megl import (
     load_image_processor,
     make_image_processor,
