@@ -52,8 +52,9 @@ $(RUN)/evaluation/metrics.json: $(RUN)/model/trainer_state.json
 	rm -rf $(@D)
 	$(BIN)/python scripts/evaluate_megl.py --model $(RUN)/model --dataset $(RUN)/object_me --split test --output $(@D)
 
+# Files of tests beside each other, each process with a core.
 test: $(INSTALLED) $(TEST_WEIGHTS)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_FLAGS)
 
 test-deepspeed: $(DEEPSPEED)
 	$(BIN)/python -m pytest tests/test_processes.py -k zero $(PYTEST_FLAGS)
