@@ -2,6 +2,7 @@
 
 import difflib
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 
@@ -16,9 +17,9 @@ class FrozenLayers:
 
     ```python
     frozen = FrozenLayers(model, "stages.6", image_shape=(224, 224))
-    features = frozen.compute(pixel_values)
-    with frozen.given(features) as blank:
-        outputs = model(blank)  # as model(pixel_values), without the work of the frozen layers
+    computed = frozen.compute(pixel_values)
+    with frozen.given(computed.pop("frozen_features")) as blank:
+        outputs = model(blank, **computed)  # as model(pixel_values), without the work of the frozen layers
     ```
 
     Args:
@@ -33,8 +34,10 @@ class FrozenLayers:
     """
 
     def __init__(self, model, name, image_shape):
-        self.vision_model, self.name, self.image_shape = model._active_vision_model, name, image_shape
+        self.model, self.vision_model = model, model._active_vision_model
+        self.name, self.image_shape = name, image_shape
         self._given = self._output = self._blank_shape = None
+        self._channels = 0
         modules = dict(self.vision_model.named_modules())
         if name not in modules:
             near = [module for module in modules if module.endswith(f".{name}")]
@@ -68,9 +71,36 @@ class FrozenLayers:
 
     @torch.no_grad()
     def compute(self, pixel_values):
-        """The output of the frozen layers for `pixel_values` `(batch_size, 3, height, width)`, without a graph."""
-        self.vision_model(pixel_values)
-        return self._output.detach()
+        """
+        What takes the place of `pixel_values` `(batch_size, 3, height, width)`, a dictionary: the output of the frozen
+        layers as `frozen_features` and, where the model reads evidence from some of them, its `evidence_features`.
+        """
+        if not self._channels:
+            self.vision_model(pixel_values)
+            return {"frozen_features": self._output.detach()}
+        features = self.model(pixel_values).features
+        return {"frozen_features": self._output.detach(), "evidence_features": self._evidence(features)}
+
+    def _evidence(self, features):
+        """Of the features that a model gives, those of evidence layers that the frozen layers hold, or `None`."""
+        first = self.model.config.feature_size
+        return features[:, first : first + self._channels] if self._channels else None
+
+    @torch.no_grad()
+    def _count_channels(self, noise):
+        """Of the evidence layers that run before the frozen layers end: the first ones."""
+        config, modules = self.model.config, dict(self.vision_model.named_modules())
+        ended = []
+        hooks = [
+            modules[name].register_forward_hook(lambda *_, name=name: ended.append(name))
+            for name in (*config.evidence_layers, self.name)
+        ]
+        self.vision_model(noise)
+        for hook in hooks:
+            hook.remove()
+        before = list(takewhile(lambda name: name != self.name, ended))
+        layers = zip(config.evidence_layers, config.evidence_sizes, strict=True)
+        return sum(size for name, size in takewhile(lambda layer: layer[0] in before, layers))
 
     def _freeze(self, model):
         """Freeze what does not lie behind the module, having tried that the rest needs nothing else."""
@@ -96,14 +126,16 @@ class FrozenLayers:
         noise = torch.rand(2, 3, *self.image_shape, generator=generator).to(next(model.parameters()))
         target = torch.zeros(2, dtype=torch.long, device=noise.device)
         height, width = self.image_shape
+        self._channels = self._count_channels(noise)
         expected, features = model(noise, target=target), self._output
+        evidence = self._evidence(expected.features)
         for shape in ((height // 8, width // 8), self.image_shape):
             self._blank_shape = shape
             try:
                 if not isinstance(features, torch.Tensor):
                     raise TypeError(f"its output is a {type(features).__name__}")
                 with self.given(features.detach()) as blank:
-                    found = model(blank, target=target)
+                    found = model(blank, target=target, evidence_features=evidence)
                 for name in ("logits", "saliency", "evidence_tokens"):
                     torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
                 return found.logits
@@ -111,8 +143,7 @@ class FrozenLayers:
                 reason = error
         raise ValueError(
             f"`frozen_layer={self.name!r}` cannot be frozen: what follows does not depend on its output alone "
-            f"({one_line(reason)}). Choose a stage or layer before the one that the map is computed on, and no "
-            "`evidence_layers` before it."
+            f"({one_line(reason)}). Choose a stage or layer before the one that the map is computed on."
         ) from reason
 
     def encode(self, dataset, processor, batch_size, device):
@@ -132,8 +163,9 @@ class FrozenLayers:
             batch = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
             masks = [row.pop("visual_explanation", None) for row in batch]
             encoded = processor(images=[row.pop("image") for row in batch], visual_explanations=masks)
-            features = self.compute(encoded.pop("pixel_values").to(device)).cpu()
+            encoded |= {
+                name: values.cpu() for name, values in self.compute(encoded.pop("pixel_values").to(device)).items()
+            }
             for index, row in enumerate(batch):
-                tensors = {name: values[index].clone() for name, values in encoded.items()}
-                rows.append({**row, "encoded": {"frozen_features": features[index].clone(), **tensors}})
+                rows.append({**row, "encoded": {name: values[index].clone() for name, values in encoded.items()}})
         return rows

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -366,12 +366,10 @@ class MeglForImageClassification(MeglPreTrainedModel):
         """A `ValueError` with the reason where the language model cannot learn or write rationales."""
         probe_language_model(self.language_model, self.config.num_evidence_tokens)
 
-    def _open_tap(self, pixel_values, create_graph):
+    def _open_tap(self, pixel_values, create_graph, evidence_layers):
         reads = SALIENCY_METHODS[self.config.saliency_method].reads
         shape = tuple(pixel_values.shape[-2:])
-        return open_tap(
-            self._active_vision_model, self._tap_name, shape, create_graph, reads, self.config.evidence_layers
-        )
+        return open_tap(self._active_vision_model, self._tap_name, shape, create_graph, reads, evidence_layers)
 
     def forward(
         self,
@@ -384,6 +382,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         rationale_labels=None,
         target=None,
         foil=None,
+        evidence_features=None,
         output_saliency=True,
         visual_loss="gradia",
         loss_weights=None,
@@ -409,6 +408,9 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 The class that the map explains. `None`: `labels` in training mode, else the predicted class.
             foil (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The class that `target` is contrasted with: the map shows what speaks for one rather than the other.
+            evidence_features (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`, *optional*):
+                Features of the first of `config.evidence_layers` in the cells of the map, where the caller has them
+                from `features`.
             output_saliency (`bool`, *optional*, defaults to `True`):
                 Whether to compute the map, and with it evidence and rationale logits. Without, this is the plain
                 classifier at its plain cost.
@@ -430,7 +432,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         if not output_saliency:
             logits = self.vision_model(pixel_values).logits
         else:
-            logits, saliency, features = self._classify_with_map(pixel_values, labels, target, foil)
+            logits, saliency, features = self._classify_with_map(pixel_values, labels, target, foil, evidence_features)
             # Where no text is trained, parameters that have no part in the loss are to have none in the output.
             if input_ids is not None or not self.training:
                 maps = self.grounding_maps(saliency, visual_explanations, has_visual_explanation)
@@ -455,17 +457,21 @@ class MeglForImageClassification(MeglPreTrainedModel):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _classify_with_map(self, pixel_values, labels, target, foil):
-        """Class scores, maps and the features at the tap; without a graph where the caller wants no gradients."""
+    def _classify_with_map(self, pixel_values, labels, target, foil, evidence_features):
+        """Class scores, maps and features; without a graph where the caller wants no gradients."""
         differentiable = torch.is_grad_enabled()
-        with keep_gathered(self), self._open_tap(pixel_values, differentiable) as tap:
+        known = [] if evidence_features is None else [evidence_features]
+        # Those of layers that are known need not be looked at.
+        channels = list(accumulate(self.config.evidence_sizes, initial=0))
+        layers = self.config.evidence_layers[channels.index(sum(part.shape[1] for part in known)) :]
+        with keep_gathered(self), self._open_tap(pixel_values, differentiable, layers) as tap:
             logits = tap(pixel_values)
             if target is None:
                 target = labels if self.training and labels is not None else logits.argmax(dim=-1)
             with torch.inference_mode(False), torch.enable_grad():
                 scores = explained_scores(logits, target, self.config.saliency_score, foil)
             saliency = compute_saliency(tap, scores, self.config.saliency_method)
-            features = tap.features()
+            features = tap.features(known)
         outputs = (logits, saliency, features)
         return outputs if differentiable else tuple(output.detach() for output in outputs)
 

@@ -143,14 +143,14 @@ class Tap:
             )
         return list(found)
 
-    def features(self):
+    def features(self, known=()):
         """
-        `(B, C, h, w)`: the features at the tap and, behind them, those of the evidence layers, averaged
-        over its cells.
+        `(B, C, h, w)`: the features at the tap and, behind them, those of evidence layers, averaged over its cells:
+        first what is `known`, a list of such tensors, then those of `evidence_layers`.
         """
         features = self.to_grid(self.output)
         others = [F.adaptive_avg_pool2d(self.evidence[layer], features.shape[2:]) for layer in self.evidence_modules]
-        return torch.cat([features, *others], dim=1) if others else features
+        return torch.cat([features, *known, *others], dim=1) if known or others else features
 
     def to_grid(self, tensor, where=None):
         """

@@ -327,7 +327,9 @@ class MeglTrainer(Trainer):
         evaluating, inputs = not model.training, _with_flags(inputs)
         weights = {name: self._weight(name) for name in _LOSSES}
         with_map = evaluating or any(weights[name] > 0 for name in _LOSSES[1:])
-        names = {"input_ids", "attention_mask"} if evaluating or weights["text"] > 0 else set()
+        names = {"evidence_features"}
+        if evaluating or weights["text"] > 0:
+            names |= {"input_ids", "attention_mask"}
         if self.model.config.grounding_map == "visual_explanation":
             names |= {"visual_explanations", "has_visual_explanation"}
         with self._pictures(inputs) as pixel_values:

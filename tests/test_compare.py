@@ -217,7 +217,7 @@ def test_own_values_are_set_on_the_command_line(place):
     "name",
     [
         *("paper", "ablation", "masks", "rationales", "baselines", "vedc", "balance", "tap", "efficiency"),
-        *("interventions", "interventions_few"),
+        *("interventions", "interventions_few", "evidence"),
     ],
 )
 def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, section):
@@ -241,6 +241,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             "tap": 7,
             "interventions": 7,
             "interventions_few": 9,
+            "evidence": 4,
         }
         assert len(cells) == places * counts[file]
         # Of seed 0 `draws` are those of the study without; architectures share the LLaVAs, one or two a data set.

@@ -28,16 +28,26 @@ def train(processor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("preset", "layer", "side"), [("megl-resnet-tiny", STAGE, 4), ("megl-vit-tiny", "vit.layers.0", 32)]
+    ("preset", "layer", "side", "evidence"),
+    [
+        ("megl-resnet-tiny", STAGE, 4, {}),
+        ("megl-vit-tiny", "vit.layers.0", 32, {}),
+        # All before, one before, and none.
+        ("megl-resnet-tiny", STAGE, 4, {"resnet.embedder": 8, STAGE: 8}),
+        ("megl-resnet-tiny", STAGE, 4, {"resnet.embedder": 8, "resnet.encoder.stages.1": 16}),
+        ("megl-resnet-tiny", "resnet.embedder", 4, {STAGE: 8}),
+    ],
 )
-def test_answers_are_those_of_the_whole_model(make_model, preset, layer, side):
-    model = make_model(preset)
+def test_answers_are_those_of_the_whole_model(make_model, preset, layer, side, evidence):
+    fields = {"evidence_layers": list(evidence), "evidence_sizes": list(evidence.values()), "num_evidence_tokens": 4}
+    model = make_model(preset, **fields)
     pixel_values = random_images(3, 3, 32, 32, seed=1)
     expected = model(pixel_values)
     frozen = FrozenLayers(model, layer, (32, 32))
-    features = frozen.compute(pixel_values)
-    with frozen.given(features) as blank:
-        found = model(blank)
+    computed = frozen.compute(pixel_values)
+    assert ("evidence_features" in computed) == any(name in ("resnet.embedder", layer) for name in evidence)
+    with frozen.given(computed.pop("frozen_features")) as blank:
+        found = model(blank, **computed)
     assert blank.shape == (1, 3, side, side) and not blank.any()
     for name in ("logits", "saliency", "evidence_tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
@@ -45,8 +55,9 @@ def test_answers_are_those_of_the_whole_model(make_model, preset, layer, side):
     torch.testing.assert_close(model(pixel_values).logits, expected.logits)
 
 
-def test_the_loss_of_encoded_pictures_is_that_of_the_pictures(make_model, processor, train):
-    trainer = train(make_model("megl-resnet-tiny"))
+@pytest.mark.parametrize("evidence", [{}, {"evidence_layers": ["resnet.embedder"], "evidence_sizes": [8]}])
+def test_the_loss_of_encoded_pictures_is_that_of_the_pictures(make_model, processor, train, evidence):
+    trainer = train(make_model("megl-resnet-tiny", **evidence))
     raw = MeglDataCollator(processor, trainer.model.config.id2label, trainer.args.seed, epoch=0)(make_rows(12))
     encoded = trainer.data_collator([trainer.train_dataset[index] for index in range(12)])
     assert "pixel_values" not in encoded and encoded["frozen_features"].shape[0] == 12
@@ -103,8 +114,12 @@ def test_what_was_frozen_before_stays_frozen(make_model):
         (
             "megl-resnet-tiny",
             STAGE,
-            {"evidence_layers": ["resnet.embedder"], "evidence_sizes": [8]},
-            "cannot be frozen.* no `evidence_layers` before it",
+            {
+                "evidence_layers": ["resnet.encoder.stages.1", "resnet.embedder"],
+                "evidence_sizes": [16, 8],
+                "num_evidence_tokens": 4,
+            },
+            "cannot be frozen",
         ),
         (
             "megl-resnet-tiny",
