@@ -321,29 +321,36 @@ def probe_evidence_layers(vision_model, name, image_size, layers):
     Try evidence layers as [`probe_tap`] tries the tap, which `name` and `image_size` are of.
 
     Args:
-        layers (`list[str]`): Names of modules, or `["auto"]`: the first and the middle one of the layers or stages
-            before the last, which is known by its structure.
+        layers (`list[str]`): Names of modules, or `["auto"]`: of the layers or stages before the last, the first and
+            the middle one, if they lie over the picture.
 
     Returns:
         `tuple[list[str], list[int]]`: their names and their numbers of channels.
 
     Raises:
-        `ValueError`: where a module's output is no grid that lies over the picture.
+        `ValueError`: where the output of a module that is named is no grid that lies over the picture.
     """
-    layers = find_evidence_layers(vision_model) if layers == ["auto"] else layers
+    found = {}
+    automatic = layers == ["auto"]
+    for layer in _evidence_layers(vision_model) if automatic else layers:
+        try:
+            found[layer] = _probe_evidence_layer(vision_model, name, image_size, layer)
+        except TapError:
+            if not automatic:
+                raise
+    return list(found), list(found.values())
+
+
+def _probe_evidence_layer(vision_model, name, image_size, layer):
     images = _probe_images(vision_model, image_size)
     shape = tuple(images.shape[2:])
-    with (
-        _evaluation(vision_model),
-        open_tap(vision_model, name, shape, create_graph=False, evidence_layers=layers) as tap,
-    ):
+    with _evaluation(vision_model), open_tap(vision_model, name, shape, False, evidence_layers=[layer]) as tap:
         _answer(tap, images)
-    for layer in layers:
-        where = _evidence_layer(layer)
-        if layer not in tap.evidence or len(tap.evidence[layer]) != len(images):
-            raise TapError(f"{where} does not give one output for each picture: choose another module.")
-        _check_lies_over_the_picture(tap.evidence[layer], where)
-    return list(layers), [tap.evidence[layer].shape[1] for layer in layers]
+    features, where = tap.evidence.get(layer), _evidence_layer(layer)
+    if features is None or len(features) != len(images):
+        raise TapError(f"{where} does not give one output for each picture: choose another module.")
+    _check_lies_over_the_picture(features, where)
+    return features.shape[1]
 
 
 @contextmanager
@@ -490,8 +497,8 @@ def find_tap(vision_model):
     )
 
 
-def find_evidence_layers(vision_model):
-    """Names of the first and the middle one of the layers or stages before the last; of two, of the first alone."""
+def _evidence_layers(vision_model):
+    """Names of the first and the middle one of all layers or stages, if they come before the last."""
     layers = _layers(vision_model)
     return list(dict.fromkeys(layers[place] for place in (0, len(layers) // 2) if place < len(layers) - 1))
 

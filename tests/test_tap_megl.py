@@ -480,7 +480,8 @@ def test_evidence_layers_lie_over_the_picture_or_are_refused():
     settings, *_ = MORE_VISION_MODELS["hiera"]
     config = AutoConfig.for_model("hiera", **settings)
     with pytest.raises(ValueError, match="`evidence_layers`: 'hiera.encoder.stages.0' does not lie over the picture"):
-        probe_evidence_layers(make_model_of(config), None, infer_image_size(config), ["auto"])
+        probe_evidence_layers(make_model_of(config), None, infer_image_size(config), ["hiera.encoder.stages.0"])
+    assert probe_evidence_layers(make_model_of(config), None, infer_image_size(config), ["auto"]) == ([], [])
 
 
 def test_evidence_layers_are_averaged_over_the_cells_of_the_map_and_have_no_gradient():
