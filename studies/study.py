@@ -197,8 +197,9 @@ def options(kinds):
 
 def to_arguments(names, settings):
     """Those of the settings that a program has options for, as its command line."""
-    given = [name for name in names if settings.get(name) is not None]
-    return [word for name in given for word in (f"--{name}", str(settings[name]))]
+    given = {name: settings[name] for name in names if settings.get(name) is not None}
+    words = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+    return [word for name in given for word in (f"--{name}", *map(str, words[name]))]
 
 
 def read_study(path, section, overrides=()):

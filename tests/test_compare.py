@@ -269,6 +269,12 @@ def test_the_study_of_worse_masks_names_what_there_is(place):
     assert len(studies.make_cells(study, "worse", {"seed": ["0"]})) == 5 * 2 * 3
 
 
+def test_options_of_several_words_are_given_as_such():
+    assert studies.to_arguments(["seed", "names"], {"names": ["a", "b"], "seed": 1, "other": 2}) == [
+        *("--seed", "1", "--names", "a", "b")
+    ]
+
+
 def test_a_section_takes_from_its_base_what_it_lacks(place):
     (place / "base.yaml").write_text(yaml.safe_dump({"small": STUDY}))
     (place / "study.yaml").write_text("base: base.yaml\nsmall:\n  methods: {megl: {}}\n  seeds: [4]\n")
