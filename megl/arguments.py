@@ -272,3 +272,15 @@ class ExplainArguments:
 
     def __post_init__(self):
         check_lowest(self, batch_size=1, top_k=1)
+
+
+@dataclass(kw_only=True)
+class PushArguments:
+    """What to upload, and where to."""
+
+    model: str = required("Folder of a trained model.", positional=True, metavar="FOLDER")
+    repository: str = required("Where to, such as me/birds.", positional=True, metavar="REPOSITORY")
+    license: str | None = option("Licence to name in the card.")
+    dataset_id: list[str] | None = option("Hub ids of the data sets that it was trained on, for the card.")
+    public: bool = option("Let the repository be public.", False)
+    dry_run: bool = option("List the files and upload nothing; no token is needed.", False)

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("train_megl", "train", "train it on labels, masks and rationales, as far as there are any"),
     "evaluate": ("evaluate_megl", "evaluate", "score labels, maps and rationales on a split, with a report"),
     "compare-evaluations": ("compare_evaluations", "evaluate", "test evaluations of several models against the first"),
+    "push": ("push", "evaluate", "upload a trained model to the Hub: what it needs, and nothing else"),
     "explain": ("explain", "evaluate", "explain pictures: label, map and rationale"),
 }
 

@@ -135,10 +135,10 @@ class MeglConfig(PreTrainedConfig):
             The map that weights the evidence; the others are ablations of SDTG, see
             [`~MeglForImageClassification.grounding_maps`]. `"uniform"`: every cell alike. `"random"`: the saliency map
             with its cells shuffled. `"visual_explanation"`: the human mask where one is given.
-        text_base_model (`str`, *optional*):
-            Hub id, folder or GGUF file that the language model was loaded from, where it was pretrained.
+        vision_base_model, text_base_model (`str`, *optional*):
+            Hub id, folder or GGUF file that the vision and the language model were loaded from, if they were.
         text_base_checksum (`str`, *optional*):
-            SHA-256 of its weights as they were then.
+            SHA-256 of the language model's weights as they were then.
         text_adapter (`bool`, *optional*, defaults to `False`):
             Whether the checkpoint holds adapters in place of the language model, see `save_adapter`.
         score_temperature (`float`, *optional*, defaults to 1.0):
@@ -188,6 +188,7 @@ class MeglConfig(PreTrainedConfig):
     evidence_sizes: list[int] | None = None
     rationale_gradient: Literal["map", "map_and_features", "none"] = "map"
     grounding_map: Literal["saliency", "uniform", "random", "visual_explanation"] = "saliency"
+    vision_base_model: str | None = None
     text_base_model: str | None = None
     text_base_checksum: str | None = None
     text_adapter: bool = False

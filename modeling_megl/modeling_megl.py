@@ -785,6 +785,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
         language_model = load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
+        config_kwargs |= {"vision_base_model": vision}
         if isinstance(text, str):
             config_kwargs |= {"text_base_model": text, "text_base_checksum": checksum(language_model.state_dict())}
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)

@@ -128,7 +128,7 @@ def test_commands_are_listed(monkeypatch, capsys):
     ("command", "hint"),
     [
         ("trian", "did you mean `train`?"),
-        ("x", "expected one of prepare, inspect, init, train, evaluate, compare-evaluations, explain."),
+        ("x", "expected one of prepare, inspect, init, train, evaluate, compare-evaluations, push, explain."),
     ],
 )
 def test_an_unknown_command_is_told_with_the_nearest(monkeypatch, capsys, command, hint):

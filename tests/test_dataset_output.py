@@ -586,7 +586,7 @@ def test_push_needs_a_token_and_never_publishes_unasked(hub):
     hub(private=True)
     HubTarget("me/own")
     asked = hub(private=False).asked
-    with pytest.raises(ValueError, match="me/own to be new or private, got a public data set"):
+    with pytest.raises(ValueError, match="me/own to be new or private, got a public dataset"):
         HubTarget("me/own")
     HubTarget("me/own", private=False).push("folder")
     assert asked[0][2]["private"] is False

@@ -1001,7 +1001,7 @@ def test_pretrained_parts_of_the_hub_are_the_cards_base_models(evaluated, tmp_pa
     model, processor, _ = opened(evaluated)
     metrics, _ = read(evaluated / "evaluations" / "1-model0")
     assert ModelCard.load(evaluated / "model0" / "README.md").data.base_model is None
-    model.config.vision_config.name_or_path = "microsoft/resnet-18"
+    model.config.vision_base_model = "microsoft/resnet-18"
     model.config.text_base_model = str(tmp_path)  # no one else's business
     card.write_card(tmp_path / "card.md", card.card_facts(evaluated / "model0", model, processor), metrics)
     assert ModelCard.load(tmp_path / "card.md").data.base_model == ["microsoft/resnet-18"]

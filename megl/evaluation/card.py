@@ -63,9 +63,7 @@ def card_facts(folder, model, processor):
         "rationale_gradient": config.rationale_gradient,
         "rationale_prompt": " ".join(processor.rationale_prompt.split()).replace("<!--", "<! --"),
         "training": _training_rows(folder),
-        "base_model": [
-            name for name in (config.vision_config.name_or_path, config.text_base_model) if _is_hub_id(name)
-        ],
+        "base_model": base_models(config),
     }
 
 
@@ -74,9 +72,10 @@ def _plain(text):
     return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")
 
 
-def _is_hub_id(name):
-    """Whether a pretrained part came from the Hub."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name or "")) and not Path(name).exists()
+def base_models(config):
+    """Hub ids of the pretrained parts; where else one lay is no one's business."""
+    names = [config.vision_base_model, config.text_base_model]
+    return [name for name in names if name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()]
 
 
 def write_card(path, facts, metrics, dataset_id=None):
