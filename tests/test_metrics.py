@@ -666,7 +666,10 @@ def test_clip_score_bad_inputs(clip_score, changes, message):
 # all modules
 
 
-MODULES = ["saliency", "faithfulness", "interventions", "rationale", "clip_score", "explained_accuracy", "grounding"]
+MODULES = [
+    *("saliency", "faithfulness", "interventions", "rationale", "clip_score", "explained_accuracy", "grounding"),
+    *("simulatability",),
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
