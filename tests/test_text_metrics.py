@@ -157,3 +157,92 @@ def test_simulatability_bad_inputs(fresh, changes, message):
         fresh("simulatability").compute(**given | changes)
 
 
+# retrieval
+
+
+def test_ranks_by_hand(load):
+    """The best, level with one as the best, level with one behind one, and the last."""
+    similarities = [[0.9, 0.1, 0.5, 0], [0, 0.5, 0.1, 0.5], [0.4, 0.3, 0.3, 0], [0.3, 0.2, 0.1, -1]]
+    results = load("retrieval").compute(
+        predictions=list("abcd"), candidates=list("ABCD"), similarity=lambda *given: similarities, per_item=True
+    )
+    items = results.pop("per_item")
+    assert items["rank"] == [1, 1.5, 2.5, 4]
+    assert items["recall_at_1"] == [1, 0.5, 0, 0] and items["recall_at_5"] == [1] * 4
+    assert items["mean_reciprocal_rank"] == pytest.approx([1, (1 + 1 / 2) / 2, (1 / 2 + 1 / 3) / 2, 1 / 4])
+    expected = {"recall_at_1": 1.5 / 4, "recall_at_5": 1, "median_rank": 2, "n": 4}
+    expected["mean_reciprocal_rank"] = (1 + 3 / 4 + 5 / 12 + 1 / 4) / 4
+    expected |= {"chance_recall_at_1": 1 / 4, "chance_recall_at_5": 1, "chance_median_rank": 2.5}
+    expected["chance_mean_reciprocal_rank"] = (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4
+    assert results == pytest.approx(expected)
+
+
+def test_recall_at_5_by_hand(load):
+    """The own one shares the ranks 5 to 7 with two others, to within rounding; what is level with all is at chance."""
+    similarities = np.zeros((8, 8))
+    similarities[0] = [0.5, 0.5 + 1e-9, 0.5, 0.9, 0.9, 0.8, 0.7, 0]
+    results = load("retrieval").compute(
+        predictions=[""] * 8, candidates=[""] * 8, similarity=lambda *given: similarities, per_item=True
+    )
+    assert results["per_item"]["recall_at_5"] == pytest.approx([1 / 3] + [5 / 8] * 7)
+    assert results["per_item"]["recall_at_1"] == pytest.approx([0] + [1 / 8] * 7)
+    for name in ("recall_at_1", "recall_at_5", "mean_reciprocal_rank"):
+        assert results["per_item"][name][1] == pytest.approx(results[f"chance_{name}"])
+    assert results["median_rank"] == results["chance_median_rank"] == 4.5
+
+
+def test_similarity_by_words_by_hand(load):
+    """Of three items the fish is in all, and tells nothing; two are red, one is an owl."""
+    references = [["red fish"], ["fish", "red fish owl"], ["fish"]]
+    red, owl = math.log(3 / 2), math.log(3)
+    found = load("rationale").similarities(["red owl", "fish"], references)
+    unigrams = [red / math.hypot(red, owl), 1 / 2, 0]  # of the second item's two texts one is alike, to the full
+    np.testing.assert_allclose(found, [np.divide(unigrams, 4), [0, 0, 0]], atol=1e-12)
+
+
+def test_similarity_by_words_is_cider_where_that_neither_clips_nor_punishes(load, without_meteor):
+    rationale = load("rationale")
+    texts = ["an owl sits at the left", "a dog runs to the right", "an owl runs at the right"]
+    references = [[text] for text in texts[1:] + texts[:1]]
+    scores = rationale.compute(predictions=texts, references=references, meteor=False, per_item=True)["per_item"]
+    assert np.diagonal(rationale.similarities(texts, references)) * 10 == pytest.approx(scores["cider"])
+    assert rationale.similarities(texts[:1], [[], [texts[0]], None]).tolist() == [[0, pytest.approx(1), 0]]
+
+
+def test_retrieval_by_words_and_by_clip(load, clip_workplace, monkeypatch):
+    retrieval, clip_score = load("retrieval"), load("clip_score")
+    monkeypatch.chdir(clip_workplace)
+    images, texts = direct_embeddings(clip_images(), TEXTS)
+    similarity = partial(clip_score.similarities, model_name_or_path=CLIP, batch_size=3)
+    np.testing.assert_allclose(similarity(TEXTS[:3], clip_images()), texts[:3] @ images.T, atol=1e-5)
+    results = retrieval.compute(predictions=TEXTS, candidates=clip_images(), similarity=similarity, per_item=True)
+    cosines = texts @ images.T
+    ranks = [1 + sum(row > row[place] + 1e-6) for place, row in enumerate(cosines)]
+    assert results["per_item"]["rank"] == ranks and len(set(ranks)) > 1
+
+
+def test_retrieval_without_items(load):
+    retrieval = load("retrieval")
+    retrieval.add_batch(predictions=[])
+    results = retrieval.compute(candidates=[], similarity=lambda *given: None)
+    assert results.pop("n") == 0 and set(results.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"similarity": None}, "`similarity` must be a function of predictions and candidates, .* got None"),
+        ({"candidates": None}, "`candidates` must be a list of one for each of the 2 predictions, got None"),
+        ({"candidates": [["a"]]}, "`candidates` must be a list of one for each of the 2 predictions, got 1"),
+        ({"candidates": [["a"], None]}, r"`candidates\[1\]` must be given, got None"),
+        ({"predictions": ["a", None]}, r"`predictions\[1\]` must be given, got None"),
+        ({"similarity": lambda *given: [[1, 2]]}, r"an array of shape \(2, 2\), got \(1, 2\)"),
+        ({"similarity": lambda *given: [[1, 2], [3, math.nan]]}, "must give finite values, got NaN or infinity"),
+    ],
+)
+def test_retrieval_bad_inputs(fresh, changes, message):
+    given = {"predictions": ["a", "b"], "candidates": [["a"], ["b"]], "similarity": lambda *given: np.eye(2)}
+    with pytest.raises(ValueError, match=message):
+        fresh("retrieval").compute(**given | changes)
+
+

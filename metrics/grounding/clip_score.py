@@ -98,6 +98,28 @@ class ClipScore(evaluate.Metric):
             references = [None] * len(predictions)
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
+    def similarities(
+        self, predictions, images, model_name_or_path, batch_size=32, device=None, local_files_only=False
+    ):
+        """
+        The cosine of the CLIP embeddings of each text, after "A photo depicts ", and of each image.
+
+        Args:
+            predictions (`list` of `str`): texts, as many as you like.
+            images (`list` of `PIL.Image.Image`): still ones of 8 bits a channel.
+            model_name_or_path, batch_size, device, local_files_only: as in `compute`.
+
+        Returns:
+            `np.ndarray` of shape `(texts, images)`, values in [-1, 1].
+
+        Raises:
+            `ValueError`: a text that is `None`, or an image of more bits a channel or of several frames.
+        """
+        check_pictures(images)
+        check_texts(predictions)
+        encoder = ClipEncoder(model_name_or_path, batch_size, device, local_files_only)
+        return (encoder.embed_texts(predictions) @ encoder.embed_images(images).T).numpy()
+
     def _compute(
         self,
         predictions,
@@ -143,13 +165,18 @@ class ClipScore(evaluate.Metric):
 
 def check_items(predictions, references, images):
     check_pictures(images)
-    for index, (prediction, texts, image) in enumerate(zip(predictions, references, images, strict=True)):
-        if prediction is None:
-            raise ValueError(f"`predictions[{index}]` must be a string, got None.")
+    check_texts(predictions)
+    for index, (texts, image) in enumerate(zip(references, images, strict=True)):
         if image is None:
             raise ValueError(f"`images[{index}]` must be an image, got None.")
         if texts and None in texts:
             raise ValueError(f"`references[{index}]` must be a list of strings, got {texts}.")
+
+
+def check_texts(predictions):
+    for index, prediction in enumerate(predictions):
+        if prediction is None:
+            raise ValueError(f"`predictions[{index}]` must be a string, got None.")
 
 
 def check_pictures(images):

@@ -5,13 +5,14 @@ import re
 import shutil
 import subprocess
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import datasets
 import evaluate
+import numpy as np
 
 from .ptb_tokenizer import tokenize
 
@@ -151,6 +152,26 @@ class Rationale(evaluate.Metric):
             reference_urls=["https://github.com/salaniz/pycocoevalcap"],
         )
 
+    def similarities(self, predictions, references):
+        """
+        How alike each text is to the references of each item: the cosine of their tf-idf weights, with the document
+        frequencies of all these references, in the mean over the references and over n-grams of orders 1 to 4. This is
+        CIDEr as Vedantam et al. 2015 define it, without the clipping, the penalty and the factor 10 of CIDEr-D.
+
+        Args:
+            predictions (`list` of `str`): texts, as many as you like.
+            references (`list` of `list` of `str`): references of each item; one without any is like nothing, 0.
+
+        Returns:
+            `np.ndarray` of shape `(texts, items)`, values in [0, 1].
+
+        Raises:
+            `ValueError`: a text that is `None`.
+        """
+        check_texts(predictions, references)
+        hypotheses = [tokenize(text) for text in predictions]
+        return similarity_matrix(hypotheses, [[tokenize(text) for text in texts or []] for texts in references])
+
     def _compute(
         self,
         predictions,
@@ -192,9 +213,10 @@ class Rationale(evaluate.Metric):
 
 
 def check_texts(predictions, references):
-    for index, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):
+    for index, prediction in enumerate(predictions):
         if prediction is None:
             raise ValueError(f"`predictions[{index}]` must be a string, got None; an empty rationale is ''.")
+    for index, texts in enumerate(references):
         if texts and None in texts:
             raise ValueError(f"`references[{index}]` must be a list of strings, got {texts}.")
 
@@ -293,16 +315,47 @@ def longest_common_subsequence(first, second):
 def cider(hypotheses, references):
     """CIDEr of each item; the document frequencies are those of all references given."""
     targets = [[ngrams_of_all_orders(tokens) for tokens in texts] for texts in references]
-    frequencies = Counter()
-    for texts in targets:
-        frequencies.update(set().union(*texts))
-    unseen = math.log(len(references)) if references else 0.0
-    idf = {ngram: unseen - math.log(frequency) for ngram, frequency in frequencies.items()}
+    idf, unseen = inverse_frequencies(targets)
     scores = []
     for hypothesis, texts in zip(hypotheses, targets, strict=True):
         vector = tf_idf(ngrams_of_all_orders(hypothesis), idf, unseen)
         scores.append(10 * mean([cider_similarity(vector, tf_idf(counts, idf, unseen)) for counts in texts]))
     return scores
+
+
+def inverse_frequencies(targets):
+    """N-gram to the logarithm of all items over those that have it in a reference, and that of n-grams none has."""
+    frequencies = Counter()
+    for texts in targets:
+        frequencies.update(set().union(*texts))
+    unseen = math.log(len(targets)) if targets else 0.0
+    return {ngram: unseen - math.log(frequency) for ngram, frequency in frequencies.items()}, unseen
+
+
+def similarity_matrix(hypotheses, references):
+    """What [`Rationale.similarities`] gives, of lists of tokens."""
+    targets = [[ngrams_of_all_orders(tokens) for tokens in texts] for texts in references]
+    idf, unseen = inverse_frequencies(targets)
+    postings = defaultdict(dict)  # n-gram to item to its mean weight there
+    for place, texts in enumerate(targets):
+        for counts in texts:
+            for ngram, weight in directions(counts, idf, unseen):
+                postings[ngram][place] = postings[ngram].get(place, 0.0) + weight / len(texts)
+    columns = {ngram: (list(of), np.array(list(of.values()))) for ngram, of in postings.items()}
+    found = np.zeros((len(hypotheses), len(references)))
+    for row, tokens in zip(found, hypotheses, strict=True):
+        for ngram, weight in directions(ngrams_of_all_orders(tokens), idf, unseen):
+            if ngram in columns:
+                places, weights = columns[ngram]
+                row[places] += weight * weights
+    return found / MAX_NGRAM
+
+
+def directions(counts, idf, unseen):
+    """N-grams and their tf-idf weights over the norm of all of their order; without those that every item has."""
+    orders, norms, _ = tf_idf(counts, idf, unseen)
+    for weights, norm in zip(orders, norms, strict=True):
+        yield from ((ngram, weight / norm) for ngram, weight in weights.items() if weight)
 
 
 def ngrams_of_all_orders(tokens):
