@@ -668,7 +668,7 @@ def test_clip_score_bad_inputs(clip_score, changes, message):
 
 MODULES = [
     *("saliency", "faithfulness", "interventions", "rationale", "clip_score", "explained_accuracy", "grounding"),
-    *("simulatability", "retrieval"),
+    *("simulatability", "retrieval", "self_consistency"),
 ]
 
 

@@ -246,3 +246,47 @@ def test_retrieval_bad_inputs(fresh, changes, message):
         fresh("retrieval").compute(**given | changes)
 
 
+# self_consistency
+
+TALES = {
+    "predictions": ["a red fish, at the left", "An owl", "the the dog", ""],
+    "swapped_map": ["a red fish, at the right", "an owl", None, ""],
+    "swapped_background": ["a red fish, at the left", "a cat", "the dog dog dog", "fish"],
+}
+
+
+def test_self_consistency_by_hand(load):
+    results = load("self_consistency").compute(**TALES, correct=[True, False, True, False], per_item=True)
+    items = results.pop("per_item")
+    # five of six words; the same but for a capital; no text; nothing in both
+    assert items["map_sensitivity"] == pytest.approx([1 / 6, 0, None, 0])
+    assert items["map_unchanged"] == [0, 0, None, 1]
+    # the same; none in common; "the" and "dog" once each, of three and four words; a word against nothing
+    assert items["background_stability"] == pytest.approx([1, 0, 2 * 2 / 7, 0])
+    assert items["background_stability_correct"] == pytest.approx([1, None, 4 / 7, None])
+    expected = {"map_sensitivity": 1 / 18, "map_unchanged": 1 / 3, "n_map": 3, "n_background": 4}
+    expected |= {"background_stability": 11 / 28, "background_unchanged": 1 / 4}
+    expected |= {"map_sensitivity_correct": 1 / 6, "map_unchanged_correct": 0, "n_map_correct": 1}
+    expected |= {"background_stability_correct": 11 / 14, "background_unchanged_correct": 1 / 2}
+    assert results == pytest.approx(expected | {"n_background_correct": 2})
+
+
+def test_self_consistency_of_what_is_given(load):
+    whole = load("self_consistency").compute(**TALES)
+    results = load("self_consistency").compute(predictions=TALES["predictions"], swapped_map=TALES["swapped_map"])
+    assert (results["background_stability"], results["n_background"]) == (None, 0)
+    assert results["map_sensitivity"] == whole["map_sensitivity"] and not [key for key in whole if "correct" in key]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"swapped_map": None, "swapped_background": None}, "`swapped_map` or `swapped_background` must be given"),
+        ({"swapped_map": ["a"]}, "`swapped_map` must have one value for each of the 4 predictions, got 1"),
+        ({"correct": [True, False, None, True]}, r"`correct\[2\]` must be True or False, got None"),
+        ({"predictions": ["a", "b", None, "c"]}, r"`predictions\[2\]` must be a string, got None"),
+    ],
+)
+def test_self_consistency_bad_inputs(fresh, changes, message):
+    with pytest.raises(ValueError, match=message):
+        fresh("self_consistency").compute(**TALES | changes)
