@@ -212,8 +212,9 @@ class EvaluateArguments:
         const="blur",
     )
     interventions: str | None = option(
-        "Also score what becomes of the labels where backgrounds are exchanged, and on objects and backgrounds alone, "
-        "for pictures with human maps; backgrounds come from the split that is named, or from that of --split.",
+        "Also score what becomes of labels and rationales where backgrounds are exchanged, and of labels on objects "
+        "and backgrounds alone, for pictures with human maps; backgrounds come from the split that is named, or from "
+        "that of --split.",
         nargs="?",
         const="",
         metavar="SPLIT",

@@ -109,16 +109,21 @@ def evaluate(arguments, name, dataset, donors=None, calibration=None):
                 f"{arguments.calibrate}, where the expected calibration error was {fitted['before']:.3f} and is "
                 f"{fitted['after']:.3f}"
             )
+    not_scored = why_untaught(name)
+    if not_scored and state.is_main_process:
+        print_anywhere(f"{name}: rationales are not scored: {not_scored}")
     scorers = {"saliency": lambda items, places, pixel_values: saliency_scores(items, places, dataset)}
     if baseline:
         scorers["faithfulness"] = partial(faithfulness_scores, model=model, baseline=baseline, batch_size=batch_size)
     interventions = None
     if arguments.interventions is not None:
         interventions = Interventions(processor, dataset, donors, batch_size, arguments.seed)
-        scorers["interventions"] = partial(label_interventions, model=model, interventions=interventions)
-    not_scored = why_untaught(name)
-    if not_scored and state.is_main_process:
-        print_anywhere(f"{name}: rationales are not scored: {not_scored}")
+        scorers["interventions"] = partial(
+            label_interventions,
+            model=model,
+            interventions=interventions,
+            max_new_tokens=0 if not_scored else arguments.max_new_tokens,
+        )
     items, parts = predict(
         *(model, processor, dataset, batch_size, arguments.max_new_tokens, arguments.seed, scorers),
         writes=not_scored is None,

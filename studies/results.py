@@ -24,6 +24,7 @@ from studies.study import BEST_BASELINE, COLUMNS
 CONTROLS = {"shuffled_place_accuracy", "background_gap", "background_alone_agreement"}
 # Where in `metrics.json` the scores of rationales are.
 TEXTUAL = {"rationale", "grounding", "clip_score", "ref_clip_score", "cider_overall"}
+TEXTUAL |= {"simulatability", "retrieval", "self_consistency"}
 # Marks a test of one seed.
 ONE_SEED = " ¹"
 RUN_AGAIN = "remove its folder and run the study again."
@@ -63,7 +64,9 @@ class Run:
                 continue
             if path == ("interventions", "accuracy"):  # of the pictures with an object, again
                 continue
-            names[f"accuracy_{path[1]}" if path[0] == "accuracy_by_group" else path[-1]] = path
+            name = f"accuracy_{path[1]}" if path[0] == "accuracy_by_group" else path[-1]
+            # The part's figures have the names of the classifier's.
+            names["_".join(path) if path[0] == "simulatability" else name] = path
         return names
 
     @cached_property

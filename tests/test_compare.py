@@ -1090,6 +1090,7 @@ def test_the_real_scripts(place, run):
     assert values["accuracy"] == [metrics["accuracy"]] and values["iou"] == [metrics["saliency"]["iou"]]
     names = {"accuracy_conflicting", "worst_group_accuracy", "pointing_game", "bleu_4", "rouge_l", "cider"}
     names |= {f"{name}_accuracy" for name in ("kind", "colour", "place", "shuffled_place")}
+    names |= {"simulatability_accuracy", "recall_at_1", "map_sensitivity", "background_stability"}
     names |= {"background_gap", "other_accuracy", "object_alone_accuracy", "background_alone_agreement"}
     assert names <= set(values)
     assert values["background_gap"] == [metrics["interventions"]["background_gap"]]

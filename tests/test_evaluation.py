@@ -584,6 +584,28 @@ def test_label_alone_is_scored_as_the_rationales_are(evaluated):
     assert "no_evidence_place_accuracy" in metrics["intervals"]["rationale"]
 
 
+def test_what_rationales_tell_is_scored_by_the_modules(evaluated):
+    metrics, items = read(evaluated / "evaluations" / "1-model0")
+    dataset = load_dataset(str(evaluated / "object_me"), split="test")
+    texts = [item["rationale"] for item in items]
+    found = load("retrieval").compute(
+        predictions=texts, candidates=dataset["textual_explanations"], similarity=load("rationale").similarities
+    )
+    assert metrics["retrieval"] == pytest.approx(found)
+    right = [item["prediction"] == item["label"] for item in items]
+    shuffled = [item["shuffled_rationale"] for item in items]
+    found = load("self_consistency").compute(predictions=texts, swapped_map=shuffled, correct=right)
+    assert metrics["self_consistency"] == pytest.approx(found) and found["background_stability"] is None
+    found = metrics["simulatability"]
+    assert (found["n_correct"], found["n_wrong"]) == (sum(right), 9 - sum(right))
+    assert found["chance"] == max(Counter(item["prediction"] for item in items).values()) / 9
+    shown = {path for path, _, _ in headlines(metrics)}
+    for path in (("simulatability", "unnamed_accuracy"), ("retrieval", "recall_at_5")):
+        assert path in shown and at(metrics["intervals"], path) and count_of(metrics, path) == 9
+    assert count_of(metrics, ("simulatability", "accuracy_wrong")) == found["n_wrong"]
+    assert count_of(metrics, ("self_consistency", "map_sensitivity")) == 9
+
+
 def test_two_processes_write_what_one_does(work, evaluated, tmp_path):
     common = ["--model", work / "model0", "--dataset", work / "object_me", "--resamples", 20, "--batch_size", 2]
     common += ["--faithfulness", "mean", "--interventions", "train", "--max_new_tokens", 5]

@@ -175,6 +175,31 @@ def test_items_without_an_object_are_left_out_and_counted(processor, make_config
     assert items[4]["per_item"]["interventions.same_accuracy"] is None and items[5]["per_item"] == {}
 
 
+def test_what_is_written_on_another_background_is_what_the_model_says_of_that_picture(processor, make_model):
+    """Of its own label and map there; an item without an object has no such text."""
+    rows = make_rows(4, masks={0, 1, 3})
+    dataset = type(make_dataset(4)).from_list(rows, features=make_dataset(4).features)
+    model, made = make_model("megl-resnet-tiny"), of(dataset, processor)
+    with torch.no_grad():  # an untrained model would write the same whatever it sees
+        for parameter in model.language_model.parameters():
+            parameter *= 5
+    items, silent = ([{} for _ in rows] for _ in range(2))
+    label_interventions(items, range(4), None, model, made, max_new_tokens=5)
+    label_interventions(silent, range(4), None, model, made)
+    assert [item["interventions"] for item in items] == [item["interventions"] for item in silent]
+    assert not any("other_background_rationale" in item for item in silent)
+    expected = [None] * 4
+    _, places, pictures = next(one for one in made.make([0, 1, 3]) if one[0] == "other")
+    for place, picture in zip(places, pictures, strict=True):
+        output = model(picture[None])
+        prompt = processor.prompts([items[place]["interventions"]["other"]])
+        evidence = model.ground(output.features, output.saliency)
+        tokens = model.generate_rationales(**prompt, evidence_tokens=evidence, max_new_tokens=5)
+        (expected[place],) = processor.batch_decode_rationales(tokens)
+    texts = [item["other_background_rationale"] for item in items]
+    assert texts == expected and texts[2] is None and len(set(texts)) > 2
+
+
 def test_without_an_object_there_is_nothing_to_do(processor):
     with pytest.raises(ValueError, match="an object and leave a background, and the split of the items has none"):
         of(make_dataset(4, masks="none"), processor)

@@ -1,4 +1,4 @@
-"""The metrics of what a rationale tells: simulatability, retrieval and self_consistency."""
+"""The metrics of what a rationale tells: simulatability, retrieval and self_consistency; alone, and of a split."""
 
 import math
 from functools import partial
@@ -9,6 +9,8 @@ import pytest
 import torch
 from metric_modules import CLIP, TEXTS, clip_images, direct_embeddings, module_of
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from megl.evaluation import scores
 
 
 @pytest.fixture
@@ -290,3 +292,57 @@ def test_self_consistency_of_what_is_given(load):
 def test_self_consistency_bad_inputs(fresh, changes, message):
     with pytest.raises(ValueError, match=message):
         fresh("self_consistency").compute(**TALES | changes)
+
+
+# megl evaluate
+
+
+def make_items(rationales, labels, **more):
+    columns = {"rationale": rationales, "label": labels, "prediction": labels, **more}
+    return [dict(zip(columns, row, strict=True)) | {"per_item": {}} for row in zip(*columns.values(), strict=True)]
+
+
+def test_the_reader_of_a_split_learns_from_other_items_human_texts():
+    labels = ["a", "b"] * 5
+    references = [
+        [f"{label} with {'feathers' if label == 'a' else 'whiskers'}", f"w{i}"] for i, label in enumerate(labels)
+    ]
+    items = make_items([f"it has {texts[0]}" for texts in references], labels)
+    found = scores.simulatability_scores(items, references, ["a", "b"])
+    assert (found["accuracy"], found["unnamed_accuracy"], found["n"], found["n_wrong"]) == (1, 1, 10, 0)
+    assert items[0]["per_item"]["simulatability.unnamed_accuracy"] == 1
+    assert items[0]["per_item"]["simulatability.accuracy_wrong"] is None
+    named = make_items([f"it is {label}" for label in labels], labels)
+    found = scores.simulatability_scores(named, references, ["a", "b"])
+    assert found["accuracy"] == 1 and found["unnamed_accuracy"] <= 0.5
+    # A word of the item's own human text alone: five of each class are learned from at most.
+    own = make_items([texts[1] for texts in references], labels)
+    assert scores.simulatability_scores(own, references, ["a", "b"])["accuracy"] <= 0.5
+    for texts in ([[]] * 10, [["one"]] + [[]] * 9):
+        assert scores.simulatability_scores(items, texts, ["a", "b"]) is None
+
+
+def test_pictures_are_looked_for_among_those_with_human_texts(monkeypatch):
+    references = [["an owl"], [], ["a fish"], ["a tree"]]
+    items = make_items(["an owl", "an owl", "a fish", "a star"], ["x"] * 4)
+    found = scores.retrieval_scores(items, references)
+    assert found["n"] == 3 and found["recall_at_1"] == pytest.approx((1 + 1 + 1 / 2) / 3)  # "a" is in two
+    assert set(items[0]["per_item"]) == {
+        f"retrieval.{name}" for name in ("recall_at_1", "recall_at_5", "mean_reciprocal_rank")
+    }
+    assert items[1]["per_item"] == {}
+    monkeypatch.setattr(scores, "MOST_CANDIDATES", 2)
+    assert scores.retrieval_scores(items, references)["n"] == 2
+    assert scores.retrieval_scores(items, [[]] * 4) is None
+
+
+def test_texts_on_other_backgrounds_are_compared_where_there_are_some():
+    items = make_items(
+        ["a b", "c"], ["x", "y"], shuffled_rationale=["a", "c"], other_background_rationale=[None, "c d"]
+    )
+    items[1]["prediction"] = "x"
+    found = scores.self_consistency_scores(items)
+    assert (found["map_sensitivity"], found["background_stability"]) == pytest.approx((1 / 6, 2 / 3))
+    assert (found["n_map_correct"], found["n_background_correct"]) == (1, 0)
+    assert items[0]["per_item"]["self_consistency.background_stability"] is None
+    assert scores.self_consistency_scores(make_items(["a"], ["x"])) is None

@@ -51,6 +51,20 @@ HEADLINES = {
     ("rationale", "place_accuracy"): "rationale names the place",
     ("rationale", "shuffled_place_accuracy"): "  with another picture's map",
     ("rationale", "no_evidence_place_accuracy"): "  of the label alone",
+    ("simulatability", "accuracy"): "label guessed from the rationale",
+    ("simulatability", "unnamed_accuracy"): "  class names hidden",
+    ("simulatability", "chance"): "  the commonest label",
+    ("simulatability", "accuracy_wrong"): "wrong label guessed from it",
+    ("simulatability", "unnamed_accuracy_wrong"): "  class names hidden",
+    ("simulatability", "chance_wrong"): "  the commonest wrong label",
+    ("retrieval", "recall_at_1"): "picture found by the rationale",
+    ("retrieval", "chance_recall_at_1"): "  at random",
+    ("retrieval", "recall_at_5"): "picture found in the first five",
+    ("retrieval", "chance_recall_at_5"): "  at random",
+    ("self_consistency", "map_sensitivity"): "text changed by another map",
+    ("self_consistency", "map_unchanged"): "  the same to the letter",
+    ("self_consistency", "background_stability"): "text kept, other-class background",
+    ("self_consistency", "background_unchanged"): "  the same to the letter",
     ("explained_accuracy", "iou_overall"): "accuracy x IoU where right",
     ("explained_accuracy", "cider_overall"): "accuracy x CIDEr where right",
     ("clip_score",): "CLIPScore",
@@ -81,9 +95,13 @@ def count_of(metrics, path):
     if part == "interventions":
         name = name.removesuffix("_accuracy").removesuffix("_agreement")
         return metrics[part]["n" if name == "accuracy" else f"{name}_n"]
+    if part == "simulatability":
+        return metrics[part]["n_wrong" if name.endswith("_wrong") else "n"]
+    if part == "self_consistency":
+        return metrics[part][f"n_{name.partition('_')[0]}"]
     if part == "ref_clip_score":
         return metrics["rationale"]["n"]
-    if part in ("saliency", "faithfulness", "grounding"):
+    if part in ("saliency", "faithfulness", "grounding", "retrieval"):
         return (metrics[part] if len(path) == 2 else at(metrics, path[:-1]))["n"]
     return metrics["n"]["accuracy"]
 

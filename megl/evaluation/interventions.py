@@ -10,7 +10,14 @@ import numpy as np
 import torch
 
 from megl.evaluation.metrics import load
-from megl.evaluation.predictions import in_all_processes, own_batches, picture_checksum, read_batch
+from megl.evaluation.predictions import (
+    evidence_maps,
+    in_all_processes,
+    own_batches,
+    picture_checksum,
+    read_batch,
+    write_rationales,
+)
 from megl.evaluation.scores import keep_per_item
 from modeling_megl.recombination_megl import TRACE, annotated_places, fill_in, has_object, recombine
 
@@ -103,19 +110,30 @@ def find_objects(processor, dataset, batch_size):
 
 
 @torch.no_grad()
-def label_interventions(items, places, pixel_values, model, interventions):
+def label_interventions(items, places, pixel_values, model, interventions, max_new_tokens=0):
     """
     Give each item of a batch `interventions`: what the model calls the pictures made of it, the kind of picture to the
-    class name, or `None` where the item has no object.
+    class name, or `None` where the item has no object. If the model writes, `max_new_tokens` or less, each item also
+    has its `other_background_rationale`, of the picture of kind `other`, or `None`.
     """
     chosen = [place for place in places if place in interventions.places]
     of_place = dict(zip(places, items, strict=True))
     for place, item in of_place.items():
         item["interventions"] = {} if place in chosen else None
+        if max_new_tokens:
+            item["other_background_rationale"] = None
     for kind, made_of, pictures in interventions.make(chosen, model.device) if chosen else ():
-        labels = model(pictures.to(model.dtype), output_saliency=False).logits.argmax(dim=-1)
-        for place, label in zip(made_of, labels.tolist(), strict=True):
-            of_place[place]["interventions"][kind] = model.config.id2label[label]
+        writes = kind == "other" and max_new_tokens > 0
+        output = model(pictures.to(model.dtype), output_saliency=writes)
+        names = [model.config.id2label[label] for label in output.logits.argmax(dim=-1).tolist()]
+        for place, name in zip(made_of, names, strict=True):
+            of_place[place]["interventions"][kind] = name
+        if writes:
+            maps = evidence_maps(model, output.saliency, {}, made_of, interventions.seed)
+            evidence = model.ground(output.features, maps)
+            texts = write_rationales(model, interventions.processor, names, evidence, max_new_tokens)
+            for place, text in zip(made_of, texts, strict=True):
+                of_place[place]["other_background_rationale"] = text
 
 
 def intervention_scores(items, class_names):

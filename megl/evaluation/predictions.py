@@ -105,8 +105,8 @@ def _predict_batch(model, processor, dataset, places, max_new_tokens, seed, scor
     scores, labels = model.probabilities(output.logits).max(dim=-1)
     names = model.config.id2label
     predictions = [names[label] for label in labels.tolist()]
-    maps = _evidence_maps(model, output.saliency, inputs, places, seed)
-    texts = _write(model, processor, predictions, model.ground(output.features, maps), max_new_tokens)
+    maps = evidence_maps(model, output.saliency, inputs, places, seed)
+    texts = write_rationales(model, processor, predictions, model.ground(output.features, maps), max_new_tokens)
     items = [
         {
             "id": row["id"],
@@ -141,7 +141,7 @@ def read_batch(processor, dataset, places, with_masks=False):
     return rows, {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
 
 
-def _evidence_maps(model, saliency, masks, places, seed):
+def evidence_maps(model, saliency, masks, places, seed):
     """The maps that weight the evidence; each is drawn for itself where an ablation draws them."""
     maps = []
     for index, place in enumerate(places):
@@ -151,7 +151,8 @@ def _evidence_maps(model, saliency, masks, places, seed):
     return torch.cat(maps)
 
 
-def _write(model, processor, class_names, evidence, max_new_tokens):
+def write_rationales(model, processor, class_names, evidence, max_new_tokens):
+    """What the model writes of class names and their evidence `(B, K, D)`; empty texts at a length of 0."""
     if max_new_tokens == 0:
         return [""] * len(class_names)
     prompts = processor.prompts(class_names).to(model.device)
@@ -199,7 +200,7 @@ def _write_shuffled(model, processor, dataset, items, others, batch_size, max_ne
         features = model(inputs["pixel_values"].to(model.device, model.dtype)).features
         evidence = model.ground(features, torch.stack([others[place] for place in places]).to(model.device))
         names = [items[place]["prediction"] for place in places]
-        return list(zip(places, _write(model, processor, names, evidence, max_new_tokens), strict=True))
+        return list(zip(places, write_rationales(model, processor, names, evidence, max_new_tokens), strict=True))
 
     batches = own_batches(len(items), batch_size, "control")
     for place, text in in_all_processes(lambda: [pair for places in batches for pair in write(places)]):
@@ -215,7 +216,7 @@ def _write_without_evidence(model, processor, items, batch_size, max_new_tokens)
         chosen = names[start : start + batch_size]
         maps = torch.zeros(len(chosen), *items[0]["saliency"].shape, device=model.device)
         features = torch.zeros(len(chosen), sum(model.grounding.channels), *maps.shape[1:], device=model.device)
-        texts += _write(model, processor, chosen, model.ground(features, maps), max_new_tokens)
+        texts += write_rationales(model, processor, chosen, model.ground(features, maps), max_new_tokens)
     by_name = dict(zip(names, texts, strict=True))
     for item in items:
         item["no_evidence_rationale"] = by_name[item["prediction"]]

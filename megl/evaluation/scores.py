@@ -20,6 +20,8 @@ from megl.tables import evenly_spaced, human_map, read_row
 BINS = 10
 PIXELS_AT_ONCE = 2**20  # of masks that are scored together: a megapixel takes 100 MB as the module stores it
 MOST_PIXELS = 2**22  # of a mask as it is scored
+FOLDS = 5  # of the human texts that a reader of rationales learns from
+MOST_CANDIDATES = 2000  # among which a rationale's picture is looked for: all pairs are compared
 
 
 def compute_scores(
@@ -53,6 +55,9 @@ def compute_scores(
         "faithfulness": faithfulness,
         "interventions": interventions,
         "rationale": text_scores(items, references, class_names),
+        "simulatability": simulatability_scores(items, references, class_names),
+        "retrieval": retrieval_scores(items, references),
+        "self_consistency": self_consistency_scores(items),
         **clip_scores(items, dataset, references, clip),
     }
     if not_scored:
@@ -242,6 +247,72 @@ def rationale_scores(items, references, class_names):
         tokens, targets = functions.tokenize(item["rationale"]), [functions.tokenize(text) for text in several or []]
         item["bleu_statistics"] = functions.bleu_statistics(tokens, targets)
     return keep_per_item(items, "rationale.", result)
+
+
+def simulatability_scores(items, references, class_names):
+    """
+    The metrics of `metrics/simulatability` by a bag of words that learns from the human texts and true labels of the
+    other folds of items, and its accuracies with the class names hidden (`unnamed_accuracy`, …); `None` where no two
+    folds have human texts.
+    """
+    folds = (np.random.default_rng(0).permutation(len(items)) % FOLDS).tolist()
+    learned = [(text, place) for place, texts in enumerate(references) for text in texts]
+    if len({folds[place] for _, place in learned}) < 2:
+        return None
+    common = {
+        "predictions": [item["rationale"] for item in items],
+        "references": [item["prediction"] for item in items],
+        "labels": [item["label"] for item in items],
+        "train_rationales": [text for text, _ in learned],
+        "train_labels": [items[place]["label"] for _, place in learned],
+        "folds": folds,
+        "train_folds": [folds[place] for _, place in learned],
+        "per_item": True,
+    }
+    metric = load("simulatability")
+    result, unnamed = metric.compute(**common), metric.compute(**common, hide=class_names)
+    for name, values in unnamed["per_item"].items():
+        result[f"unnamed_{name}"] = unnamed[name]
+        result["per_item"][f"unnamed_{name}"] = values
+    return keep_per_item(items, "simulatability.", result)
+
+
+def retrieval_scores(items, references):
+    """
+    The metrics of `metrics/retrieval` by the words of the human texts, over the items that have some, at most
+    `MOST_CANDIDATES`, evenly spaced; `None` where none has.
+    """
+    given = [place for place, texts in enumerate(references) if texts]
+    if not given:
+        return None
+    chosen = [given[index] for index in evenly_spaced(MOST_CANDIDATES, len(given))]
+    result = load("retrieval").compute(
+        predictions=[items[place]["rationale"] for place in chosen],
+        candidates=[references[place] for place in chosen],
+        similarity=load("rationale").similarities,
+        per_item=True,
+    )
+    del result["per_item"]["rank"]  # its median is no mean over items
+    return keep_per_item([items[place] for place in chosen], "retrieval.", result)
+
+
+def self_consistency_scores(items):
+    """
+    The metrics of `metrics/self_consistency`: of another picture's map, and of another class's background where there
+    are such rationales; `None` where there are neither.
+    """
+    columns = {"swapped_map": "shuffled_rationale", "swapped_background": "other_background_rationale"}
+    given = {column: [item.get(name) for item in items] for column, name in columns.items()}
+    given = {column: texts for column, texts in given.items() if any(text is not None for text in texts)}
+    if not given:
+        return None
+    result = load("self_consistency").compute(
+        predictions=[item["rationale"] for item in items],
+        correct=[item["prediction"] == item["label"] for item in items],
+        per_item=True,
+        **given,
+    )
+    return keep_per_item(items, "self_consistency.", result)
 
 
 def clip_scores(items, dataset, references, clip):
