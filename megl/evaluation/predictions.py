@@ -23,7 +23,8 @@ from megl.tables import read_row
 def predict(model, processor, dataset, batch_size=32, max_new_tokens=40, seed=0, scorers=None, writes=True):
     """
     Args:
-        model ([`MeglForImageClassification`]), processor ([`MeglProcessor`]): The model, in evaluation mode.
+        model ([`MeglForImageClassification`]), processor ([`MeglProcessor`]): The model, in evaluation mode; without
+            `writes` also a [`Classifier`].
         dataset: The split, with the columns of the data set builders.
         batch_size (`int`): Images at a time; no figure depends on it.
         max_new_tokens (`int`): Greatest length of a rationale.
@@ -97,7 +98,7 @@ def in_all_processes(work):
 @torch.no_grad()
 def _predict_batch(model, processor, dataset, places, max_new_tokens, seed, scorers):
     # Only a model whose evidence is weighted by human masks, an upper bound, is shown them.
-    with_masks = model.config.grounding_map == "visual_explanation"
+    with_masks = max_new_tokens > 0 and model.config.grounding_map == "visual_explanation"
     rows, inputs = read_batch(processor, dataset, places, with_masks)
     inputs = {name: values.to(model.device) for name, values in inputs.items()}
     pixel_values = inputs.pop("pixel_values").to(model.dtype)
@@ -105,13 +106,16 @@ def _predict_batch(model, processor, dataset, places, max_new_tokens, seed, scor
     scores, labels = model.probabilities(output.logits).max(dim=-1)
     names = model.config.id2label
     predictions = [names[label] for label in labels.tolist()]
-    maps = evidence_maps(model, output.saliency, inputs, places, seed)
-    texts = write_rationales(model, processor, predictions, model.ground(output.features, maps), max_new_tokens)
+    maps, texts = output.saliency, [""] * len(places)
+    if max_new_tokens:
+        maps = evidence_maps(model, output.saliency, inputs, places, seed)
+        texts = write_rationales(model, processor, predictions, model.ground(output.features, maps), max_new_tokens)
+    class_names = dataset.features["label"].names  # which may be fewer than the model's, and in another order
     items = [
         {
             "id": row["id"],
             "group": row["group"],
-            "label": names[row["label"]],
+            "label": class_names[row["label"]],
             "prediction": prediction,
             "score": score,
             "saliency": saliency,
@@ -152,9 +156,7 @@ def evidence_maps(model, saliency, masks, places, seed):
 
 
 def write_rationales(model, processor, class_names, evidence, max_new_tokens):
-    """What the model writes of class names and their evidence `(B, K, D)`; empty texts at a length of 0."""
-    if max_new_tokens == 0:
-        return [""] * len(class_names)
+    """What the model writes of class names and their evidence `(B, K, D)`."""
     prompts = processor.prompts(class_names).to(model.device)
     tokens = model.generate_rationales(**prompts, evidence_tokens=evidence, max_new_tokens=max_new_tokens)
     return processor.batch_decode_rationales(tokens)
