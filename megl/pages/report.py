@@ -6,8 +6,9 @@ import numpy as np
 
 from megl.evaluation.headlines import at, count_of, headlines, interval_head, interval_text
 from megl.pages.charts import BAD, GOOD, LINE, Points, bars, chart_of_points
-from megl.pages.html_page import TEMPLATES, figure, render
-from megl.pages.pictures import as_pictures, shown_item
+from megl.pages.html_page import TEMPLATES, render
+from megl.pages.interventions import intervention_charts, made_pictures
+from megl.pages.pictures import shown_item
 from megl.tables import evenly_spaced, read_row
 
 
@@ -16,12 +17,6 @@ MOST_BARS = 40
 MOST_CLASSES = 25  # of a confusion matrix
 MOST_NAMES = 30  # of classes and groups in a chart
 MOST_DOTS = 2000
-MADE = {  # kinds of picture that `--interventions` makes, in words
-    "same": "same-class background",
-    "other": "other-class background",
-    "object_alone": "object alone",
-    "background_alone": "background alone",
-}
 
 
 def write_report(path, dataset, items, metrics, count, interventions=None):
@@ -141,35 +136,12 @@ def _image_points(items):
 
 def _interventions(interventions, items, metrics):
     """Charts of accuracy and agreement on the pictures made of others, and some of these with their labels."""
-    found, intervals = metrics["interventions"], at(metrics["intervals"], ("interventions",))
-
-    def row(words, name, count):
-        return words, found[name], intervals.get(name), f"n = {found[count]:,}"
-
-    rows = [
-        [row(words, f"{kind}_{what}", f"{kind}_n") for kind, words in MADE.items()]
-        for what in ("accuracy", "agreement")
-    ]
-    rows[0].insert(0, row("as it is", "accuracy", "n"))
-    titles = ("Accuracy", "Label kept: as for the picture as it is")
     places = list(interventions.places)
     chosen = [places[index] for index in evenly_spaced(CASES, len(places))]
     return {
-        "charts": [(title, bars(title, part)) for title, part in zip(titles, rows, strict=True)],
-        "items": [_made_pictures(interventions, place, items[place]) for place in chosen],
+        "charts": intervention_charts(metrics),
+        "items": [made_pictures(interventions, place, items[place]) for place in chosen],
     }
-
-
-def _made_pictures(interventions, place, item):
-    """`(id, label, pictures)` of an item, each picture with what the model calls it."""
-    own, _ = interventions.read([place])
-    made = {"as it is": own} | {MADE[kind]: pictures for kind, _, pictures in interventions.make([place])}
-    labels = {"as it is": item["prediction"]} | {MADE[kind]: label for kind, label in item["interventions"].items()}
-    pictures = [
-        (figure(as_pictures(pictures, interventions.processor.image_processor)[0], words), labels[words])
-        for words, pictures in made.items()
-    ]
-    return item["id"], item["label"], pictures
 
 
 def _reliability(calibration):
