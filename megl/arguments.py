@@ -3,7 +3,20 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megl.evaluation.conditions import read_condition
 
+
+SaliencyMethod = Literal[
+    "grad_cam",
+    "grad_cam_elementwise",
+    "hires_cam",
+    "layer_cam",
+    "grad_cam_plus_plus",
+    "xgrad_cam",
+    "input_x_gradient",
+    "attention_rollout",
+    "attention_relevance",
+]
 # What a model's card reports of its training.
 RECORDED = (
     "visual_loss_weight",
@@ -130,20 +143,7 @@ class InitArguments:
     max_rationale_length: int | None = option(
         "Tokens of prompt, rationale and end of text; longer ones are cut. 64 by default, or that of --model."
     )
-    saliency_method: (
-        Literal[
-            "grad_cam",
-            "grad_cam_elementwise",
-            "hires_cam",
-            "layer_cam",
-            "grad_cam_plus_plus",
-            "xgrad_cam",
-            "input_x_gradient",
-            "attention_rollout",
-            "attention_relevance",
-        ]
-        | None
-    ) = option("How the map is made.")
+    saliency_method: SaliencyMethod | None = option("How the map is made.")
     saliency_layer: str | None = option("Module of the vision model to compute maps on, if not the default.")
     saliency_score: Literal["logit", "contrast"] | None = option("What the map explains.")
     evidence_layers: list[str] | None = option(
@@ -241,6 +241,37 @@ class EvaluateArguments:
         check_lowest(self, batch_size=1, max_new_tokens=1, examples=0, resamples=1, seed=0)
         if self.calibrate == self.split:
             raise ValueError(f"`--calibrate` must name another split than `--split`, got {self.split} as both")
+
+
+@dataclass(kw_only=True)
+class AuditArguments:
+    """Which classifier to audit, and on what."""
+
+    model: str = required("Hub id or folder of an image classifier.", positional=True, metavar="MODEL")
+    dataset: str = required("Hub id or folder of a data set.", positional=True, metavar="DATASET")
+    output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
+    beside: str | None = option("Another classifier, which the first is shown beside.", metavar="MODEL")
+    fail_if: list[str] | None = option(
+        "Exit with status 3 where a figure of MODEL in audit.json fulfils one of these conditions, such as "
+        "'background_gap>0.1' (in quotes), or is not to be had.",
+        metavar="CONDITION",
+    )
+    split: str | None = option("Split to audit; the first that there is of test, validation and train by default.")
+    backgrounds: str | None = option(
+        "Split that gives the backgrounds; train by default, if it has masks, and else the audited one."
+    )
+    saliency_method: SaliencyMethod | None = option("How the map is made; a MEGL model's own, or grad_cam.")
+    saliency_layer: str | None = option("Module to compute maps on, if not the default.")
+    batch_size: int = option("Pictures at a time.", 32)
+    examples: int = option("Pictures of each kind on the page.", 6)
+    resamples: int = option("Resamples of the bootstrap.", 2000)
+    seed: int = option("Draws the resamples and the backgrounds.", 0)
+    trust_remote_code: bool = option("Let the classifiers run their own code.", False)
+
+    def __post_init__(self):
+        check_lowest(self, batch_size=1, examples=0, resamples=1, seed=0)
+        for condition in self.fail_if or ():
+            read_condition(condition)
 
 
 @dataclass(kw_only=True)

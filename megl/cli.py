@@ -11,6 +11,7 @@ COMMANDS = {
     "inspect": ("inspect_dataset", "evaluate", "show what a data set holds and warn of what is wrong with it"),
     "init": ("init_megl", "train", "make an untrained MEGL model of a vision model and a language model"),
     "train": ("train_megl", "train", "train it on labels, masks and rationales, as far as there are any"),
+    "audit": ("audit", "evaluate", "tell whether any image classifier decides by the object or by the background"),
     "evaluate": ("evaluate_megl", "evaluate", "score labels, maps and rationales on a split, with a report"),
     "compare-evaluations": ("compare_evaluations", "evaluate", "test evaluations of several models against the first"),
     "push": ("push", "evaluate", "upload a trained model to the Hub: what it needs, and nothing else"),

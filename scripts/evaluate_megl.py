@@ -20,7 +20,6 @@ missing: what there is is scored, and each figure says of how many images it is.
 
 import json
 import sys
-from collections import Counter
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from dataset_builders.files import check_new, new_folder
 from megl.arguments import ColumnArguments, EvaluateArguments
 from megl.evaluation.calibration import calibrate, save_temperature
 from megl.evaluation.card import card_facts, check_card, update_card, write_card
-from megl.evaluation.comparison import write_comparison
+from megl.evaluation.comparison import check_distinct_ids, write_comparison
 from megl.evaluation.headlines import metrics_table
 from megl.evaluation.interventions import Interventions, intervention_scores, label_interventions
 from megl.evaluation.predictions import predict, why_untaught
@@ -76,12 +75,8 @@ def check_arguments(arguments, dataset):
                 raise ValueError(f"`--{option}` needs the folder of a model, got {name}, which is no folder.")
     for name in arguments.model if arguments.update_card else []:
         check_card(name, arguments.dataset, arguments.dataset_id)
-    key, times = Counter(dataset["id"]).most_common(1)[0]
-    if len(arguments.model) > 1 and times > 1:
-        raise ValueError(
-            f"models are compared item by item, and {times} items have the id {key!r}: name a column of ids that "
-            "differ by `--id_column`, or evaluate one model."
-        )
+    if len(arguments.model) > 1:
+        check_distinct_ids(dataset)
 
 
 def check_clip(name):

@@ -693,7 +693,7 @@ def test_a_mask_is_scored_as_training_reads_it_whatever_it_is_stored_as(kind):
     direct = load("saliency").compute(predictions=[item["saliency"]], references=[INSIDE / 255])
     assert direct["n"] == 1 and scores.saliency_scores([item], [0], dataset) == pytest.approx(direct)
     expected = pictures.overlay(Image.new("RGB", (60, 40)), INSIDE / 255)
-    shown = pictures._pictures(dataset[0], item)
+    shown = pictures.row_pictures(dataset[0], item)
     assert shown[1][1] == "human map" and shown[1][0].tobytes() == expected.tobytes()
 
 

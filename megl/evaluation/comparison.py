@@ -1,6 +1,7 @@
 """Evaluations of several models on the same images: read back, compared and written as a table for a paper."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from megl.evaluation.bootstrap import LEVEL, paired_tests
@@ -52,6 +53,16 @@ def check_same_data(runs):
                 raise ValueError(
                     f"{name}: expected the {what} of {first}, {expected}, got {found}: evaluate both on the same."
                 )
+
+
+def check_distinct_ids(dataset):
+    """Refuse a split on which several models cannot be compared, as items have the same id."""
+    key, times = Counter(dataset["id"]).most_common(1)[0]
+    if times > 1:
+        raise ValueError(
+            f"models are compared item by item, and {times} items have the id {key!r}: name a column of ids that "
+            "differ by `--id_column`, or take one model."
+        )
 
 
 def compare(runs, resamples, seed):

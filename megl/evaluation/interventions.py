@@ -46,8 +46,8 @@ class Interventions:
         given = found if donors is None else find_objects(processor, donors, batch_size)
         if not found or not given:
             raise ValueError(
-                "`--interventions` needs pictures with human maps that show an object and leave a background, and the "
-                f"split {'of the items' if not found else 'that gives the backgrounds'} has none: name another split."
+                "pictures are needed with human maps that show an object and leave a background, and the split "
+                f"{'of the items' if not found else 'that gives the backgrounds'} has none: name another split."
             )
         self.places, self.donor_places = found.keys(), np.array(list(given))
         self.files = {place: file for place, (file, _) in found.items()}

@@ -66,7 +66,7 @@ def write_sheet(path, dataset, predictions, columns=2, rows=3, side=160):
 
 def _paste_item(sheet, corner, side, row, prediction):
     left, top = corner
-    pictures = [picture for picture, _ in _pictures(row, prediction)]
+    pictures = [picture for picture, _ in row_pictures(row, prediction)]
     for number, picture in enumerate(pictures):
         sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (left + number * (side + 8), top))
     right = prediction["prediction"] == prediction["label"]
@@ -78,7 +78,7 @@ def _paste_item(sheet, corner, side, row, prediction):
     draw.text((left, top + side + 30), text, fill="#222", font=font(15), spacing=4)
 
 
-def _pictures(row, prediction):
+def row_pictures(row, prediction):
     """`(picture, caption)` of the image, the human map where there is one, and the model's map."""
     image, mask = row["image"], human_map(row)
     pictures = [(image.convert("RGB"), "image")]
@@ -97,7 +97,7 @@ def shown_item(row, prediction, note=""):
         note (`str`): Text about the item.
     """
     names = ("label", "prediction", "score", "rationale")
-    pictures = [figure(picture, caption) for picture, caption in _pictures(row, prediction)]
+    pictures = [figure(picture, caption) for picture, caption in row_pictures(row, prediction)]
     references = row["textual_explanations"] or []
     return {"pictures": pictures, "references": references, "note": note, **{name: prediction[name] for name in names}}
 
