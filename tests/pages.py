@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 class Page(HTMLParser):
     """The tags of a page with their attributes, and its text; checks that what opens closes."""
 
-    VOID = ("meta", "img")
+    VOID = ("meta", "img", "br")
 
     def __init__(self, text):
         super().__init__()

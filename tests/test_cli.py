@@ -10,6 +10,7 @@ import pytest
 
 from dataset_builders import BUILDERS, LAYOUTS
 from megl.arguments import (
+    AuditArguments,
     ColumnArguments,
     CompareArguments,
     EvaluateArguments,
@@ -128,7 +129,7 @@ def test_commands_are_listed(monkeypatch, capsys):
     ("command", "hint"),
     [
         ("trian", "did you mean `train`?"),
-        ("x", "expected one of prepare, inspect, init, train, evaluate, compare-evaluations, push, explain."),
+        ("x", "expected one of prepare, inspect, init, train, audit, evaluate, compare-evaluations, push, explain."),
     ],
 )
 def test_an_unknown_command_is_told_with_the_nearest(monkeypatch, capsys, command, hint):
@@ -212,6 +213,7 @@ TRAINED = ("--model_name_or_path", "m", "--dataset_name", "d")
         (InitArguments, (*PLACED, "--model", "m", "--text", "t"), "`--text` goes with `--vision`"),
         (EvaluateArguments, ("--model", "m", *PLACED, "--seed", -1), "`--seed` must be 0 or more, got -1"),
         (InspectArguments, ("d", *PLACED[2:], "--examples", -1), "`--examples` must be 0 or more, got -1"),
+        (AuditArguments, ("m", "d", *PLACED[2:], "--resamples", 0), "`--resamples` must be 1 or more, got 0"),
         (CompareArguments, ("a", *PLACED[2:]), "two or more folders are needed, got a alone"),
         (ExplainArguments, ("a", "--model", "m", *PLACED[2:], "--batch_size", 0), "`--batch_size` must be 1 or more"),
     ],

@@ -1,6 +1,7 @@
 """Is a classifier right for the right reasons: its figures on a split, the verdict, and what would mend it."""
 
 import shlex
+from collections import Counter
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -122,8 +123,8 @@ def _figure(found):
 
 def telling(items, most):
     """
-    The places of the pictures that tell the most, the surest first: rightly named ones that are named so on the
-    background alone, and others whose name is wrong as soon as the background is another class's.
+    The places of the pictures that tell the most, the clearest first and the classes in turn: rightly named ones that
+    are named so on the background alone, and others whose name is wrong as soon as the background is another class's.
 
     Args:
         items (`list[dict]`): What [`audit`] gives.
@@ -137,9 +138,8 @@ def telling(items, most):
     ]
     by_background = [place for place in right if _is_right(items[place], "background_alone")]
     misled = [place for place in right if _is_right(items[place], "other") is False]
-    order = partial(_doubt, items)
-    first = sorted(by_background, key=order)[:most]
-    second = sorted((place for place in misled if place not in first), key=order)[:most]
+    first = _clearest(items, by_background)[:most]
+    second = _clearest(items, [place for place in misled if place not in first])[:most]
     return [
         ("Right on the background alone", len(by_background), first),
         ("Wrong as soon as the background is another class's", len(misled), second),
@@ -152,12 +152,21 @@ def _is_right(item, kind):
     return None if given is None else given == item["label"]
 
 
-def _doubt(items, place):
-    """A key by which the items come first that show the most faults, and of those the surest."""
-    item = items[place]
-    faults = [_is_right(item, "background_alone") is True]
-    faults += [_is_right(item, kind) is False for kind in ("other", "object_alone")]
-    return -sum(faults), -item["score"], place
+def _clearest(items, places):
+    """The places by how many faults they show, then by probability; the classes take turns."""
+    ordered = sorted(places, key=lambda place: (-_faults(items[place]), -items[place]["score"], place))
+    turns = Counter()
+    ranks = {}
+    for place in ordered:
+        label = items[place]["label"]
+        ranks[place] = turns[label]
+        turns[label] += 1
+    return sorted(ordered, key=ranks.get)
+
+
+def _faults(item):
+    wrong = [_is_right(item, kind) is False for kind in ("other", "object_alone")]
+    return sum([_is_right(item, "background_alone") is True, *wrong])
 
 
 def mending(name, data, split, train, options=()):
