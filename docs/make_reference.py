@@ -19,6 +19,7 @@ import dataset_builders
 import modeling_megl
 from dataset_builders import build
 from megl.cli import COMMANDS
+from megl.evaluation import audit
 from megl.evaluation.metrics import load
 from megl.parser import OTHER_TRAINING, USUAL_TRAINING, CommandParser
 from modeling_megl import (
@@ -71,6 +72,7 @@ SECTIONS = {
         saliency_megl,
         (*saliency_megl.SALIENCY_METHODS, "explained_scores", "compute_saliency", "normalize_map"),
     ),
+    "Audit": (audit, ("verdict",)),
     "Data sets": (dataset_builders, ("build_dataset", "HubTarget", "HubTarget.push")),
     "Data set options": (build, ("ExplainedImagesConfig",)),
 }

@@ -21,6 +21,7 @@ import os, sys
 SHORT = {{
     "train": "--max_steps 2 --per_device_train_batch_size 2 --disable_tqdm True",
     "evaluate": "--resamples 5 --max_new_tokens 3",
+    "audit": "--resamples 5",
 }}
 SMALL = '''
 import sys
@@ -163,6 +164,12 @@ def test_the_page_on_models_runs(after_readme, run):
     pets.match_processor(MeglProcessor.from_pretrained(after_readme / "megl-pets"))  # a folder to train on
     assert pets.config.id2label == {0: "cat", 1: "dog"}
     assert (after_readme / "explanations" / "explanations.jsonl").read_text(encoding="utf-8").count("\n") == 1
+
+
+def test_the_page_on_audits_runs(after_readme, run):
+    run("docs/audit.md")
+    for name in ("audit", "audit-trained", "audit-both"):
+        assert (after_readme / name / "index.html").is_file(), name
 
 
 def test_the_page_on_training_runs(after_readme, run):
