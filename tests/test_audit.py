@@ -91,8 +91,8 @@ def judged(gap, kept=(0.9, 1.0), alone=(0.2, 0.4), n=100):
         (UNKNOWN, {"gap": (0, 0), "kept": (0.3, 0.5), "alone": (0.51, 0.9)}),
         (UNKNOWN, {"gap": (0, 0), "kept": (0.3, 0.49), "alone": (0.5, 0.9)}),
         # Labels must stay with the object, and fewer of them without it.
-        (OBJECT, {"gap": (0, 0), "kept": (0.8, 1)}),
-        (UNKNOWN, {"gap": (0, 0), "kept": (0.79, 1)}),
+        (OBJECT, {"gap": (0, 0), "kept": (2 / 3, 1)}),
+        (UNKNOWN, {"gap": (0, 0), "kept": (0.66, 1)}),
         (OBJECT, {"gap": (0, 0), "kept": (0.9, 1), "alone": (0.5, 0.89)}),
         (UNKNOWN, {"gap": (0, 0), "kept": (0.9, 1), "alone": (0.5, 0.9)}),
         (UNKNOWN, {"gap": (0, 0), "kept": (1, 1), "alone": (1, 1)}),  # the same of every picture
@@ -113,9 +113,7 @@ def test_the_sentence_has_the_figures_or_the_reasons():
         "the object."
     )
     assert "as the gap may be larger than 0.1: of 100" in judged((0.0, 0.2))[1]
-    both = (
-        "as fewer than 0.8 of the labels may stay on another class's background, and as many labels may stay without"
-    )
+    both = "as fewer than two thirds of the labels may stay on another class's background, and as many labels may stay"
     assert both in judged((0, 0), (0.6, 0.8), (0.5, 0.7))[1]
     for n, words in ((0, "no picture has a mask"), (1, "one picture has a mask"), (29, "29 pictures have a mask")):
         nothing = {"value": None, "interval": None, "n": n}

@@ -20,7 +20,7 @@ from modeling_megl.recombination_megl import annotated_places
 # Of so few pictures none may show what a tenth of all do: the rule of three, 3 / 30 = 0.1.
 LEAST_PICTURES = 30
 USUAL_PICTURES = 50  # of which a few have an object too small, or no other of their class
-GAP, KEPT = 0.1, 0.8
+GAP, KEPT = 0.1, 2 / 3
 OBJECT, BACKGROUND, UNKNOWN = "object", "background", "cannot tell"
 
 
@@ -76,12 +76,12 @@ def verdict(figures):
        with it (`other_agreement`, high < 0.5) and most stay without the object (`background_alone_agreement`,
        low > 0.5).
     3. `"object"`: the gap is small (low >= -0.1 and high <= 0.1), labels stay with the object (`other_agreement`,
-       low >= 0.8), and fewer stay without it (`background_alone_agreement`, high < low of `other_agreement`): a
+       low >= 2/3), and fewer stay without it (`background_alone_agreement`, high < low of `other_agreement`): a
        classifier that says the same of every picture has no gap either.
     4. `"cannot tell"`: all else; the sentence says what is missing for 3.
 
-    It is about where labels come from, not how many are right; and about these pictures: a background that never
-    misleads here may elsewhere.
+    It is about where labels come from, not how many are right. Where backgrounds do not go with classes in the split
+    that gives them, there is no gap to see: a classifier may pass of whose labels a third come from the background.
 
     Args:
         figures (`dict[str, dict]`): Name to `value`, `interval` (`[low, high]`) and `n`.
@@ -104,7 +104,7 @@ def verdict(figures):
         return BACKGROUND, f"The labels come from the background, wholly or in part: {rests_on}"
     missing = {
         "the gap may be larger than 0.1": low < -GAP or high > GAP,
-        "fewer than 0.8 of the labels may stay on another class's background": kept_low < KEPT,
+        "fewer than two thirds of the labels may stay on another class's background": kept_low < KEPT,
         "as many labels may stay without the object": alone_high >= kept_low,
     }
     reasons = [reason for reason, holds in missing.items() if holds]
