@@ -188,9 +188,15 @@ class TrainArguments:
         "Share of its pictures with rationales that keep them; a smaller one is a subset.", 1.0
     )
     share_seed: int = option("Draws which items keep their explanations.", 0)
+    explanation_sheet: int = option(
+        "Pictures of --eval_split that are explained at each evaluation, on a sheet in the output folder and where "
+        "--report_to says.",
+        0,
+    )
     trust_remote_code: bool = option("Let the vision model run its own code.", False)
 
     def __post_init__(self):
+        check_lowest(self, explanation_sheet=0)
         for name in ("mask_share", "rationale_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`--{name}` must lie in [0, 1], got {getattr(self, name)}")

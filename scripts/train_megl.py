@@ -19,6 +19,7 @@ from datasets import Image
 from transformers import set_seed
 
 from megl.arguments import RECORDED, ColumnArguments, TrainArguments
+from megl.explanation_sheet import ExplanationSheet
 from megl.parser import parse
 from megl.tables import open_table
 from megl.terminal import program
@@ -97,6 +98,20 @@ def _save_adapter(model, processor, folder):
         print(f"{folder} is not written. {error}")
 
 
+def add_sheet(trainer, pictures):
+    """Show what the model answers at each evaluation."""
+    if trainer.eval_dataset is None or trainer.args.eval_strategy == "no":
+        raise ValueError(
+            "`--explanation_sheet` is made at each evaluation: name an `--eval_split` that there is, and an "
+            "`--eval_strategy`, such as `epoch`."
+        )
+    if trainer.is_fsdp_enabled:
+        raise ValueError(
+            "`--explanation_sheet` is made by one process, which FSDP gives a part of the model: leave it out."
+        )
+    trainer.add_callback(ExplanationSheet(trainer, pictures))
+
+
 def accuracy(prediction):
     return {"accuracy": float((prediction.predictions[0].argmax(-1) == prediction.label_ids[0]).mean())}
 
@@ -126,6 +141,8 @@ def main():
             eval_dataset=eval_dataset,
             compute_metrics=accuracy,
         )
+        if script_args.explanation_sheet:
+            add_sheet(trainer, script_args.explanation_sheet)
         trainer.train(resume_from_checkpoint=checkpoint)
     except (ValueError, OSError) as error:
         sys.exit(f"{program()}: {error}")

@@ -1,5 +1,6 @@
 """Items as pictures and words: image, human map, model's map, label with probability, rationales."""
 
+import math
 import textwrap
 from functools import cache
 
@@ -53,15 +54,27 @@ def wrapped(text, width, size):
     return textwrap.wrap(text, max(int(letters), 1))
 
 
-def write_sheet(path, dataset, predictions, columns=2, rows=3, side=160):
-    """The same as a PNG of `columns` x `rows` items, evenly spaced over the data set, for a README."""
-    chosen = evenly_spaced(columns * rows, len(dataset))
+def write_sheet(path, dataset, predictions):
+    """The same as a PNG of six items, evenly spaced over the data set, for a README."""
+    chosen = evenly_spaced(6, len(dataset))
+    draw_sheet([(read_row(dataset, index), predictions[index]) for index in chosen]).save(path)
+
+
+def draw_sheet(pairs, columns=2, side=160):
+    """
+    One picture of several items, row by row.
+
+    Args:
+        pairs (`list[tuple[dict, dict]]`): Rows of a data set and their predictions.
+        columns (`int`): Items in a row.
+        side (`int`): Of each picture in pixels.
+    """
     width, height = 3 * (side + 8) + 24, side + 108
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    for position, index in enumerate(chosen):
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(pairs) / columns) * height), "white")
+    for position, (row, prediction) in enumerate(pairs):
         corner = (position % columns * width + 16, position // columns * height + 12)
-        _paste_item(sheet, corner, side, read_row(dataset, index), predictions[index])
-    sheet.save(path)
+        _paste_item(sheet, corner, side, row, prediction)
+    return sheet
 
 
 def _paste_item(sheet, corner, side, row, prediction):
