@@ -148,7 +148,7 @@ class InitArguments:
     saliency_score: Literal["logit", "contrast"] | None = option("What the map explains.")
     evidence_layers: list[str] | None = option(
         "Earlier modules of the vision model that the rationale is written from as well, for colour and texture: "
-        "names, or `auto`."
+        "names, `auto`, or `none`; by default those of the preset, or `auto`."
     )
     rationale_gradient: Literal["map", "map_and_features", "none"] | None = option(
         "Where the rationale's loss may go in the vision model."

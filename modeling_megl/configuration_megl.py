@@ -37,7 +37,13 @@ TEXT_PRESETS = {"llama-small": _LLAMA_SMALL, "llama-tiny": _LLAMA_TINY}
 
 # The paper trains ViT-B/16 and ResNet-18; the tiny presets have the same structure, for tests and the sample data.
 PRESETS = {
-    "megl-vit-b16": {"vision_config": {"model_type": "vit"}, "text_config": _LLAMA_SMALL, "evidence_size": 512},
+    "megl-vit-b16": {
+        "vision_config": {"model_type": "vit"},
+        "text_config": _LLAMA_SMALL,
+        "evidence_size": 512,
+        "evidence_layers": ["vit.layers.0", "vit.layers.6"],
+        "evidence_sizes": [768, 768],
+    },
     "megl-resnet18": {
         "vision_config": {
             "model_type": "resnet",
@@ -48,6 +54,8 @@ PRESETS = {
         },
         "text_config": _LLAMA_SMALL,
         "evidence_size": 512,
+        "evidence_layers": ["resnet.encoder.stages.0", "resnet.encoder.stages.2"],
+        "evidence_sizes": [64, 256],
     },
     "megl-vit-tiny": {
         "vision_config": {
@@ -61,6 +69,8 @@ PRESETS = {
         },
         "text_config": _LLAMA_TINY,
         "evidence_size": 128,
+        "evidence_layers": ["vit.layers.0", "vit.layers.2"],
+        "evidence_sizes": [96, 96],
     },
     "megl-swin-tiny": {
         "vision_config": {
@@ -74,6 +84,8 @@ PRESETS = {
         },
         "text_config": _LLAMA_TINY,
         "evidence_size": 128,
+        "evidence_layers": ["swin.encoder.layers.0"],
+        "evidence_sizes": [96],
         "saliency_score": "contrast",
     },
     "megl-resnet-tiny": {
@@ -88,6 +100,8 @@ PRESETS = {
         },
         "text_config": _LLAMA_TINY,
         "evidence_size": 128,
+        "evidence_layers": ["resnet.encoder.stages.0"],
+        "evidence_sizes": [48],
         "saliency_score": "contrast",
     },
 }

@@ -36,6 +36,8 @@ CONFIGURED = (
 def chosen(arguments):
     """What the user chose of the settings of `MeglConfig`, and of those of `MeglProcessor`."""
     settings = {name: getattr(arguments, name) for name in CONFIGURED if getattr(arguments, name) is not None}
+    if settings.get("evidence_layers") == ["none"]:
+        settings["evidence_layers"] = []
     return settings, {name: settings.pop(name) for name in PROCESSED if name in settings}
 
 
@@ -50,7 +52,7 @@ def make_model(arguments, labels, rationales):
             setattr(config, name, value)
         if arguments.saliency_layer:  # which may have another width
             config.feature_size = MeglForImageClassification(config).probe_saliency_layer()
-        if layers:
+        if layers is not None:
             found = MeglForImageClassification(config).probe_evidence_layers(layers)
             config.evidence_layers, config.evidence_sizes = found
         return MeglForImageClassification(config), processor

@@ -45,6 +45,8 @@ QUIET = {
     "logging_steps": 50,
     "examples": 0,
 }
+# What a run without the setting has, whatever the programs' defaults have become since: keys do not name it.
+FIRST = {"evidence_layers": "none"}
 SECTION = {
     "description",
     "split",
@@ -146,7 +148,7 @@ class Cell:
         if self.settings.get("text_loss_weight") == 0:
             placed["evaluate"]["max_new_tokens"] = 1  # an untrained language model writes noise, and much of it
         return {
-            step: to_arguments(options(kinds), {**QUIET, **self.settings, **placed[step]})
+            step: to_arguments(options(kinds), {**QUIET, **FIRST, **self.settings, **placed[step]})
             for step, (_, kinds) in self.steps.items()
         }
 

@@ -112,7 +112,8 @@ def test_commands_have_the_options_of_the_scripts(place):
     commands = cell.commands(Path("cell"))
     pairs = {step: dict(zip(values[::2], values[1::2], strict=False)) for step, values in commands.items()}
     assert commands["init"][:6] == ["--vision", "model", "--dataset", "data", "--output", "cell/untrained"]
-    assert commands["init"][6:] == ["--grounding_map", "uniform", "--seed", "3", "--trust_remote_code", "True"]
+    assert commands["init"][6:10] == ["--evidence_layers", "none", "--grounding_map", "uniform"]
+    assert commands["init"][10:] == ["--seed", "3", "--trust_remote_code", "True"]
     train = {"--model_name_or_path": "cell/untrained", "--dataset_name": "data", "--output_dir": "cell/model"}
     train |= {"--seed": "3", "--mask_share": "0.5", "--learning_rate": "0.002", "--trust_remote_code": "True"}
     assert train.items() <= pairs["train"].items() and pairs["train"]["--eval_strategy"] == "no"

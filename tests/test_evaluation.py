@@ -570,7 +570,7 @@ def test_label_alone_is_scored_as_the_rationales_are(evaluated):
     texts = {item["prediction"]: item["no_evidence_rationale"] for item in items}
     assert all(item["no_evidence_rationale"] == texts[item["prediction"]] for item in items)
     names = sorted(texts)
-    evidence = model.ground(torch.rand(len(names), model.config.feature_size, 8, 8), torch.zeros(len(names), 8, 8))
+    evidence = model.ground(torch.rand(len(names), sum(model.grounding.channels), 8, 8), torch.zeros(len(names), 8, 8))
     tokens = model.generate_rationales(**processor.prompts(names), evidence_tokens=evidence)
     assert processor.batch_decode_rationales(tokens) == [texts[name] for name in names]
     direct = load("rationale").compute(

@@ -51,6 +51,7 @@ def test_presets_name_classes_and_sizes(preset):
     assert config.label2id == config.vision_config.label2id == {"cat": 0, "dog": 1}
     assert config.text_config.vocab_size == 64
     assert config.feature_size == {"megl-vit-b16": 768, "megl-resnet18": 512}.get(preset, 96)
+    assert len(config.evidence_layers) == len(config.evidence_sizes) >= 1
     again = MeglConfig.from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict()
 
@@ -924,10 +925,11 @@ def test_composed_of_pretrained_parts(preset, make_model, tmp_path):
         for name, value in getattr(donor, part).state_dict().items():
             assert torch.equal(getattr(model, part).state_dict()[name], value), name
     assert model(random_images(1, 3, 32, 32)).evidence_tokens.shape == (1, 2, 32)
+    assert model.config.evidence_layers == [], "two tokens are for the tap and for places"
 
     # With earlier layers in the evidence.
     model = MeglForImageClassification.from_vision_text_pretrained(
-        str(tmp_path / "vision"), str(tmp_path / "text"), ["a", "b"], evidence_layers=["auto"]
+        str(tmp_path / "vision"), str(tmp_path / "text"), ["a", "b"]
     )
     assert model.config.evidence_layers[0].endswith(".0")
     assert model.config.evidence_sizes == [norm.normalized_shape[0] for norm in model.grounding.earlier_norms]
@@ -935,6 +937,10 @@ def test_composed_of_pretrained_parts(preset, make_model, tmp_path):
     pixel_values = random_images(1, 3, 32, 32)
     again = MeglForImageClassification.from_pretrained(tmp_path / "saved")(pixel_values)
     torch.testing.assert_close(again.evidence_tokens, model(pixel_values).evidence_tokens)
+    without = MeglForImageClassification.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), ["a", "b"], evidence_layers=[]
+    )
+    assert without.config.evidence_layers == [] == without.config.evidence_sizes
 
     # Other classes: a new head on the same backbone.
     other = MeglForImageClassification.from_vision_text_pretrained(

@@ -108,9 +108,12 @@ def test_method_and_layer_of_the_map_are_chosen(run, dataset, tmp_path):
 
 def test_evidence_of_earlier_layers(run, dataset, tmp_path, capsys):
     options = ("--preset", "megl-resnet-tiny", "--evidence_layers", "auto")
-    init(run, dataset, tmp_path / "model", *options)
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert (config["evidence_layers"], config["evidence_sizes"]) == (["resnet.encoder.stages.0"], [48])
+    for name, given in (("default", options[:2]), ("model", options)):
+        init(run, dataset, tmp_path / name, *given)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert (config["evidence_layers"], config["evidence_sizes"]) == (["resnet.encoder.stages.0"], [48])
+    init(run, dataset, tmp_path / "none", *options[:-1], "none")
+    assert json.loads((tmp_path / "none" / "config.json").read_text())["evidence_layers"] == []
     init(run, dataset, tmp_path / "named", *options[:-1], "resnet.encoder.stages.0", "resnet.embedder")
     config = json.loads((tmp_path / "named" / "config.json").read_text())
     assert (config["evidence_layers"], config["evidence_sizes"]) == (
