@@ -53,6 +53,7 @@ class HubTarget:
     def commit(self, files: dict[str, str | Path | bytes], stale: Callable[[str], bool], message: str) -> str:
         """Uploads files, by their paths in the repository, and removes others that are `stale`. Returns the URL."""
         url = self._create()
+        self.repository = url.repo_id  # with the name of its owner, where none was given
         there = self.api.list_repo_files(self.repository, repo_type=self.repo_type)
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         operations += [CommitOperationDelete(name) for name in there if name not in files and stale(name)]

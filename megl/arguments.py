@@ -171,6 +171,8 @@ class InitArguments:
             raise ValueError("`--text` goes with `--vision`: a preset and a trained model have their language models")
         if self.evidence_layers and self.model:
             raise ValueError("`--evidence_layers` is for a new model: a trained one was trained with those it has")
+        if len(self.evidence_layers or []) > 1 and {"auto", "none"} & set(self.evidence_layers):
+            raise ValueError(f"`--evidence_layers` takes names, or `auto` or `none` alone, got {self.evidence_layers}")
 
 
 @dataclass(kw_only=True)

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from megl.pages.pictures import draw_sheet
 from megl.tables import evenly_spaced, read_row
 
+
+logger = logging.get_logger(__name__)
 
 FOLDER = "explanations"
 
@@ -32,9 +35,12 @@ class ExplanationSheet(TrainerCallback):
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / FOLDER / f"step-{state.global_step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         sheet = draw_sheet(self._explained(model))
-        sheet.save(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet.save(path)
+        except OSError as error:  # which is no reason to lose the training
+            logger.warning(f"The sheet {path} is not written: {error}")
         for callback in self.trainer.callback_handler.callbacks:
             _report(callback, sheet, state.global_step)
 

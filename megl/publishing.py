@@ -1,20 +1,21 @@
 """What of a model's folder goes to the Hub."""
 
-import fnmatch
 import json
+import re
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from megl.evaluation.card import base_models
 from modeling_megl import MeglConfig
-from modeling_megl.configuration_megl import read_config
+from modeling_megl.configuration_megl import one_line, read_config
 from modeling_megl.language_megl import ADAPTER_FOLDER
 
 
 # Weights are safetensors, never pickles; a training's state stays at home.
-_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 _ADAPTERS = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors")
 _SETTINGS = (
     *("config.json", "generation_config.json", "training_settings.json"),
@@ -22,17 +23,17 @@ _SETTINGS = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
 )
-_TEXTS = ("README.md", "LICENSE", "LICENSE.*", "NOTICE")
+_TEXTS = ("README.md", ".eval_results/*.yaml", "LICENSE", "LICENSE.*", "NOTICE")
 
 
-def is_part(name):
-    """Whether a file of that name, in a repository, is one that [`model_files`] may have uploaded before."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*_WEIGHTS, *_ADAPTERS, *_SETTINGS, "*.py"))
+def is_weights(name):
+    """Whether a file of that name in a repository is weights, of which an earlier upload may have had others."""
+    return name in _ADAPTERS or _WEIGHTS.fullmatch(name) is not None
 
 
 def model_files(folder):
     """
-    The files of a model's folder that its repository needs: weights, settings, the code that `config.json` names, card
+    The files of a model's folder that its repository needs: weights, settings, the code that they name, card, figures
     and licence.
 
     Args:
@@ -42,7 +43,8 @@ def model_files(folder):
         `dict[str, Path]`: their paths in the repository and on the disk, in order.
 
     Raises:
-        `ValueError`: where the folder holds no MEGL model, a file is missing or lies elsewhere, or there is no card.
+        `ValueError`: where the folder holds no MEGL model, a file is missing or lies elsewhere, there is no card, or
+            the settings are not as they should be.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -50,15 +52,17 @@ def model_files(folder):
     config = read_config(str(folder))
     if config.get("model_type") != MeglConfig.model_type:
         raise ValueError(f"{folder} holds no MEGL model: its `model_type` is {config.get('model_type')!r}.")
-    needed = _needed(folder, config)
-    patterns = (*_WEIGHTS, *(_ADAPTERS if config.get("text_adapter") else ()), *_SETTINGS, *_TEXTS)
-    found = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    try:
+        needed = _needed(folder, config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"The settings of {folder} are not as they should be: {one_line(error)}.") from error
+    found = {path.relative_to(folder).as_posix() for pattern in (*_SETTINGS, *_TEXTS) for path in folder.glob(pattern)}
     files = {name: folder / name for name in sorted(found | needed)}
     for name, path in files.items():
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{name} lies outside of {folder}, or is a link to what does: put the file itself there.")
         if not path.is_file():
             raise ValueError(f"{folder} is no whole model: it has no {name}{_ADVICE.get(name, '')}.")
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{path} is a link to what lies outside of {folder}: put the file itself there.")
     return files
 
 
@@ -66,19 +70,41 @@ _ADVICE = {"README.md": "; `megl evaluate --update_card` writes one, with the mo
 
 
 def _needed(folder, config):
-    names = {"README.md", "config.json", "processor_config.json", *(_ADAPTERS if config.get("text_adapter") else ())}
+    """The names of the files without which the repository would not work, and of the code that it has."""
+    names = {"README.md", "config.json", "processor_config.json"}
+    if config.get("text_adapter"):
+        names |= set(_ADAPTERS)
+        base = config.get("text_base_model")
+        if base is None or Path(base).exists():
+            raise ValueError(
+                f"{folder} holds adapters of a language model that others cannot fetch, {base}: name its Hub id as "
+                "`text_base_model` in config.json, or push the whole model."
+            )
     index = folder / "model.safetensors.index.json"
-    names |= set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    entries = [*config.get("auto_map", {}).values()]
-    entries += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
-    entries += [*(config.get("vision_config", {}).get("auto_map") or {}).values()]
-    for module in {entry.split(".")[0] for entry in entries if entry and "--" not in entry}:
+    weights = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    for name in weights:
+        if not _WEIGHTS.fullmatch(name):
+            raise ValueError(f"{index} must name files such as model-00001-of-00002.safetensors, got {name!r}.")
+    names |= weights | ({index.name} if index.is_file() else set())
+    processor = json.loads((folder / "processor_config.json").read_text()) if "processor_config.json" in names else {}
+    for module in {entry.split(".")[0] for entry in _code(config) | _code(processor)}:
         names.add(f"{module}.py")
         try:
             names |= {Path(file).name for file in get_relative_import_files(folder / f"{module}.py")}
         except FileNotFoundError as error:
             names.add(Path(error.filename).name)
     return names
+
+
+def _code(settings):
+    """What settings name of code in their own repository, at any depth: `module.Class`."""
+    if not isinstance(settings, dict):
+        return set()
+    entries = {settings["impl"]} if isinstance(settings.get("impl"), str) else set()
+    for value in (settings.get("auto_map") or {}).values():
+        entries |= {one for one in (value if isinstance(value, list) else [value]) if one}
+    found = {entry for entry in entries if "--" not in entry}
+    return found.union(*(_code(value) for value in settings.values()))
 
 
 def model_card(folder, license=None, datasets=None):
@@ -93,11 +119,16 @@ def model_card(folder, license=None, datasets=None):
     Returns:
         `str`: the text; as it stands in the folder where nothing is to be added.
     """
-    text = (Path(folder) / "README.md").read_text(encoding="utf-8")
-    card = ModelCard(text, ignore_metadata_errors=True)
+    path = Path(folder) / "README.md"
+    try:
+        text = path.read_text(encoding="utf-8")
+        card = ModelCard(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no card with metadata: {one_line(error)}.") from error
     found = {"license": license, "datasets": datasets}
     if not card.data.get("base_model"):
-        found["base_model"] = base_models(MeglConfig.from_pretrained(folder))
+        config = read_config(str(folder))
+        found["base_model"] = base_models(config.get("vision_base_model"), config.get("text_base_model"))
     found = {name: value for name, value in found.items() if value and card.data.get(name) != value}
     for name, value in found.items():
         card.data[name] = value

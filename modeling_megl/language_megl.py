@@ -14,19 +14,19 @@ from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from .configuration_megl import one_line, read_config
 
 
-def load_language_model(text):
+def load_language_model(text, **where):
     """
     A causal language model by Hub id, folder or GGUF file, or with random weights by its configuration; a `ValueError`
-    where it is none, or one with code of its own.
+    where it is none, or one with code of its own. `where` says where to look on the Hub, as in `from_pretrained`.
     """
     if not isinstance(text, str):
         config = AutoConfig.for_model(**text) if isinstance(text, dict) else text
         check_causal(config, f"A {config.model_type!r} model")
         return AutoModelForCausalLM.from_config(config)
     folder, gguf_kwargs = split_gguf(text)
-    check_language_model(text)
+    check_language_model(text, **where)
     language_model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False, **gguf_kwargs
+        folder, dtype=torch.float32, trust_remote_code=False, **gguf_kwargs, **where
     )
     # The weights are read by now: what is saved from here on is an ordinary checkpoint.
     if hasattr(language_model.config, "quantization_config"):
@@ -53,7 +53,7 @@ def checksum(state):
 ADAPTER_FOLDER = "language_model"
 
 
-def load_adapted(name, config, where):
+def load_adapted(name, config, where, expected):
     """
     The weights of a whole model, of a checkpoint that `save_adapter` wrote and the language model that it goes with.
 
@@ -61,29 +61,51 @@ def load_adapted(name, config, where):
         name (`str`): Hub id or folder of the checkpoint.
         config ([`MeglConfig`]): Its configuration; `text_base_model` names the language model.
         where (`dict`): What `from_pretrained` was told of places and versions.
+        expected (`dict`): The weights that the model has, by their names.
 
     Raises:
         `ImportError`: without PEFT. `OSError`: where a part is not to be had. `ValueError`: where the language model
-            is another one than the adapters were trained for.
+            is another one than the adapters were trained for, and where weights are missing.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
         raise ImportError(f"{name} holds adapters, which need the package peft: pip install peft") from error
     where = {**where, "subfolder": where.get("subfolder") or ""}
     adapters = {**where, "subfolder": "/".join(filter(None, (where["subfolder"], ADAPTER_FOLDER)))}
     state = load_file(cached_file(name, SAFE_WEIGHTS_NAME, **where))
-    cached_file(name, "adapter_model.safetensors", **adapters)  # PEFT would take a pickle where there is none
-    language_model = load_language_model(config.text_base_model)
+    # PEFT would take a pickle where there is none.
+    given = load_file(cached_file(name, "adapter_model.safetensors", **adapters))
+    _check_known(config, f"the adapters of {name} are of no use")
+    own = ("revision", "subfolder")  # of this repository
+    language_model = load_language_model(
+        config.text_base_model, **{key: value for key, value in where.items() if key not in own}
+    )
     check_base(config, language_model.state_dict(), f"the adapters of {name} do not fit")
-    merged = PeftModel.from_pretrained(language_model, name, **adapters).merge_and_unload().state_dict()
-    return state | {f"language_model.{key}": value for key, value in merged.items()}
+    adapted = PeftModel.from_pretrained(language_model, name, **adapters)
+    _check_whole(name, get_peft_model_state_dict(adapted), given)
+    merged = adapted.merge_and_unload().state_dict()
+    state |= {f"language_model.{key}": value for key, value in merged.items()}
+    _check_whole(name, expected, state)
+    return state
+
+
+def _check_whole(name, expected, given):
+    if missing := sorted(expected.keys() - given.keys()):
+        raise ValueError(f"{name} is not whole: it has no weights for {', '.join(missing[:3])}.")
+
+
+def _check_known(config, consequence):
+    if config.text_base_model is None:
+        raise ValueError(
+            "Where the language model came from is not known, as it was trained from scratch or by an older version: "
+            f"{consequence}."
+        )
 
 
 def check_base(config, state, consequence):
     """Raise a `ValueError` where `state` are not the weights that the language model was loaded with."""
-    if config.text_base_model is None:
-        raise ValueError(f"The language model was trained from scratch, nobody could fetch it: {consequence}.")
+    _check_known(config, consequence)
     if checksum(state) != config.text_base_checksum:
         raise ValueError(
             f"The language model is not {config.text_base_model} as it was when the model was made: {consequence}."
@@ -122,12 +144,13 @@ def max_positions(text_config):
     return None
 
 
-def check_language_model(text):
+def check_language_model(text, **where):
     """
     Look at a checkpoint's config before anything is loaded.
 
     Args:
         text (`str`): Hub id or folder of a language model, or a GGUF file, of which nothing is looked at.
+        where: Where to look on the Hub, as in `from_pretrained`.
 
     Raises:
         `ValueError`: where it is no causal language model, and where it has code of its own. `OSError`: where there is
@@ -135,13 +158,13 @@ def check_language_model(text):
     """
     if text.endswith(".gguf"):
         return
-    config_dict = read_config(text)
+    config_dict = read_config(text, **where)
     if config_dict.get("model_type") not in CONFIG_MAPPING and "auto_map" in config_dict:
         raise ValueError(
             f"{text} is a model with code of its own, which a MEGL checkpoint does not carry: choose a language model "
             "that Transformers has."
         )
-    check_causal(AutoConfig.from_pretrained(text, trust_remote_code=False), text)
+    check_causal(AutoConfig.from_pretrained(text, trust_remote_code=False, **where), text)
 
 
 def check_causal(config, name):

@@ -67,12 +67,12 @@ tags: [megl, lora]
 # {name}
 
 An image classifier that shows and says why. This repository has its vision model, and low-rank adapters for the
-language model, `{base}`, which is fetched and joined with them:
+language model, {base}, which is fetched and joined with them:
 
 ```python
 from transformers import AutoModelForImageClassification
 
-model = AutoModelForImageClassification.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForImageClassification.from_pretrained("REPOSITORY", trust_remote_code=True)
 ```
 
 `text_base_model="FOLDER"` takes another copy of the language model.
@@ -105,9 +105,11 @@ def save_adapter(model, processor, folder):
         megl.config.text_adapter = False
     processor.save_pretrained(folder)
     _save_language_adapter(model, folder / ADAPTER_FOLDER)
-    card = ModelCard(_CARD.format(base=megl.config.text_base_model, name=folder.resolve().name))
-    if not Path(megl.config.text_base_model).exists():  # the Hub takes the names of its own models alone
-        card.data.base_model, card.data.base_model_relation = megl.config.text_base_model, "adapter"
+    base = megl.config.text_base_model
+    local = Path(base).exists()  # where that lies is no one's business
+    card = ModelCard(_CARD.format(base="the author's" if local else f"`{base}`", name=folder.resolve().name))
+    if not local:
+        card.data.base_model, card.data.base_model_relation = base, "adapter"
     card.save(folder / "README.md")
 
 

@@ -1,5 +1,6 @@
 """MEGL (Multimodal Explanation-Guided Learning, Zhang et al., arXiv:2411.13053): label, saliency map and rationale."""
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -170,6 +171,11 @@ class MeglGrounding(nn.Module):
             `torch.Tensor` of shape `(batch_size, num_evidence_tokens, text_hidden_size)`. Where the map is zero there
             is no evidence: all means are zero.
         """
+        if features.shape[1] != sum(self.channels):
+            raise ValueError(
+                f"The features have {features.shape[1]} channels, where `feature_size` and `evidence_sizes` say "
+                f"{self.channels}: the configuration is not that of the checkpoint's weights."
+            )
         patches = features.flatten(2).transpose(1, 2).split(self.channels, dim=2)  # (B, h * w, C) each
         positions = _position_features(
             *saliency.shape[1:], features.device, features.dtype
@@ -270,9 +276,13 @@ class MeglPreTrainedModel(PreTrainedModel):
         elif trust_remote_code is False and isinstance(config, PreTrainedConfig):
             check_remote_code(config.vision_config.to_dict(), pretrained_model_name_or_path, trust_remote_code)
         if config is not None and config.text_adapter and pretrained_model_name_or_path is not None:
+            config = copy.deepcopy(config)  # the caller's stays
+            config.text_adapter = False
+            with torch.device("meta"):
+                expected = cls(config).state_dict()
             where = {name: kwargs.pop(name) for name in _WHERE if name in kwargs}
-            kwargs["state_dict"] = load_adapted(pretrained_model_name_or_path, config, where)
-            pretrained_model_name_or_path, config.text_adapter = None, False
+            kwargs["state_dict"] = load_adapted(pretrained_model_name_or_path, config, where, expected)
+            pretrained_model_name_or_path = None
         return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     def save_pretrained(self, save_directory, *args, save_original_format=False, **kwargs):
@@ -797,6 +807,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         if wanted == ["auto"]:  # as many as there are tokens for
             room = max(config_kwargs.get("num_evidence_tokens", MeglConfig.num_evidence_tokens) - 2, 0)
             layers, sizes = layers[:room], sizes[:room]
+        else:
+            config_kwargs.setdefault("num_evidence_tokens", max(MeglConfig.num_evidence_tokens, 2 + len(layers)))
         found |= {"evidence_layers": layers, "evidence_sizes": sizes}
         # A new config would set those of its parts back, which are in use.
         attention = {

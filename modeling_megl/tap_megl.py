@@ -332,7 +332,9 @@ def probe_evidence_layers(vision_model, name, image_size, layers):
     """
     found = {}
     automatic = layers == ["auto"]
-    for layer in _evidence_layers(vision_model) if automatic else layers:
+    places = {name: place for place, (name, _) in enumerate(vision_model.named_modules())}
+    named = sorted(layers, key=lambda layer: places.get(layer, 0))  # as they run
+    for layer in _evidence_layers(vision_model) if automatic else named:
         try:
             found[layer] = _probe_evidence_layer(vision_model, name, image_size, layer)
         except TapError:
@@ -349,6 +351,8 @@ def _probe_evidence_layer(vision_model, name, image_size, layer):
     features, where = tap.evidence.get(layer), _evidence_layer(layer)
     if features is None or len(features) != len(images):
         raise TapError(f"{where} does not give one output for each picture: choose another module.")
+    if features.shape[2:].numel() < min(tap.to_grid(tap.output).shape[2:].numel(), 4):
+        raise TapError(f"{where} gives one value for the whole picture: choose a module before the pooling.")
     _check_lies_over_the_picture(features, where)
     return features.shape[1]
 
@@ -499,7 +503,10 @@ def find_tap(vision_model):
 
 def _evidence_layers(vision_model):
     """Names of the first and the middle one of all layers or stages, if they come before the last."""
-    layers = _layers(vision_model)
+    try:
+        layers = _layers(vision_model)
+    except ValueError:
+        return []
     return list(dict.fromkeys(layers[place] for place in (0, len(layers) // 2) if place < len(layers) - 1))
 
 

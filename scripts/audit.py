@@ -113,7 +113,9 @@ def main():
         known = known if has_names(loaded[0][0]) and len(set(known)) == len(known) else None
         split, dataset, train, backgrounds, donors = open_splits(arguments, columns, known)
         for name, (classifier, _) in zip(names, loaded, strict=True):
-            match_classes(classifier, name, dataset.features["label"].names, arguments.dataset)
+            guess = match_classes(classifier, name, dataset.features["label"].names, arguments.dataset)
+            if guess:
+                print_anywhere(guess)
         if len(names) > 1:
             check_distinct_ids(dataset)
         labels = names if len(names) == 1 else [f"{number}-{Path(name).name}" for number, name in enumerate(names, 1)]

@@ -55,6 +55,7 @@ def make_model(arguments, labels, rationales):
         if layers is not None:
             found = MeglForImageClassification(config).probe_evidence_layers(layers)
             config.evidence_layers, config.evidence_sizes = found
+            config.num_evidence_tokens = max(config.num_evidence_tokens, 2 + len(found[0]))
         return MeglForImageClassification(config), processor
     if read_config(arguments.vision).get("model_type") == MeglConfig.model_type:
         raise ValueError(

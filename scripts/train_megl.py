@@ -156,7 +156,9 @@ def main():
     if trainer.is_world_process_zero():
         settings = {name: getattr(training_args, name) for name in RECORDED}
         settings |= {name: getattr(script_args, name) for name in ("mask_share", "rationale_share", "share_seed")}
-        (output / "training_settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+        for folder in (output, output / "adapter"):
+            if folder.is_dir():
+                (folder / "training_settings.json").write_text(json.dumps(settings, indent=2) + "\n")
     trainer.end()
 
 

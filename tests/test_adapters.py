@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 from fresh_process import WITHOUT_THE_PROJECT, run
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig, LlamaForCausalLM
 
-from modeling_megl import MeglForImageClassification, MeglProcessor, add_lora, save_adapter
+from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor, add_lora, save_adapter
 
 
 LABELS = ["cat", "polar bear", "owl"]
@@ -85,7 +86,13 @@ def test_the_checkpoint_is_small_and_says_what_it_needs(parts, tmp_path):
     assert all("lora_" in name for name in adapters)
     config = json.loads((tmp_path / "adapter" / "config.json").read_text())
     assert (config["text_adapter"], config["text_base_model"]) == (True, parts[1])
-    assert parts[1] in (tmp_path / "adapter" / "README.md").read_text()
+    # Where a folder lies is no one's business; a Hub id is.
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert parts[1] not in card and "base_model" not in card.split("---")[1]
+    model.get_base_model().config.text_base_model = "me/small"
+    save_adapter(model, processor, tmp_path / "known")
+    card = ModelCard.load(tmp_path / "known" / "README.md")
+    assert (card.data.base_model, card.data.base_model_relation) == ("me/small", "adapter")
     # To PEFT they are adapters of the language model itself.
     language_model = AutoModelForCausalLM.from_pretrained(parts[1])
     language_model = PeftModel.from_pretrained(language_model, tmp_path / "adapter", subfolder="language_model")
@@ -122,6 +129,33 @@ def test_another_language_model_is_refused(parts, tmp_path):
         MeglForImageClassification.from_pretrained(tmp_path / "adapter", text_base_model=str(tmp_path / "other"))
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("model.safetensors", "grounding.norm.weight"),
+        ("language_model/adapter_model.safetensors", "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"),
+    ],
+)
+def test_missing_weights_are_refused(parts, tmp_path, file, name):
+    model, processor = adapted(parts)
+    save_adapter(model, processor, tmp_path / "adapter")
+    state = load_file(tmp_path / "adapter" / file)
+    del state[name]
+    save_file(state, tmp_path / "adapter" / file)
+    with pytest.raises(ValueError, match=f"is not whole: it has no weights for {name}"):
+        MeglForImageClassification.from_pretrained(tmp_path / "adapter")
+
+
+def test_the_callers_configuration_stays(parts, tmp_path):
+    model, processor = adapted(parts)
+    save_adapter(model, processor, tmp_path / "adapter")
+    config = MeglConfig.from_pretrained(tmp_path / "adapter")
+    first, second = (
+        MeglForImageClassification.from_pretrained(tmp_path / "adapter", config=config).state_dict() for _ in range(2)
+    )
+    assert config.text_adapter and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def test_a_pickle_in_place_of_the_adapters_is_not_read(parts, tmp_path):
     model, processor = adapted(parts)
     save_adapter(model, processor, tmp_path / "adapter")
@@ -134,7 +168,7 @@ def test_a_pickle_in_place_of_the_adapters_is_not_read(parts, tmp_path):
 
 def test_a_language_model_that_cannot_be_fetched_is_not_left_out(parts, tmp_path):
     scratch, processor = adapted(parts, text=LlamaConfig.from_pretrained(parts[1]))
-    with pytest.raises(ValueError, match="was trained from scratch, nobody could fetch it: the adapters alone are of"):
+    with pytest.raises(ValueError, match="trained from scratch or by an older version: the adapters alone are of"):
         save_adapter(scratch, processor, tmp_path / "adapter")
     model, _ = adapted(parts)
     again = add_lora(model.merge_and_unload(), rank=2)

@@ -237,6 +237,9 @@ def test_a_megl_model_is_audited_with_its_own_map_and_temperature(make_model, pr
     assert other.saliency_method == "input_x_gradient"
 
 
+NAMELESS = ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
 @pytest.mark.parametrize(
     ("own", "given", "found"),
     [
@@ -245,6 +248,7 @@ def test_a_megl_model_is_audited_with_its_own_map_and_temperature(make_model, pr
         (None, LABELS, LABELS),
         (["LABEL_0", "LABEL_1", "LABEL_2"], LABELS, LABELS),
         (LABELS, ["0", "1", "2"], ["0", "1", "2"]),
+        (None, ["10", "8", "9"], ["8", "9", "10"]),
         (LABELS, ["cat", "owl", "dog"], None),
         (None, LABELS[:2], None),
         (LABELS, ["0", "1"], None),
@@ -256,10 +260,13 @@ def test_classes_are_matched_by_name_or_else_by_their_order(own, given, found):
         model.config.id2label = dict(enumerate(own))
     classifier = Classifier(model)
     if found:
-        match_classes(classifier, "m", given, "d")
+        said = match_classes(classifier, "m", given, "d")
         assert classifier.class_names == found
+        pairs = ", ".join(f"{mine} is {theirs}" for mine, theirs in zip(own or NAMELESS, found, strict=True))
+        by_name = set(given) <= set(own or [])
+        assert said == (None if by_name else f"The classes of m and d are matched by their order: 3 ({pairs}).")
         return
-    data, model = (", ".join(names) for names in (given, own or ["LABEL_0", "LABEL_1", "LABEL_2"]))
+    data, model = (", ".join(names) for names in (given, own or NAMELESS))
     message = rf"of d are not those of m: the data set has {len(given)} \({data}\), the model 3 \({model}\)"
     with pytest.raises(ValueError, match=message):
         match_classes(classifier, "m", given, "d")

@@ -82,6 +82,14 @@ def test_beside_adapters_and_without_rationales(make_trainer, make_model, tmp_pa
     assert shown["rationale"] == "" and shown["prediction"] in trainer.model.config.id2label.values()
 
 
+def test_a_sheet_that_cannot_be_written_ends_nothing(make_trainer, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "explanations").write_text("in the way")
+    trainer = trained(make_trainer, True, "full", max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 def test_a_sheet_needs_evaluations(make_trainer):
     with pytest.raises(ValueError, match="`--explanation_sheet` is made at each evaluation: name an `--eval_split`"):
         add_sheet(make_trainer(evaluated=make_dataset(4)), 4)

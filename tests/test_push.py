@@ -72,11 +72,13 @@ def test_a_dry_run_lists_the_files_and_needs_no_hub(run, trained, monkeypatch, c
 
 
 def test_what_the_model_no_longer_has_is_removed_and_other_files_stay(run, trained, hub):
-    old = {"model-00001-of-00002.safetensors": b"", "old_megl.py": b"", "photo.png": b"kept"}
+    kept = {"photo.png": b"kept", "app.py": b"kept", "examples/train.py": b"kept", "vocab.txt": b"kept"}
+    old = {"model-00001-of-00002.safetensors": b"", "language_model/adapter_config.json": b"", **kept}
     hub.repositories["me/birds"] = {"private": True, "files": dict(old)}
     run("push", trained, "me/birds")
     files = hub.repositories["me/birds"]["files"]
-    assert "photo.png" in files and not {"model-00001-of-00002.safetensors", "old_megl.py"} & set(files)
+    assert kept.items() <= files.items()
+    assert not {"model-00001-of-00002.safetensors", "language_model/adapter_config.json"} & set(files)
     assert files["README.md"].decode() == CARD
 
 
@@ -104,13 +106,31 @@ def test_what_is_no_whole_model_is_refused_before_anything_is_sent(run, trained,
     (trained / "tap_megl.py").rename(tmp_path / "tap_megl.py")
     refused("it has no tap_megl.py")
     (trained / "tap_megl.py").symlink_to(tmp_path / "tap_megl.py")
-    refused("tap_megl.py is a link to what lies outside of")
+    refused("tap_megl.py lies outside of .*, or is a link to what does")
     (trained / "tap_megl.py").unlink()
     (tmp_path / "tap_megl.py").rename(trained / "tap_megl.py")
     (trained / "model.safetensors").rename(trained / "model-00001-of-00002.safetensors")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (trained / "model.safetensors.index.json").write_text(json.dumps(index))
     refused("it has no model-00002-of-00002.safetensors")
+    index["weight_map"] = {"a": ".env"}
+    (trained / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused("must name files such as model-00001-of-00002.safetensors, got '.env'")
+    (trained / "model.safetensors.index.json").unlink()
+    (trained / "model-00001-of-00002.safetensors").rename(trained / "model.safetensors")
+    (trained / "README.md").write_text("---\na: [\n---\n")
+    refused("README.md is no card with metadata: ")
+    (trained / "README.md").write_text(CARD)
+    config = json.loads((trained / "config.json").read_text())
+    for auto_map, message in (
+        ({"AutoModel": "../outside.Model"}, "outside of|it has no"),
+        ({"AutoModel": "elsewhere.Model"}, "it has no elsewhere.py"),
+        ("text", "The settings of .* are not as they should be"),
+    ):
+        (trained / "config.json").write_text(json.dumps({**config, "auto_map": auto_map}))
+        refused(message)
+    with pytest.raises(SystemExit, match="push: Repo id must"):
+        run("push", trained, "a/b/c", "--dry_run")
     (trained / "config.json").write_text('{"model_type": "resnet"}')
     refused("holds no MEGL model: its `model_type` is 'resnet'")
 
@@ -128,7 +148,14 @@ def test_adapters_go_along_with_the_model_that_has_them(trained):
         (folder / name).write_text("")
     assert not [name for name in model_files(trained) if name.startswith("language_model")]
     config = json.loads((trained / "config.json").read_text())
-    (trained / "config.json").write_text(json.dumps({**config, "text_adapter": True}))
+    with pytest.raises(
+        ValueError, match="holds adapters of a language model that others cannot fetch, .*trained: name"
+    ):
+        (trained / "config.json").write_text(
+            json.dumps({**config, "text_adapter": True, "text_base_model": str(trained)})
+        )
+        model_files(trained)
+    (trained / "config.json").write_text(json.dumps({**config, "text_adapter": True, "text_base_model": "me/lm"}))
     assert [name for name in model_files(trained) if name.startswith("language_model/")] == [
         *("language_model/adapter_config.json", "language_model/adapter_model.safetensors")
     ]

@@ -117,9 +117,17 @@ def test_evidence_of_earlier_layers(run, dataset, tmp_path, capsys):
     init(run, dataset, tmp_path / "named", *options[:-1], "resnet.encoder.stages.0", "resnet.embedder")
     config = json.loads((tmp_path / "named" / "config.json").read_text())
     assert (config["evidence_layers"], config["evidence_sizes"]) == (
-        ["resnet.encoder.stages.0", "resnet.embedder"],
-        [48, 32],
+        ["resnet.embedder", "resnet.encoder.stages.0"],
+        [32, 48],
     )
+    # As many tokens as they take, in the order in which they run.
+    names = ["vit.layers.2", "vit.layers.0", "vit.layers.1"]
+    init(run, dataset, tmp_path / "three", "--preset", "megl-vit-tiny", "--evidence_layers", *names)
+    three = MeglForImageClassification.from_pretrained(tmp_path / "three").config
+    assert (three.evidence_layers, three.num_evidence_tokens) == (sorted(names), 5)
+    with pytest.raises(SystemExit):
+        init(run, dataset, tmp_path / "other", *options, "stem")
+    assert "`--evidence_layers` takes names, or `auto` or `none` alone" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"init_megl: `evidence_layers`: 'stem' is no module of ResNetFor"):
         init(run, dataset, tmp_path / "other", *options[:-1], "stem")
     with pytest.raises(SystemExit):
@@ -332,6 +340,7 @@ def test_adapters_are_saved_with_the_name_of_their_language_model(
 ):
     init(run, dataset, tmp_path / "model", *parts("gpt2", tokenizer, **GPT2))
     train(run, tmp_path / "model", dataset, tmp_path / "trained", "--lora_rank", 2, "--learning_rate", 0.1)
+    assert (tmp_path / "trained" / "adapter" / "training_settings.json").is_file()
     whole, joined = (
         MeglForImageClassification.from_pretrained(tmp_path / "trained" / name).state_dict()
         for name in ("", "adapter")
@@ -342,7 +351,7 @@ def test_adapters_are_saved_with_the_name_of_their_language_model(
     run("explain", "--model", tmp_path / "trained" / "adapter", "docs/example.png", "--output", tmp_path / "explained")
     capsys.readouterr()
     train(run, untrained, dataset, tmp_path / "scratch", "--lora_rank", 2)
-    assert "adapter is not written. The language model was trained from scratch" in capsys.readouterr().out
+    assert "adapter is not written. Where the language model came from is not known" in capsys.readouterr().out
     assert not (tmp_path / "scratch" / "adapter").exists()
 
 

@@ -477,6 +477,10 @@ def test_evidence_layers_lie_over_the_picture_or_are_refused():
         probe_evidence_layers(resnet, None, 32, ["stem"])
     with pytest.raises(ValueError, match=r"`evidence_layers`: 'classifier' gives a tensor of shape \(9, 3\)"):
         probe_evidence_layers(resnet, None, 32, ["classifier"])
+    with pytest.raises(ValueError, match="`evidence_layers`: 'resnet.pooler' gives one value for the whole picture"):
+        probe_evidence_layers(resnet, None, 32, ["resnet.pooler"])
+    # Where the structure does not tell, there are none.
+    assert probe_evidence_layers(InPlace("in place"), "conv", 8, ["auto"]) == ([], [])
     settings, *_ = MORE_VISION_MODELS["hiera"]
     config = AutoConfig.for_model("hiera", **settings)
     with pytest.raises(ValueError, match="`evidence_layers`: 'hiera.encoder.stages.0' does not lie over the picture"):

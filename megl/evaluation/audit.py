@@ -187,7 +187,7 @@ def mending(name, data, split, train, options=()):
     if not len(annotated) or len(np.unique(np.array(train["label"])[annotated])) < len(train.features["label"].names):
         return []
     untaught = [] if any(train["textual_explanations"]) else ["--text_loss_weight", "0"]
-    made, mended = (f"{Path(name).name}-{end}" for end in ("megl", "mended"))
+    made, mended = (f"{Path(name).resolve().name.lstrip('-')}-{end}" for end in ("megl", "mended"))
     source = ["--model", name] if is_megl(name) else ["--vision", name, "--text", "llama-tiny"]
     settings = ["--recombine", "1", *untaught, "--num_train_epochs", "10", "--per_device_train_batch_size", "16"]
     settings += ["--learning_rate", "3e-4", "--text_learning_rate", "3e-3", "--lr_scheduler_type", "cosine"]

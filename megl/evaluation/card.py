@@ -63,7 +63,7 @@ def card_facts(folder, model, processor):
         "rationale_gradient": config.rationale_gradient,
         "rationale_prompt": " ".join(processor.rationale_prompt.split()).replace("<!--", "<! --"),
         "training": _training_rows(folder),
-        "base_model": base_models(config),
+        "base_model": base_models(config.vision_base_model, config.text_base_model),
     }
 
 
@@ -72,9 +72,8 @@ def _plain(text):
     return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")
 
 
-def base_models(config):
-    """Hub ids of the pretrained parts; where else one lay is no one's business."""
-    names = [config.vision_base_model, config.text_base_model]
+def base_models(*names):
+    """Those of pretrained parts' names that are Hub ids; where else one lies is no one's business."""
     return [name for name in names if name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()]
 
 

@@ -145,19 +145,25 @@ def match_classes(classifier, name, class_names, data):
         classifier ([`Classifier`]), name (`str`): The classifier, and what errors call it.
         class_names (`list[str]`), data (`str`): The data set's, and what errors call it.
 
+    Returns:
+        `str` or `None`: which class was taken for which, where their order decides (of numbers, as numbers).
+
     Raises:
         `ValueError`: where they are not.
     """
     own = classifier.class_names
     if set(class_names) <= set(own):
-        return
+        return None
     nameless = not has_names(classifier) or all(each.isdecimal() for each in class_names)
     if not nameless or len(own) != len(class_names):
         raise ValueError(
             f"The classes of {data} are not those of {name}: the data set has {_listed(class_names)}, the model "
             f"{_listed(own)}. Expected the same names, or as many classes where the model has no names."
         )
-    classifier.config.id2label = dict(enumerate(class_names))
+    ordered = sorted(class_names, key=int) if all(each.isdecimal() for each in class_names) else class_names
+    classifier.config.id2label = dict(enumerate(ordered))
+    pairs = [f"{mine} is {theirs}" for mine, theirs in zip(own, ordered, strict=True)]
+    return f"The classes of {name} and {data} are matched by their order: {_listed(pairs)}."
 
 
 def has_names(classifier):
