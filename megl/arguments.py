@@ -110,6 +110,24 @@ class PrepareArguments:
 
 
 @dataclass(kw_only=True)
+class AnnotateArguments:
+    """What to annotate."""
+
+    dataset: str = required("Folder of pictures, annotated before or not.", positional=True, metavar="DATASET")
+    labels: str | None = option(
+        "Classes, joined by commas, besides those that sub-folders and metadata.jsonl name.", metavar="LABEL,LABEL"
+    )
+    model: str | None = option("Hub id or folder of a MEGL model, or of any image classifier, that suggests.")
+    name: str | None = option("Who annotates, for the log; the user's name by default. The page can change it.")
+    port: int = option("Port on this machine; a free one by default.", 0)
+    trust_remote_code: bool = option("Let the model run its own code.", False)
+
+    def __post_init__(self):
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"`--port` must be 0 to 65535, got {self.port}")
+
+
+@dataclass(kw_only=True)
 class InspectArguments:
     """What to look at."""
 

@@ -7,6 +7,7 @@ from importlib import import_module
 
 # Command to its program in `scripts/`, the extra of setup.cfg that has what it needs, and what it does.
 COMMANDS = {
+    "annotate": ("annotate", "evaluate", "draw masks and write rationales for a folder of pictures, in the browser"),
     "prepare": ("prepare_dataset", "train", "make a data set of a source: own folders, COCO, Object-ME, a sample"),
     "inspect": ("inspect_dataset", "evaluate", "show what a data set holds and warn of what is wrong with it"),
     "init": ("init_megl", "train", "make an untrained MEGL model of a vision model and a language model"),
