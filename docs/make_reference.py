@@ -18,6 +18,7 @@ from unittest.mock import patch
 import dataset_builders
 import modeling_megl
 from dataset_builders import build
+from megl.annotation import store, suggestions
 from megl.cli import COMMANDS
 from megl.evaluation import audit
 from megl.evaluation.metrics import load
@@ -72,6 +73,8 @@ SECTIONS = {
         saliency_megl,
         (*saliency_megl.SALIENCY_METHODS, "explained_scores", "compute_saliency", "normalize_map"),
     ),
+    "Annotation": (store, ("Annotations", "Annotations.save", "Annotations.skip")),
+    "Annotation queue": (suggestions, ("place_in_queue",)),
     "Audit": (audit, ("verdict",)),
     "Data sets": (dataset_builders, ("build_dataset", "HubTarget", "HubTarget.push")),
     "Data set options": (build, ("ExplainedImagesConfig",)),

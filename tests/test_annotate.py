@@ -473,3 +473,30 @@ def test_a_mask_that_is_drawn_in_a_browser_is_in_the_data_set_with_equal_pixels(
     np.testing.assert_array_equal(np.asarray(rows["2.png"]["visual_explanation"]), 255 * drawn)
     assert rows["2.png"]["textual_explanations"] == ["it has <i>fins</i>", "it swims"]
     assert rows["<i>1.png"]["textual_explanations"] == ["it has fins"]
+
+
+# ---- The command ----
+
+
+def test_the_command_serves_until_it_is_interrupted(
+    pictures, tmp_path, run, capsys, monkeypatch, make_model, processor
+):
+    make_model("megl-resnet-tiny").save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    served = []
+
+    def serve(server):
+        server.suggestions.join(60)
+        served.append((server.annotations.labels, server.name, len(server.suggestions.found), server.address))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnnotationServer, "serve_forever", serve)
+    run("annotate", pictures, "--labels", "boat, fish", "--name", "Anna", "--model", tmp_path / "model")
+    ((labels, name, found, address),) = served
+    assert (labels, name, found) == (["boat", "fish", "house"], "Anna", 3)
+    assert f"3 pictures. Open {address} on this machine; Ctrl-C ends." in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="^annotate: expected a folder of pictures, got nowhere"):
+        run("annotate", "nowhere")
+    with pytest.raises(SystemExit) as caught:
+        run("annotate", pictures, "--port", "65536")
+    assert caught.value.code == 2 and "`--port` must be 0 to 65535, got 65536" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_commands_are_listed(monkeypatch, capsys):
     ("command", "hint"),
     [
         ("trian", "did you mean `train`?"),
-        ("x", "expected one of prepare, inspect, init, train, audit, evaluate, compare-evaluations, push, explain."),
+        ("x", f"expected one of {', '.join(COMMANDS)}."),
     ],
 )
 def test_an_unknown_command_is_told_with_the_nearest(monkeypatch, capsys, command, hint):

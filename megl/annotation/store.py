@@ -46,7 +46,7 @@ MASK, RATIONALES = "visual_explanation_file_name", "textual_explanations"
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 LONGEST_NAME = 100  # characters of who annotates
 MOST_RATIONALES = 50  # of a picture
-KEEP = object()  # in the place of a mask: leave it as it is
+KEEP = "keep"  # in the place of a mask: leave it as it is
 
 
 class StaleError(ValueError):

@@ -128,7 +128,7 @@ def place_in_queue(item, suggestion, class_names=()):
     Those that were put off, and then those that are done, are last.
 
     Args:
-        item ([`~store.Item`]), suggestion ([`Suggestion`], *optional*): The picture and what the model says of it.
+        item (`Item`), suggestion (`Suggestion`, *optional*): The picture, and what the model says of it.
         class_names: The model's; a label that is not among them cannot be wrong.
 
     Returns:
