@@ -120,6 +120,10 @@ class AnnotateArguments:
     model: str | None = option("Hub id or folder of a MEGL model, or of any image classifier, that suggests.")
     name: str | None = option("Who annotates, for the log; the user's name by default. The page can change it.")
     port: int = option("Port on this machine; a free one by default.", 0)
+    import_coco: str | None = option("COCO instances to take in, instead of serving.", metavar="FILE")
+    import_label_studio: str | None = option("Label Studio tasks to take in, instead of serving.", metavar="FILE")
+    export_coco: str | None = option("COCO instances to write, instead of serving.", metavar="FILE")
+    export_label_studio: str | None = option("Label Studio tasks to write, instead of serving.", metavar="FILE")
     trust_remote_code: bool = option("Let the model run its own code.", False)
 
     def __post_init__(self):

@@ -3,6 +3,7 @@
 ```
 megl annotate pictures --labels fish,house
 megl annotate pictures --model megl-trained --name Anna
+megl annotate pictures --export_label_studio tasks.json
 ```
 
 It prints an address to open on this machine, and serves until Ctrl-C. The pictures lie in sub-folders named after
@@ -10,11 +11,16 @@ their classes, or anyhow where `--labels` names the classes; a folder with a `me
 hand, is gone on with. Each save writes `metadata.jsonl` and a mask in `masks/`, which `megl prepare` takes, and enters
 who changed what in `annotations.jsonl`. With `--model`, a MEGL model or any image classifier, the pictures that help
 it most come first, each with its map and, of a MEGL model, its rationale to begin with.
+
+The `--import` and `--export` options take in or write what other programs read, and end.
 """
 
 import getpass
 import sys
 
+from dataset_builders.files import check_new_file, write_file
+from dataset_builders.items import printable
+from megl.annotation.exchange import export_annotations, import_annotations
 from megl.annotation.server import AnnotationServer
 from megl.annotation.store import Annotations
 from megl.annotation.suggestions import Suggestions, load_suggester
@@ -32,6 +38,37 @@ def user():
         return "me"
 
 
+def exchange(arguments, annotations):
+    """Take in and write the files that are asked for; whether there are any."""
+    kinds, done = ("coco", "label_studio"), False
+    for kind in kinds:
+        path = getattr(arguments, f"import_{kind}")
+        if path:
+            saved, missing = import_annotations(annotations, path, kind)
+            lacking = f"; {len(missing):,} that are not in the folder, such as {missing[0]}" if missing else ""
+            print_anywhere(printable(f"{path}: {saved:,} pictures taken in{lacking}"))
+            done = True
+    for kind in kinds:
+        path = getattr(arguments, f"export_{kind}")
+        if path:
+            write_file(check_new_file(path, False), export_annotations(annotations, kind))
+            print_anywhere(f"{path} is written")
+            done = True
+    return done
+
+
+def serve(arguments, annotations, suggest, class_names):
+    """Serve the page until Ctrl-C."""
+    suggestions = Suggestions(annotations, suggest) if suggest else None
+    name = arguments.name or user()
+    with AnnotationServer(annotations, arguments.port, suggestions, class_names, name) as server:
+        if suggestions:
+            suggestions.start()
+        print_anywhere(f"{len(annotations):,} pictures. Open {server.address} on this machine; Ctrl-C ends.")
+        sys.stdout.flush()
+        server.serve_forever()
+
+
 def main():
     (arguments,) = parse(__doc__, AnnotateArguments)
     try:
@@ -40,15 +77,8 @@ def main():
             suggest, class_names = load_suggester(arguments.model, arguments.trust_remote_code)
         labels = [label.strip() for label in (arguments.labels or "").split(",") if label.strip()]
         with Annotations(arguments.dataset, labels, class_names) as annotations:
-            suggestions = Suggestions(annotations, suggest) if suggest else None
-            with AnnotationServer(
-                annotations, arguments.port, suggestions, class_names, arguments.name or user()
-            ) as server:
-                if suggestions:
-                    suggestions.start()
-                print_anywhere(f"{len(annotations):,} pictures. Open {server.address} on this machine; Ctrl-C ends.")
-                sys.stdout.flush()
-                server.serve_forever()
+            if not exchange(arguments, annotations):
+                serve(arguments, annotations, suggest, class_names)
     except KeyboardInterrupt:
         print()
     except (ValueError, OSError) as error:

@@ -17,6 +17,7 @@ from PIL import Image
 from tiny_vision import make_vision_model
 
 from megl.annotation import store
+from megl.annotation.exchange import export_annotations, import_annotations, pack_mask, unpack_mask
 from megl.annotation.server import LARGEST_REQUEST, AnnotationServer
 from megl.annotation.store import Annotations, Item, StaleError, from_runs, to_runs
 from megl.annotation.suggestions import Suggestion, Suggestions, load_suggester, place_in_queue, share_inside
@@ -473,6 +474,127 @@ def test_a_mask_that_is_drawn_in_a_browser_is_in_the_data_set_with_equal_pixels(
     np.testing.assert_array_equal(np.asarray(rows["2.png"]["visual_explanation"]), 255 * drawn)
     assert rows["2.png"]["textual_explanations"] == ["it has <i>fins</i>", "it swims"]
     assert rows["<i>1.png"]["textual_explanations"] == ["it has fins"]
+
+
+# ---- Other programs' files ----
+
+
+@pytest.mark.parametrize("kind", ["coco", "label_studio"])
+def test_what_is_exported_comes_back(pictures, tmp_path, run, capsys, kind):
+    with Annotations(pictures) as annotations:
+        annotations.save(0, 0, "Anna", "fish", ["it has fins", "it swims"], SQUARE)
+        annotations.save(2, 0, "Anna", "house", [], ~SQUARE)
+    run("annotate", pictures, f"--export_{kind}", tmp_path / "out.json")
+    rows = read_lines(pictures / "metadata.jsonl")
+    with Annotations(pictures) as annotations:
+        annotations.save(0, 1, "Ben", "house", ["it has a door"], ~SQUARE)
+        annotations.save(2, 1, "Ben", "fish", [], None)
+    (pictures / "fish" / "a.png").unlink()
+    metadata = (pictures / "metadata.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (pictures / "metadata.jsonl").write_text(metadata[0] + metadata[2], encoding="utf-8")
+    run("annotate", pictures, f"--import_{kind}", tmp_path / "out.json")
+    said = capsys.readouterr().out
+    # Label Studio's tasks have the label of a picture without a mask too.
+    assert "out.json: 2 pictures taken in; 1 that are not in the folder, such as fish/a.png" in said
+    with Annotations(pictures) as annotations:
+        for place, row, mask in ((0, rows[0], SQUARE), (1, rows[2], ~SQUARE)):
+            item = annotations.items[place]
+            assert {**row, "visual_explanation_file_name": item.row["visual_explanation_file_name"]} == {
+                "file_name": item.file_name,
+                **item.row,
+            }
+            assert (item.version, item.who) == (3, "imported from out.json")
+            np.testing.assert_array_equal(annotations.mask(place), mask)
+
+
+def test_coco_is_as_its_tools_have_it(pictures):
+    masks = pytest.importorskip("pycocotools.mask")
+    with Annotations(pictures) as annotations:
+        annotations.save(0, 0, "Anna", "fish", [], SQUARE)
+        content = json.loads(export_annotations(annotations, "coco"))
+    (entry,) = content["annotations"]
+    rle = masks.frPyObjects(entry["segmentation"], HEIGHT, WIDTH)
+    np.testing.assert_array_equal(masks.decode(rle), SQUARE)
+    assert entry["bbox"] == masks.toBbox(rle).tolist() == [3, 2, 4, 3] and entry["area"] == masks.area(rle) == 12
+    assert content["categories"] == [{"id": 0, "name": "fish"}, {"id": 1, "name": "house"}]
+
+
+def test_polygons_and_regions_of_several_names(pictures, tmp_path):
+    """The label is that of the regions that cover the most, and its regions together are the mask."""
+    pytest.importorskip("pycocotools.mask")
+    polygon = [3, 2, 7, 2, 7, 5, 3, 5]
+    entries = [(0, [polygon]), (0, [[0, 6, 12, 6, 12, 8, 0, 8]]), (1, [[0, 0, 4, 0, 4, 2, 0, 2]])]
+    coco = {
+        "images": [{"id": 5, "file_name": "somewhere/fish/a.png", "width": WIDTH, "height": HEIGHT}],
+        "categories": [{"id": 0, "name": "shark"}, {"id": 1, "name": "boat"}],
+        "annotations": [{"image_id": 5, "category_id": name, "segmentation": shape} for name, shape in entries],
+    }
+    corners = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
+    results = [
+        {"type": "polygonlabels", "value": {"points": corners, "polygonlabels": ["evidence"]}},
+        {"type": "choices", "value": {"choices": ["boat"]}},
+        {"type": "textarea", "value": {"text": "it floats"}},
+    ]
+    tasks = [
+        {"data": {"image": "/data/upload/3/0a1b2c3d-c.png"}, "annotations": []},
+        {
+            "data": {"image": "/data/local-files/?d=own/house/c.png"},
+            "annotations": [{"result": results}, {"result": [], "was_cancelled": True}],
+        },
+    ]
+    for name, content in (("coco", coco), ("label_studio", tasks)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    with Annotations(pictures) as annotations:
+        annotations.save(1, 0, "Anna", "fish", ["it has fins"])
+        assert import_annotations(annotations, tmp_path / "coco.json", "coco") == (1, [])
+        assert import_annotations(annotations, tmp_path / "label_studio.json", "label_studio") == (1, [])
+        shark, boat = annotations.items[1:]
+        assert shark.row["label"] == "shark" and shark.row["textual_explanations"] == ["it has fins"]
+        assert boat.row["label"] == "boat" and boat.row["textual_explanations"] == ["it floats"]
+        expected = SQUARE.copy()
+        expected[6:] = True
+        np.testing.assert_array_equal(annotations.mask(1), expected)
+        np.testing.assert_array_equal(annotations.mask(2), SQUARE)
+        assert annotations.labels == ["boat", "fish", "house", "shark"]
+
+
+def test_packed_run_lengths():
+    """By hand: 4 values of 8 bits, counts of 3 bits; a run of 3 zeros, and a single 255."""
+    bits = (
+        f"{4:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "1" + "00" + "010" + "00000000" + "0" + "00000" + "11111111"
+    )
+    bits += "0" * (-len(bits) % 8)
+    packed = [int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)]
+    assert unpack_mask(packed, (1, 1), "here").tolist() == [[True]]
+    mask = np.random.default_rng(0).random((150, 170)) > 0.5
+    mask[:140] = True  # a run that takes two counts
+    np.testing.assert_array_equal(unpack_mask(pack_mask(mask), (170, 150), "here"), mask)
+    for wrong, size in ((packed, (2, 1)), (packed[:9], (1, 1)), ([256], (1, 1)), ("AAAA", (1, 1))):
+        with pytest.raises(ValueError, match="here: expected run lengths of"):
+            unpack_mask(wrong, size, "here")
+
+
+def task(name, text):
+    result = {"type": "textarea", "value": {"text": text}}
+    return {"data": {"image": name}, "annotations": [{"result": [result]}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("coco", [], "expected COCO's `images`"),
+        ("coco", {"images": [{"id": 1, "file_name": "fish/a.png", "width": 3, "height": 8}]}, "expected COCO's"),
+        ("label_studio", {"images": []}, "expected Label Studio's tasks"),
+        ("label_studio", [{"data": {"image": "fish/a.png"}, "annotations": [{}]}], "expected Label Studio's tasks"),
+        ("label_studio", [task("fish/a.png", "it swims"), {"data": {}}], "expected Label Studio's tasks"),
+        ("label_studio", [task("fish/a.png", "it swims"), task("house/c.png", " ")], "every rationale to be text"),
+    ],
+)
+def test_other_files_are_refused_and_nothing_is_saved(pictures, tmp_path, kind, content, message):
+    (tmp_path / "in.json").write_text(json.dumps(content))
+    with Annotations(pictures) as annotations, pytest.raises(ValueError, match=message):
+        import_annotations(annotations, tmp_path / "in.json", kind)
+    assert not (pictures / "annotations.jsonl").exists()
 
 
 # ---- The command ----
