@@ -8,6 +8,7 @@ import pytest
 
 
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,800")
+ENTER, SHIFT = "\ue007", "\ue008"  # as WebDriver has them
 
 
 @contextmanager
@@ -36,3 +37,10 @@ def wait_until(driver, script, seconds=20):
     while not driver.execute_script(f"return {script}"):
         assert time.monotonic() < end, f"{script} is still false"
         time.sleep(0.05)
+
+
+def actions(driver):
+    """Steps of mouse and keyboard, to be performed."""
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    return ActionChains(driver, duration=20)

@@ -11,7 +11,7 @@ from http.client import HTTPConnection
 
 import numpy as np
 import pytest
-from browser import open_page, wait_until
+from browser import ENTER, SHIFT, actions, open_page, wait_until
 from datasets import load_dataset
 from PIL import Image
 from tiny_vision import make_vision_model
@@ -434,13 +434,11 @@ def test_models_that_suggest(make_model, processor, tmp_path):
 
 def drag(driver, *points):
     """Drags the mouse along points, from the middle of the view."""
-    from selenium.webdriver.common.action_chains import ActionChains
-
     view = driver.find_element("id", "view")
-    actions = ActionChains(driver, duration=20).move_to_element_with_offset(view, *points[0]).click_and_hold()
+    steps = actions(driver).move_to_element_with_offset(view, *points[0]).click_and_hold()
     for point in points[1:]:
-        actions.move_to_element_with_offset(view, *point)
-    actions.release().perform()
+        steps.move_to_element_with_offset(view, *point)
+    steps.release().perform()
 
 
 def test_a_mask_that_is_drawn_in_a_browser_is_in_the_data_set_with_equal_pixels(tmp_path, run, own_cache):
@@ -474,6 +472,72 @@ def test_a_mask_that_is_drawn_in_a_browser_is_in_the_data_set_with_equal_pixels(
     np.testing.assert_array_equal(np.asarray(rows["2.png"]["visual_explanation"]), 255 * drawn)
     assert rows["2.png"]["textual_explanations"] == ["it has <i>fins</i>", "it swims"]
     assert rows["<i>1.png"]["textual_explanations"] == ["it has fins"]
+
+
+def view_points(driver, *points):
+    """Points of the picture, in pixels, as whole pixels from the middle of the view."""
+    script = """const view = document.getElementById('view'), [x, y] = arguments;
+        return [zoom.x + x * zoom.scale - view.clientWidth / 2, zoom.y + y * zoom.scale - view.clientHeight / 2]"""
+    return [[round(side) for side in driver.execute_script(script, x, y)] for x, y in points]
+
+
+def press(driver, *keys):
+    for key in keys:
+        actions(driver).send_keys(key).perform()
+
+
+def shown_mask(driver):
+    return np.array(driver.execute_script("return Array.from(mask)"), bool).reshape(40, 60)
+
+
+def test_tools_and_keys_and_a_second_tab(tmp_path):
+    for name in ("1.png", "2.png"):
+        (tmp_path / "own" / "fish").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40), "teal").save(tmp_path / "own" / "fish" / name)
+    half = replace(SAID, saliency=np.array([[0, 255]], np.uint8).repeat(30, axis=1).repeat(40, axis=0))
+    with Annotations(tmp_path / "own") as annotations:
+        suggestions = Suggestions(annotations, lambda image: half)
+        suggestions.run()
+    expected = np.zeros((40, 60), bool)
+    with (
+        serving(tmp_path / "own", suggestions=suggestions, class_names=["fish"]) as server,
+        open_page(server.address) as driver,
+    ):
+        wait_until(driver, "document.getElementById('view').dataset.ready === '0' && mapReady")
+        press(driver, "r")
+        drag(driver, *view_points(driver, (10, 5), (30, 20)))
+        expected[5:20, 10:30] = True
+        np.testing.assert_array_equal(shown_mask(driver), expected)
+        press(driver, "+", "+")
+        actions(driver).key_down(SHIFT).perform()
+        drag(driver, *view_points(driver, (20, 10), (30, 20)))
+        actions(driver).key_up(SHIFT).perform()
+        smaller = expected.copy()
+        smaller[10:20, 20:30] = False
+        np.testing.assert_array_equal(shown_mask(driver), smaller)
+        press(driver, "z")
+        np.testing.assert_array_equal(shown_mask(driver), expected)
+        press(driver, "y")
+        np.testing.assert_array_equal(shown_mask(driver), smaller)
+        press(driver, "0", "x", "p")
+        assert not shown_mask(driver).any()
+        view = driver.find_element("id", "view")
+        for corner in view_points(driver, (40, 20), (20, 20), (20, 30), (40, 30)):
+            actions(driver).move_to_element_with_offset(view, *corner).click().perform()
+        press(driver, ENTER)
+        polygon = np.zeros((40, 60), bool)
+        polygon[20:30, 20:40] = True
+        np.testing.assert_array_equal(shown_mask(driver), polygon)
+        press(driver, "e")
+        drag(driver, *view_points(driver, (20, 25), (40, 25)))
+        assert not shown_mask(driver)[25, 20:40].any()
+        press(driver, "m", "a")
+        np.testing.assert_array_equal(shown_mask(driver), np.arange(60) >= np.full((40, 1), 30))
+        assert driver.find_element("id", "rationales").get_attribute("value") == "it has fins"
+        driver.switch_to.new_window("tab")
+        driver.get(server.address)
+        wait_until(driver, "document.getElementById('view').dataset.ready === '1'")
+        assert "open elsewhere" in driver.find_element("id", "list").text
 
 
 # ---- Other programs' files ----
