@@ -446,25 +446,27 @@ def test_a_mask_that_is_drawn_in_a_browser_is_in_the_data_set_with_equal_pixels(
     pictures.mkdir()
     for name in ("<i>1.png", "2.png"):
         Image.new("RGB", (60, 40), "teal").save(pictures / name)
+    (pictures / "1.png").write_bytes(b"no picture, and passed over")
     with serving(pictures, ["<b>fish"], name="Anna") as server, open_page(server.address) as driver:
-        wait_until(driver, "document.getElementById('view').dataset.ready === '0'")
+        wait_until(driver, "document.getElementById('view').dataset.ready === '1'")
         assert driver.find_element("id", "name").text == "2.png"
         script = "document.getElementById('label').value = '<b>fish'"
         drag(driver, (-120, 0), (0, 60), (100, -30))
         driver.find_element("id", "rationales").send_keys("it has <i>fins</i>\nit swims")
         drawn = np.array(driver.execute_script(f"{script}; return Array.from(mask)"), bool).reshape(40, 60)
         driver.find_element("id", "save").click()
-        wait_until(driver, "document.getElementById('view').dataset.ready === '1'")
+        wait_until(driver, "document.getElementById('view').dataset.ready === '2'")
         assert driver.find_element("id", "name").text == "<i>1.png"
         assert driver.find_element("id", "message").text == "2.png: saved"
         assert "done by Anna" in driver.find_element("id", "list").text
         driver.find_element("id", "label").send_keys("<b>fish")
-        ask(server, "items/1", a_save(who="Ben <b>", label="<b>fish", mask=None))
+        ask(server, "items/2", a_save(who="Ben <b>", label="<b>fish", mask=None))
         driver.find_element("id", "save").click()
         wait_until(driver, "document.getElementById('conflict').open")
         assert driver.find_element("id", "conflict-title").text.startswith("Ben <b> saved this picture")
         assert driver.find_element("id", "their-text").text == "<b>fish\nit has fins"
         assert driver.find_elements("css selector", "#list b, #list i, dialog h2 b, select b") == []
+    (pictures / "1.png").unlink()
     assert 0.02 < drawn.mean() < 0.5
     shares = ("--validation_share", "0", "--test_share", "0")
     run("prepare_dataset", "object_me", "--source", pictures, "--output", tmp_path / "made", *shares)

@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self):
         """What is asked for: `(kind, number, part, session)`; a [`Refusal`] unless it comes from the page."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        if host.rpartition(":")[0] not in HOSTS or origin not in (None, f"http://{host}"):
+        if host.partition(":")[0] not in HOSTS or origin not in (None, f"http://{host}"):
             raise Refusal(403, "requests from other sites are refused: open the address that the program printed")
         address = urlsplit(self.path)
         _, secret, path = (address.path + "//").split("/", 2)

@@ -38,7 +38,7 @@ from dataset_builders.items import (
     resolve_inside,
     shown,
 )
-from dataset_builders.maps import encode_map, read_map
+from dataset_builders.maps import encode_png, read_map
 
 
 LOG, MASKS = "annotations.jsonl", "masks"
@@ -233,7 +233,7 @@ class Annotations:
         if not Path(os.path.realpath(path)).is_relative_to(self.folder):
             raise bad_source(path, "a path inside the folder", "a symbolic link out of it", "Remove it.")
         with whole_file(path) as partial:
-            partial.write_bytes(encode_map(mask))
+            partial.write_bytes(encode_png(Image.fromarray(mask.astype(np.uint8) * 255)))
         return name
 
     def _append(self, item, row, who, skipped):
