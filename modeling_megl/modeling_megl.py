@@ -415,7 +415,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
             rationale_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 `input_ids` where they belong to the rationale and -100 elsewhere.
             target (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                The class that the map explains. `None`: `labels` in training mode, else the predicted class.
+                The class that the map explains, -1 for the predicted one. `None`: `labels` in training mode, else the
+                predicted class.
             foil (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The class that `target` is contrasted with: the map shows what speaks for one rather than the other.
             evidence_features (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`, *optional*):
@@ -478,6 +479,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
             logits = tap(pixel_values)
             if target is None:
                 target = labels if self.training and labels is not None else logits.argmax(dim=-1)
+            else:
+                target = torch.where(target < 0, logits.argmax(dim=-1), target)
             with torch.inference_mode(False), torch.enable_grad():
                 scores = explained_scores(logits, target, self.config.saliency_score, foil)
             saliency = compute_saliency(tap, scores, self.config.saliency_method)

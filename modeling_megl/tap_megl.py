@@ -133,7 +133,7 @@ class Tap:
         if self.reads == "pixels":
             return [self.pixels]
         num_tokens = self.output.shape[1] if self.output.ndim == 3 else None
-        expected = (len(self.output), num_tokens, num_tokens)
+        expected = (self.output.shape[0], num_tokens, num_tokens)
         found = self.attentions or ()
         if not found or any(a.ndim != 4 or (a.shape[0], *a.shape[2:]) != expected for a in found):
             raise ValueError(

@@ -148,6 +148,9 @@ def test_map_explains_the_label_in_training_and_the_predicted_class_otherwise(pr
     labels = (predicted + 1) % 3
     rows = torch.arange(4)
     assert not torch.equal(by_class[rows, labels], by_class[rows, predicted])
+    mixed = torch.where(rows % 2 == 0, -1, labels)  # -1: the predicted one
+    expected = by_class[rows, torch.where(rows % 2 == 0, predicted, labels)]
+    torch.testing.assert_close(model(pixel_values, target=mixed).saliency, expected)
     torch.testing.assert_close(model(pixel_values, labels=labels).saliency, by_class[rows, predicted])
     if preset == VIT:  # without batch statistics, the mode changes nothing else
         model.train()
