@@ -346,3 +346,13 @@ class PushArguments:
     dataset_id: list[str] | None = option("Hub ids of the data sets that it was trained on, for the card.")
     public: bool = option("Let the repository be public.", False)
     dry_run: bool = option("List the files and upload nothing; no token is needed.", False)
+
+
+@dataclass(kw_only=True)
+class ExportArguments:
+    """What to write as a graph, and how."""
+
+    model: str = required("Hub id or folder of a MEGL model.", positional=True, metavar="MODEL")
+    output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
+    format: Literal["onnx", "torch"] = option("ONNX, or a program of torch.export.", "onnx")
+    trust_remote_code: bool = option("Let the vision model run its own code.", False)

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": ("evaluate_megl", "evaluate", "score labels, maps and rationales on a split, with a report"),
     "compare-evaluations": ("compare_evaluations", "evaluate", "test evaluations of several models against the first"),
     "push": ("push", "evaluate", "upload a trained model to the Hub: what it needs, and nothing else"),
+    "export": ("export", "export", "write label and map as one graph, for ONNX Runtime or torch.export"),
     "explain": ("explain", "evaluate", "explain pictures: label, map and rationale"),
 }
 
