@@ -18,6 +18,7 @@ from unittest.mock import patch
 import dataset_builders
 import modeling_megl
 from dataset_builders import build
+from megl import exporting
 from megl.annotation import store, suggestions
 from megl.cli import COMMANDS
 from megl.evaluation import audit
@@ -76,6 +77,7 @@ SECTIONS = {
     "Annotation": (store, ("Annotations", "Annotations.save", "Annotations.skip")),
     "Annotation queue": (suggestions, ("place_in_queue",)),
     "Audit": (audit, ("verdict",)),
+    "Export": (exporting, ("export_model", "make_program", "preprocessing", "check_equal")),
     "Data sets": (dataset_builders, ("build_dataset", "HubTarget", "HubTarget.push")),
     "Data set options": (build, ("ExplainedImagesConfig",)),
 }

@@ -1,6 +1,7 @@
 """A MEGL model as one graph of label, map and evidence, for programs that have neither this code nor Transformers."""
 
 import json
+import warnings
 
 import numpy as np
 import torch
@@ -202,7 +203,8 @@ def write_onnx(program, path):
         `ValueError`: where it has an operation that ONNX has no counterpart of.
     """
     try:
-        found = torch.onnx.export(program, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # at torch's own code
+            found = torch.onnx.export(program, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False)
     except torch.onnx.OnnxExporterError as error:
         while error.__cause__ is not None:
             error = error.__cause__
@@ -215,10 +217,15 @@ def write_onnx(program, path):
 
 
 def open_onnx(path):
-    """A function of `pixel_values` and `target` to the outputs, arrays all, that runs an ONNX file on the CPU."""
+    """
+    A function of `pixel_values` and `target` to the outputs, arrays all, that runs an ONNX file on the CPU, with as
+    many threads as torch has.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda *inputs: session.run(None, dict(zip(INPUTS, inputs, strict=True)))
 
 

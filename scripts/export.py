@@ -1,4 +1,4 @@
-"""Writes a trained model as one graph of label and map, for programs that have neither torch nor Transformers.
+"""Writes a trained model as one graph of label and map, for ONNX Runtime or torch, without Transformers.
 
 ```
 megl export megl-trained --output megl-onnx

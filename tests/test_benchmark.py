@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks import export
 from benchmarks import model as benchmark
 from megl import machine
 
@@ -90,3 +91,23 @@ def test_pairs_are_timed_in_turns(monkeypatch):
     pairs = machine.compare(benchmark.Bench, ARGUMENTS, "resnet18", "guided_step", "plain_step")
     assert order == ["plain_step", "guided_step"] + 2 * ["guided_step", "plain_step"]
     assert pairs == [(3.0, 4.0), (5.0, 6.0)]
+
+
+def test_an_exported_graph_is_timed_beside_its_model(monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    tiny = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    monkeypatch.setattr(export, "CONFIGS", {"tiny": tiny})
+    monkeypatch.setattr(export, "SIZE", 32)
+    arguments = SimpleNamespace(
+        **{**vars(ARGUMENTS), "models": ["tiny"], "batch_size": 2, "trust_remote_code": False, "repeats": 1}
+    )
+
+    def run(page, function, *args, **options):
+        return function(page.bench, arguments, *args, **options)
+
+    monkeypatch.setattr(machine.Page, "run", run)
+    page = export.write_page(arguments)
+    rows = [line for line in page.splitlines() if line.startswith("| tiny |")]
+    assert len(rows) == 3 and all("**" in row for row in rows[:2])
+    onnx, program, weights = (float(cell) for cell in rows[2].split("|")[2:5])
+    assert 0 < weights < onnx < 1 and weights < program < 1

@@ -115,16 +115,15 @@ def test_a_graph_answers_as_the_model_in_both_formats(of_kind, tmp_path, name, s
 
 
 @pytest.mark.parametrize(
-    ("preset", "method"),
+    ("preset", "method", "vision"),
     [
-        ("megl-resnet-tiny", "grad_cam_plus_plus"),
-        ("megl-resnet-tiny", "input_x_gradient"),
-        ("megl-vit-tiny", "attention_rollout"),
-        ("megl-vit-tiny", "attention_relevance"),
+        ("megl-resnet-tiny", "input_x_gradient", None),
+        ("megl-vit-tiny", "attention_rollout", {"num_hidden_layers": 1}),
+        ("megl-vit-tiny", "attention_relevance", {"num_hidden_layers": 1}),
     ],
 )
-def test_methods_of_all_kinds_are_traced_with_their_gradient(make_model, preset, method):
-    model = make_model(preset, saliency_method=method).requires_grad_(False)
+def test_methods_that_read_all_layers_are_traced_with_their_gradient(make_model, preset, method, vision):
+    model = make_model(preset, saliency_method=method, vision=vision).requires_grad_(False)
     program = make_program(model, (32, 32)).module()
     agree(model, lambda *inputs: [output.numpy() for output in program(*map(torch.from_numpy, inputs))])
 
@@ -223,6 +222,27 @@ def test_a_file_that_answers_otherwise_is_refused(make_model):
 def test_a_model_that_draws_its_maps_is_refused(make_model):
     with pytest.raises(ValueError, match="`grounding_map='random'` draws anew"):
         make_program(make_model("megl-resnet-tiny", grounding_map="random"), (32, 32))
+
+
+def test_a_model_that_branches_on_its_pixels_is_refused(make_model, monkeypatch):
+    model = make_model("megl-resnet-tiny").requires_grad_(False)
+    forward = model.vision_model.forward
+    monkeypatch.setattr(
+        model.vision_model, "forward", lambda pixels: forward(pixels if pixels.sum() > 0 else pixels.flip(0))
+    )
+    with pytest.raises(ValueError, match="^ResNetForImageClassification cannot be traced for batches of any size: "):
+        make_program(model, (32, 32))
+
+
+def test_an_operation_that_onnx_has_not_is_named(tmp_path):
+    class Bessel(torch.nn.Module):
+        def forward(self, pixel_values, target):
+            return torch.special.bessel_j0(pixel_values), pixel_values + 1, target + 1
+
+    program = torch.export.export(Bessel(), (torch.zeros(2, 3), torch.zeros(2)))
+    with pytest.raises(ValueError, match=r"^The model has .* that ONNX has not \(.*bessel_j0.*--format torch"):
+        write_onnx(program, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_package_is_named_by_the_command(monkeypatch, trained, tmp_path):
