@@ -12,6 +12,7 @@ evidence tokens that the language model reads. That model is not part of it: no 
 answers is compared with what the model does before the folder is there.
 """
 
+import logging
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +32,7 @@ def main():
     (arguments,) = parse(__doc__, ExportArguments)
     for package in ("onnxscript", "onnxruntime") if arguments.format == "onnx" else ():
         import_module(package)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # which else lists what torchvision would add
     try:
         check_new(arguments.output)
         processor = MeglProcessor.from_pretrained(arguments.model)
