@@ -62,9 +62,10 @@ def picture():
 
 @pytest.fixture(scope="module")
 def trained(make_model, processor, tmp_path_factory):
-    """The folder of a tiny ResNet with a temperature."""
+    """The folder of a tiny ResNet with a temperature and evidence of an earlier stage."""
     folder = tmp_path_factory.mktemp("models") / "trained"
-    make_model("megl-resnet-tiny", score_temperature=2.0).save_pretrained(folder)
+    evidence = {"evidence_layers": ["resnet.encoder.stages.0"], "evidence_sizes": [8]}
+    make_model("megl-resnet-tiny", score_temperature=2.0, **evidence).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
