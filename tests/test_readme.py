@@ -119,7 +119,7 @@ def test_the_steps_are_found():
     for start in ("make quickstart", "pip install", "megl explain", "python -"):
         assert any(command.startswith(start) for command in listed), start
     listed += [command for page in ("models", "own_data", "trainer") for command, _ in commands(f"docs/{page}.md")]
-    for name in ("prepare", "inspect", "init", "train", "evaluate", "explain"):
+    for name in ("prepare", "inspect", "init", "train", "evaluate", "export", "explain"):
         assert any(command.startswith(f"megl {name} ") for command in listed), name
     for start in ("torchrun ", "python -m examples.own_data.draw", "python -m examples.efficientnet_lite.convert"):
         assert any(command.startswith(start) for command in listed), start
