@@ -54,7 +54,8 @@ $(RUN)/evaluation/metrics.json: $(RUN)/model/trainer_state.json
 
 # Files of tests beside each other, each process with a core.
 test: $(INSTALLED) $(TEST_WEIGHTS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	    --no-loadscope-reorder $(PYTEST_FLAGS)
 
 test-deepspeed: $(DEEPSPEED)
 	$(BIN)/python -m pytest tests/test_processes.py -k zero $(PYTEST_FLAGS)

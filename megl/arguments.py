@@ -170,7 +170,7 @@ class InitArguments:
     saliency_score: Literal["logit", "contrast"] | None = option("What the map explains.")
     evidence_layers: list[str] | None = option(
         "Earlier modules of the vision model that the rationale is written from as well, for colour and texture: "
-        "names, `auto`, or `none`; by default those of the preset, or `auto`."
+        "names, `auto`, or `none`; by default those of the preset, and none beside --vision."
     )
     rationale_gradient: Literal["map", "map_and_features", "none"] | None = option(
         "Where the rationale's loss may go in the vision model."

@@ -788,8 +788,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
             labels (`list[str]`): Names of the classes, in the order of their ids.
             trust_remote_code (`bool`, *optional*, defaults to `False`): Whether `vision` may run its own code. A
                 language model with its own code is refused, as a checkpoint does not carry it.
-            config_kwargs: Fields of [`MeglConfig`], such as `saliency_layer`. `evidence_layers` are found, as by
-                `["auto"]`, unless they are named; `[]` is none.
+            config_kwargs: Fields of [`MeglConfig`], such as `saliency_layer`; `["auto"]` finds `evidence_layers`.
 
         Raises:
             `ValueError`: where a part cannot be used, tried on one random image, with the reason.
@@ -805,7 +804,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
         image_size = _picture_size(vision, vision_config, trust_remote_code)
         found = {"feature_size": probe_tap(vision_model, saliency_layer, image_size)}
-        wanted = config_kwargs.pop("evidence_layers", ["auto"])
+        wanted = config_kwargs.pop("evidence_layers", [])
         layers, sizes = probe_evidence_layers(vision_model, saliency_layer, image_size, wanted)
         if wanted == ["auto"]:  # as many as there are tokens for
             room = max(config_kwargs.get("num_evidence_tokens", MeglConfig.num_evidence_tokens) - 2, 0)

@@ -928,11 +928,11 @@ def test_composed_of_pretrained_parts(preset, make_model, tmp_path):
         for name, value in getattr(donor, part).state_dict().items():
             assert torch.equal(getattr(model, part).state_dict()[name], value), name
     assert model(random_images(1, 3, 32, 32)).evidence_tokens.shape == (1, 2, 32)
-    assert model.config.evidence_layers == [], "two tokens are for the tap and for places"
+    assert model.config.evidence_layers == []
 
     # With earlier layers in the evidence.
     model = MeglForImageClassification.from_vision_text_pretrained(
-        str(tmp_path / "vision"), str(tmp_path / "text"), ["a", "b"]
+        str(tmp_path / "vision"), str(tmp_path / "text"), ["a", "b"], evidence_layers=["auto"]
     )
     assert model.config.evidence_layers[0].endswith(".0")
     assert model.config.evidence_sizes == [norm.normalized_shape[0] for norm in model.grounding.earlier_norms]
@@ -940,10 +940,11 @@ def test_composed_of_pretrained_parts(preset, make_model, tmp_path):
     pixel_values = random_images(1, 3, 32, 32)
     again = MeglForImageClassification.from_pretrained(tmp_path / "saved")(pixel_values)
     torch.testing.assert_close(again.evidence_tokens, model(pixel_values).evidence_tokens)
-    without = MeglForImageClassification.from_vision_text_pretrained(
-        str(tmp_path / "vision"), str(tmp_path / "text"), ["a", "b"], evidence_layers=[]
+    # As many as there are tokens for.
+    few = MeglForImageClassification.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), ["a", "b"], evidence_layers=["auto"], num_evidence_tokens=2
     )
-    assert without.config.evidence_layers == [] == without.config.evidence_sizes
+    assert few.config.evidence_layers == [] == few.config.evidence_sizes
 
     # Other classes: a new head on the same backbone.
     other = MeglForImageClassification.from_vision_text_pretrained(
