@@ -71,22 +71,12 @@ _ADVICE = {"README.md": "; `megl evaluate --update_card` writes one, with the mo
 
 def _needed(folder, config):
     """The names of the files without which the repository would not work, and of the code that it has."""
-    names = {"README.md", "config.json", "processor_config.json"}
+    names = {"README.md", "config.json", "processor_config.json", *_weights(folder)}
     if config.get("text_adapter"):
+        _check_language_model(folder, config.get("text_base_model"))
         names |= set(_ADAPTERS)
-        base = config.get("text_base_model")
-        if base is None or Path(base).exists():
-            raise ValueError(
-                f"{folder} holds adapters of a language model that others cannot fetch, {base}: name its Hub id as "
-                "`text_base_model` in config.json, or push the whole model."
-            )
-    index = folder / "model.safetensors.index.json"
-    weights = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    for name in weights:
-        if not _WEIGHTS.fullmatch(name):
-            raise ValueError(f"{index} must name files such as model-00001-of-00002.safetensors, got {name!r}.")
-    names |= weights | ({index.name} if index.is_file() else set())
-    processor = json.loads((folder / "processor_config.json").read_text()) if "processor_config.json" in names else {}
+    settings = folder / "processor_config.json"
+    processor = json.loads(settings.read_text()) if settings.is_file() else {}
     for module in {entry.split(".")[0] for entry in _code(config) | _code(processor)}:
         names.add(f"{module}.py")
         try:
@@ -94,6 +84,26 @@ def _needed(folder, config):
         except FileNotFoundError as error:
             names.add(Path(error.filename).name)
     return names
+
+
+def _weights(folder):
+    """The names of the files of weights, and of their index where there are several."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return {"model.safetensors"}
+    names = set(json.loads(index.read_text())["weight_map"].values())
+    for name in names:
+        if not _WEIGHTS.fullmatch(name):
+            raise ValueError(f"{index} must name files such as model-00001-of-00002.safetensors, got {name!r}.")
+    return {index.name, *names}
+
+
+def _check_language_model(folder, name):
+    if name is None or Path(name).exists():
+        raise ValueError(
+            f"{folder} holds adapters of a language model that others cannot fetch, {name}: name its Hub id as "
+            "`text_base_model` in config.json, or push the whole model."
+        )
 
 
 def _code(settings):

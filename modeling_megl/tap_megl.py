@@ -332,9 +332,12 @@ def probe_evidence_layers(vision_model, name, image_size, layers):
     """
     found = {}
     automatic = layers == ["auto"]
-    places = {name: place for place, (name, _) in enumerate(vision_model.named_modules())}
-    named = sorted(layers, key=lambda layer: places.get(layer, 0))  # as they run
-    for layer in _evidence_layers(vision_model) if automatic else named:
+    order = [name for name, _ in vision_model.named_modules()]
+    if automatic:
+        layers = _evidence_layers(vision_model)
+    elif set(layers) <= set(order):
+        layers = sorted(layers, key=order.index)  # as they run
+    for layer in layers:
         try:
             found[layer] = _probe_evidence_layer(vision_model, name, image_size, layer)
         except TapError:

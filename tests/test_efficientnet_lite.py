@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from tiny_vision import LITE
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 
@@ -32,17 +33,7 @@ def model_class(converter):
 
 def tiny_config(config_class, **kwargs):
     """Two stages with all that a block can be: no expansion, stride 2, a residual. Maps are images / 8."""
-    settings = {
-        "kernel_sizes": [3, 5],
-        "strides": [2, 2],
-        "expand_ratios": [1, 2],
-        "out_channels": [8, 16],
-        "num_block_repeats": [1, 2],
-        "stem_channels": 8,
-        "hidden_dim": 24,
-        "num_labels": 5,
-    }
-    return config_class(**{**settings, **kwargs})
+    return config_class(**{**LITE, "hidden_dim": 24, "num_labels": 5, **kwargs})
 
 
 def random_statistics(model):

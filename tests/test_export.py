@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_vision import make_vision_model
+from tiny_vision import LITE, make_vision_model
 from transformers import ViTImageProcessorPil
 
 from examples.efficientnet_lite.configuration_efficientnet_lite import EfficientNetLiteConfig
@@ -32,16 +32,6 @@ from modeling_megl.processing_megl import make_image_processor
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "onnx" / "onnx_example.py"
-LITE = {
-    "kernel_sizes": [3, 5],
-    "strides": [2, 2],
-    "expand_ratios": [1, 2],
-    "out_channels": [8, 16],
-    "num_block_repeats": [1, 2],
-    "stem_channels": 8,
-    "hidden_dim": 16,
-    "num_labels": 3,
-}
 # Runs a program in which whatever imports torch or Transformers fails.
 ALONE = "import runpy, sys; sys.modules.update(torch=None, transformers=None); sys.argv = sys.argv[1:]; "
 ALONE += "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -79,7 +69,8 @@ def of_kind(make_model):
         if name == "efficientnet_lite":
             model.config.saliency_layer = "features"  # which its config names
             torch.manual_seed(0)
-            model.vision_model = EfficientNetLiteForImageClassification(EfficientNetLiteConfig(**LITE)).eval()
+            lite = EfficientNetLiteConfig(**LITE, hidden_dim=16, num_labels=3)
+            model.vision_model = EfficientNetLiteForImageClassification(lite).eval()
         else:
             model.vision_model = make_vision_model(name, **settings)
         return model.requires_grad_(False)

@@ -17,6 +17,15 @@ TRANSFORMER = {
     "initializer_range": 0.3,
 }
 STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+# An EfficientNet-Lite of examples/, of two stages with all that a block can be.
+LITE = {
+    "kernel_sizes": [3, 5],
+    "strides": [2, 2],
+    "expand_ratios": [1, 2],
+    "out_channels": [8, 16],
+    "num_block_repeats": [1, 2],
+    "stem_channels": 8,
+}
 WINDOWS = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "patch_size": 4}
 BLOCKS = {
     "in_channels": [32, 8],
