@@ -1,6 +1,7 @@
 """`megl COMMAND`: the programs of `scripts/`."""
 
 import difflib
+import os
 import sys
 from importlib import import_module
 
@@ -45,6 +46,8 @@ def main():
     if name not in COMMANDS:
         refuse(command)
     sys.argv = [f"megl {name}", *arguments]
+    # Before torch is imported, which reads it: threads that wait in a loop take the cores from whom they wait for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     script, extra, _ = COMMANDS[name]
     try:
         import_module(f"megl.scripts.{script}").main()

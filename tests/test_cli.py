@@ -4,6 +4,7 @@ import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -145,6 +146,17 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["megl", "prepare", "--help"])
     with pytest.raises(SystemExit, match=r"^megl prepare: `dataset_builders` is not .*: pip install 'megl\[train\]'$"):
         main()
+
+
+@pytest.mark.parametrize(("environment", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_asleep_unless_told_otherwise(monkeypatch, environment, policy):
+    seen = []
+    script = SimpleNamespace(main=lambda: seen.append(environment["OMP_WAIT_POLICY"]))
+    monkeypatch.setattr("megl.cli.import_module", lambda name: script)
+    monkeypatch.setattr("os.environ", environment)
+    monkeypatch.setattr(sys, "argv", ["megl", "train"])
+    main()
+    assert seen == [policy]
 
 
 # ---- Options ----
