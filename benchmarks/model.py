@@ -71,6 +71,7 @@ class Bench:
         )
         torch.manual_seed(0)
         self.model = MeglForImageClassification(config).to(self.device)
+        self.model.probe_class_token()  # as the Trainer does
         self.model.vision_model.to(memory_format=torch.channels_last)
         if arguments.compile and config.vision_config.model_type == "vit":
             for layer in self.model.vision_model.vit.layers[:-1]:

@@ -43,7 +43,7 @@ from .language_megl import (
 from .losses_megl import rationale_loss, resize_masks, visual_losses
 from .processing_megl import load_image_processor
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
-from .tap_megl import keep_gathered, open_tap, probe_evidence_layers, probe_tap
+from .tap_megl import keep_gathered, open_tap, probe_class_token, probe_evidence_layers, probe_tap
 
 
 if TYPE_CHECKING:
@@ -329,6 +329,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         # Some language models have embeddings that are narrower than their layers.
         self.grounding = MeglGrounding(config, self.get_input_embeddings().embedding_dim)
+        self._class_token_alone = False
         self.post_init()
 
     def get_input_embeddings(self):
@@ -372,6 +373,15 @@ class MeglForImageClassification(MeglPreTrainedModel):
         image_size = infer_image_size(self.config.vision_config)
         return probe_evidence_layers(self._active_vision_model, self._tap_name, image_size, layers)
 
+    def probe_class_token(self):
+        """
+        Find out whether the class is read at the class token of the last layer alone: then what is trained from here
+        on computes there, for maps that are differentiated, what that token needs and nothing else.
+        """
+        image_size, layers = infer_image_size(self.config.vision_config), self.config.evidence_layers
+        self._class_token_alone = probe_class_token(self._active_vision_model, self._tap_name, image_size, layers)
+        return self._class_token_alone
+
     def probe_language_model(self):
         """A `ValueError` with the reason where the language model cannot learn or write rationales."""
         probe_language_model(self.language_model, self.config.num_evidence_tokens)
@@ -379,7 +389,15 @@ class MeglForImageClassification(MeglPreTrainedModel):
     def _open_tap(self, pixel_values, create_graph, evidence_layers):
         reads = SALIENCY_METHODS[self.config.saliency_method].reads
         shape = tuple(pixel_values.shape[-2:])
-        return open_tap(self._active_vision_model, self._tap_name, shape, create_graph, reads, evidence_layers)
+        return open_tap(
+            self._active_vision_model,
+            self._tap_name,
+            shape,
+            create_graph,
+            reads,
+            evidence_layers,
+            self._class_token_alone,
+        )
 
     def forward(
         self,

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from .class_token_megl import class_token_alone, other_rows_lost
 from .configuration_megl import one_line
 
 
@@ -37,12 +38,23 @@ class Tap:
         reads (`str`, defaults to `"features"`): What the method makes its map of: `"features"` at the tap, the
             `"pixels"`, or the `"attentions"` of all layers.
         evidence_layers (`list[str]`, *optional*): Names of more modules whose output is kept, without gradients.
+        class_token_alone (`bool`, defaults to `False`): Whether, with a map that will be differentiated, the tail is
+            computed for the class token alone; safe where [`probe_class_token`] says so.
 
     Raises:
         `ValueError`: where `vision_model` has no module of such a name.
     """
 
-    def __init__(self, vision_model, name, image_shape, create_graph, reads="features", evidence_layers=()):
+    def __init__(
+        self,
+        vision_model,
+        name,
+        image_shape,
+        create_graph,
+        reads="features",
+        evidence_layers=(),
+        class_token_alone=False,
+    ):
         modules = dict(vision_model.named_modules())
         if name not in modules:
             raise ValueError(
@@ -58,6 +70,7 @@ class Tap:
         self.image_shape = image_shape
         self.create_graph = create_graph
         self.reads = reads
+        self.class_token_alone = class_token_alone
         self.output = self.pixels = self.attentions = None
 
     def __enter__(self):
@@ -107,6 +120,8 @@ class Tap:
         if self.create_graph:
             # The fused attention kernels have no second derivative.
             self.tail.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.class_token_alone and self.reads == "features":
+                self.tail.enter_context(class_token_alone(*self.last_layer()))
         else:
             self.tail.enter_context(torch.inference_mode(False))
             self.tail.enter_context(torch.enable_grad())
@@ -125,6 +140,12 @@ class Tap:
             started = started or name == self.name
             if started or self.name.startswith(f"{name}."):
                 yield module
+
+    def last_layer(self):
+        """The layer whose first norm the tap is, and its last norm, if they are two."""
+        layer = self.vision_model.get_submodule(self.name.rpartition(".")[0])
+        norms = [module for module in layer.children() if _is_norm(module)]
+        return (layer, norms[-1]) if self.module in norms[:-1] else None
 
     def sources(self):
         """The tensors that the method reads, a list."""
@@ -314,6 +335,41 @@ def probe_tap(vision_model, name, image_size):
         )
     _check_lies_over_the_picture(features.detach(), where)
     return features.shape[1]
+
+
+def probe_class_token(vision_model, name, image_size, evidence_layers=()):
+    """
+    Whether the tail may be computed for the class token alone: nothing reads the other rows of the last layer's
+    output, which is tried by losing them, and logits and their gradient at the tap are the same without them.
+
+    Args:
+        vision_model, name, image_size: As in [`probe_tap`].
+        evidence_layers (`list[str]`, *optional*): Names of modules whose output is read besides.
+    """
+    if count_prefix_tokens(vision_model) != 1:
+        return False
+    images = _probe_images(vision_model, image_size)
+    opened = partial(open_tap, vision_model, name, images.shape[2:], True, evidence_layers=evidence_layers)
+
+    def answers(tap):
+        scores = tap(images)
+        (gradient,) = torch.autograd.grad(scores[:, 0].sum(), tap.output)
+        return [scores, gradient, *tap.evidence.values()]
+
+    with _evaluation(vision_model), torch.enable_grad():
+        with opened() as tap:
+            if tap.last_layer() is None:
+                return False
+            expected = answers(tap)
+        with opened() as tap, other_rows_lost(tap.last_layer()[0]):
+            lost = answers(tap)
+        try:
+            with opened(class_token_alone=True) as tap:
+                found = answers(tap)
+        except RuntimeError:  # of shapes, where the layer is built otherwise
+            return False
+    same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(found, expected, strict=True))
+    return same and not any(answer.isnan().any() for answer in lost)
 
 
 def probe_evidence_layers(vision_model, name, image_size, layers):

@@ -176,6 +176,7 @@ class MeglTrainer(Trainer):
         for dataset in self._labelled_datasets:
             check_labels(model.config.id2label, dataset)
         model.probe_saliency_layer()
+        model.probe_class_token()
         if args.text_loss_weight > 0:
             model.probe_language_model()
             if self._processor is not None:
