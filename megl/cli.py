@@ -19,6 +19,7 @@ COMMANDS = {
     "push": ("push", "evaluate", "upload a trained model to the Hub: what it needs, and nothing else"),
     "export": ("export", "export", "write label and map as one graph, for ONNX Runtime or torch.export"),
     "explain": ("explain", "evaluate", "explain pictures: label, map and rationale"),
+    "demo": ("demo", "app", "show a model on a page in the browser, or write the page as a Space of the Hub"),
 }
 
 

@@ -31,20 +31,21 @@ def is_weights(name):
     return name in _ADAPTERS or _WEIGHTS.fullmatch(name) is not None
 
 
-def model_files(folder):
+def model_files(folder, needs_card=True):
     """
     The files of a model's folder that its repository needs: weights, settings, the code that they name, card, figures
     and licence.
 
     Args:
         folder (`str` or `Path`): What `megl train` or `save_adapter` wrote.
+        needs_card (`bool`, *optional*, defaults to `True`): Whether it must have a `README.md`.
 
     Returns:
         `dict[str, Path]`: their paths in the repository and on the disk, in order.
 
     Raises:
-        `ValueError`: where the folder holds no MEGL model, a file is missing or lies elsewhere, there is no card, or
-            the settings are not as they should be.
+        `ValueError`: where the folder holds no MEGL model, a file or the card is missing or lies elsewhere, or the
+            settings are not as they should be.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -57,7 +58,8 @@ def model_files(folder):
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"The settings of {folder} are not as they should be: {one_line(error)}.") from error
     found = {path.relative_to(folder).as_posix() for pattern in (*_SETTINGS, *_TEXTS) for path in folder.glob(pattern)}
-    files = {name: folder / name for name in sorted(found | needed)}
+    card = {"README.md"} if needs_card else set()
+    files = {name: folder / name for name in sorted(found | needed | card)}
     for name, path in files.items():
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{name} lies outside of {folder}, or is a link to what does: put the file itself there.")
@@ -71,7 +73,7 @@ _ADVICE = {"README.md": "; `megl evaluate --update_card` writes one, with the mo
 
 def _needed(folder, config):
     """The names of the files without which the repository would not work, and of the code that it has."""
-    names = {"README.md", "config.json", "processor_config.json", *_weights(folder)}
+    names = {"config.json", "processor_config.json", *_weights(folder)}
     if config.get("text_adapter"):
         _check_language_model(folder, config.get("text_base_model"))
         names |= set(_ADAPTERS)

@@ -44,7 +44,7 @@ def open_table(name, split, columns=None, class_names=None, option="--split", op
         `ValueError`: in one line, where the data set, the split, a column or a value is not what is expected.
     """
     columns = columns or ColumnArguments()
-    dataset = _load(name, split, option, optional)
+    dataset = load_split(name, split, option, optional)
     if dataset is None:
         return None
     where = f"split `{split}` of {name}"
@@ -74,7 +74,8 @@ def open_table(name, split, columns=None, class_names=None, option="--split", op
     return _labelled(table.select_columns(list(ours)), labels, where)
 
 
-def _load(name, split, option, optional):
+def load_split(name, split, option="--split", optional=False):
+    """A split of a data set as it is; arguments and errors are those of [`open_table`]."""
     try:
         return load_dataset(str(name), split=split)
     except ValueError as error:

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from dataset_builders.files import check_new, new_folder
 from megl.arguments import ExplainArguments
+from megl.demo.drawing import overlay
 from megl.evaluation.predictions import why_untaught
-from megl.pages.pictures import font, overlay, wrapped
+from megl.pages.pictures import font, wrapped
 from megl.parser import parse
 from megl.terminal import print_anywhere, program
 from modeling_megl import MeglForImageClassification, MeglProcessor

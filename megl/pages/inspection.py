@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from megl.demo.drawing import overlay
 from megl.pages.charts import histogram
 from megl.pages.html_page import TEMPLATES, figure, render
-from megl.pages.pictures import overlay
 
 
 _TEXT_LENGTH = 400  # characters of a rationale that an example shows

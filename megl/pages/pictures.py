@@ -4,33 +4,16 @@ import math
 import textwrap
 from functools import cache
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from megl.demo.drawing import overlay
 from megl.pages.html_page import figure
 from megl.tables import evenly_spaced, human_map, read_row
 
 
 # Fonts that systems have, in any of which there is more than ASCII.
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf")
-
-
-def overlay(image, saliency, strength=0.6):
-    """
-    The map over its picture, from clear (0) through yellow to red (1).
-
-    Args:
-        image (`PIL.Image.Image`): The picture.
-        saliency (`np.ndarray` of shape `(height, width)`): Values in [0, 1] at any resolution; resized to the picture.
-        strength (`float`): Opacity where the map is 1.
-    """
-    image = image.convert("RGB")
-    values = Image.fromarray((np.asarray(saliency, dtype=np.float32) * 255).round().astype(np.uint8))
-    values = np.asarray(values.resize(image.size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None] / 255
-    colour = np.concatenate([np.full_like(values, 255), 230 * (1 - values), np.zeros_like(values)], axis=-1)
-    opacity = strength * np.minimum(2 * values, 1)
-    return Image.fromarray((np.asarray(image) * (1 - opacity) + colour * opacity).round().astype(np.uint8))
 
 
 @cache
