@@ -1,6 +1,7 @@
 """`megl demo`: what its page shows, in a browser too, and the Space that it writes."""
 
 import json
+import re
 import socket
 import sys
 from contextlib import contextmanager
@@ -204,19 +205,27 @@ def test_a_picture_in_the_browser(explainer, pictures, tmp_path, monkeypatch):
         wait_until(driver, "document.querySelector('input[type=file]') !== null")
         driver.find_element("css selector", "input[type=file]").send_keys(str(pictures[0]))
         wait_until(driver, TEXT.format("What the label does") + "?.startsWith('The label ')")
-        first, shown = (driver.execute_script(f"return {what}") for what in (TEXT.format("Rationale"), MAP))
-        probabilities = explainer.probabilities(explainer.open(pictures[0]))
-        assert first == explainer.explain(explainer.open(pictures[0])).rationale and shown
+        image = explainer.open(pictures[0])
+        probabilities = explainer.probabilities(image)
+        answers = [explainer.explain(image, label).rationale for label in probabilities]
+        first, second, _ = (re.sub("\r\n?", "\n", text) for text in answers)  # as pages have line ends
+        assert first != second and driver.execute_script(f"return {TEXT.format('Rationale')}") == first
+        shown = driver.execute_script(f"return {MAP}")
         body = driver.find_element("tag name", "body").text
-        assert EVIL in body and "<b>tiny</b>" in body
+        assert shown and EVIL in body and "<b>tiny</b>" in body
         assert not driver.find_elements("css selector", "h2 b, img[src=x]")
         bars = driver.find_elements("css selector", ".confidence-set")[:3]
         assert [bar.text.split()[0] for bar in bars] == [label.split()[0] for label in probabilities]
         bars[1].click()
-        other = explainer.explain(explainer.open(pictures[0]), list(probabilities)[1]).rationale
-        assert other != first
-        wait_until(driver, f"{TEXT.format('Rationale')} === {json.dumps(other)}")
+        wait_until(driver, f"{TEXT.format('Rationale')} === {json.dumps(second)}")
         wait_until(driver, f"({MAP} ?? {json.dumps(shown)}) !== {json.dumps(shown)}")
+        shown = driver.execute_script(f"return {MAP}")
+        driver.find_element("css selector", "input[type=checkbox]").click()
+        wait_until(driver, f"({MAP} ?? {json.dumps(shown)}) !== {json.dumps(shown)}")
+        pictures[1].write_text("no picture")
+        driver.find_element("css selector", "input[type=file]").send_keys(str(pictures[1]))
+        wait_until(driver, "document.body.innerText.includes('it is in no known format')")
+        wait_until(driver, f"{TEXT.format('Rationale')} === '' && !{MAP}")  # nothing of the picture before
         asked = driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
         assert asked and not [name for name in asked if not name.startswith((page.local_url, "data:", "blob:"))]
 

@@ -27,6 +27,7 @@ FONTS = ["system-ui", "sans-serif"]  # none is fetched
 CSS = """
 .gradio-container {max-width: 1280px !important; margin: auto}
 .name {overflow-wrap: anywhere}
+@media (max-width: 640px) {.side {display: contents !important} .controls {order: 2}}
 """
 # The model's hooks are for one picture at a time.
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -87,7 +88,9 @@ class Panel:
         }
         asking = {"inputs": [self.seen, self.target, self.foil], "outputs": answered, **ONE_AT_A_TIME, **PRIVATE}
         # The file is opened here, within bounds of our own, and not by Gradio: hence `preprocess`.
-        events = [picture.change(self.first, picture, answered, preprocess=False, api_name="explain", **ONE_AT_A_TIME)]
+        opening = {"preprocess": False, "api_name": "explain", **ONE_AT_A_TIME}
+        events = [picture.change(self.first, picture, answered, **opening)]
+        events[0].failure(self.clear, None, [*answered, self.map, *swapping["outputs"]], **PRIVATE)
         events += [event(self.again, **asking) for event in (self.target.input, self.foil.input)]
         events += [self.bars.select(self.click, **asking)]
         for event in events:
@@ -100,17 +103,21 @@ class Panel:
     def first(self, picture):
         """A new picture: the predicted class, and why."""
         if picture is None:
-            return None, None, None, NOTHING, ""
+            return self.clear()[:5]
         try:
             image = self.explainer.open(picture["path"])
         except ValueError as error:
-            raise gr.Error(html.escape(str(error))) from error
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
         return self._answer(image, self.explainer.probabilities(image), None, NOTHING)
+
+    def clear(self):
+        """Nothing, in all components."""
+        return None, None, None, NOTHING, "", None, None, "", None
 
     def again(self, seen, target, foil):
         """Another class of the picture, or another foil."""
         if seen is None:
-            raise gr.Error("Choose a picture first.")
+            raise gr.Error("Choose a picture first.", print_exception=False)
         image, _, probabilities = seen
         return self._answer(image, probabilities, target, foil)
 
@@ -158,17 +165,18 @@ def build_page(explainers, examples=()):
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(f"<h1>{TITLE}</h1><p>Upload a picture, or choose one. Click a class for its map and its reasons.</p>")
         with gr.Row():
-            with gr.Column(scale=2, min_width=280):
-                picture = gr.Image(
-                    label="Picture", type="filepath", sources=["upload", "clipboard"], height=260, buttons=[]
-                )
-                if examples:
-                    gr.Examples([[str(path)] for path in examples], picture, label="Examples")
-                opacity = gr.Slider(0, 1, 0.6, label="Opacity of the map")
-                lines = gr.Checkbox(False, label="Contours of the map, at 25, 50 and 75 %")
-                gr.HTML("<p>Does the label come from what the map shows? Paste that on another background.</p>")
-                threshold = gr.Slider(0.05, 0.95, 0.3, label="What stays: where the map is at least")
-                other = gr.Dropdown(backgrounds, value=backgrounds[-1][1], label="Background of")
+            with gr.Column(scale=2, min_width=280, elem_classes="side"):
+                with gr.Column(min_width=280):
+                    sources = ["upload", "clipboard"]
+                    picture = gr.Image(label="Picture", type="filepath", sources=sources, height=260, buttons=[])
+                    if examples:
+                        gr.Examples([[str(path)] for path in examples], picture, label="Examples")
+                with gr.Column(min_width=280, elem_classes="controls"):
+                    opacity = gr.Slider(0, 1, 0.6, label="Opacity of the map")
+                    lines = gr.Checkbox(False, label="Contours of the map, at 25, 50 and 75 %")
+                    gr.HTML("<p>Does the label come from what the map shows? Paste that on another background.</p>")
+                    threshold = gr.Slider(0.05, 0.95, 0.3, label="Keep where the map is at least")
+                    other = gr.Dropdown(backgrounds, value=backgrounds[-1][1], label="Background from")
             for panel in panels:
                 with gr.Column(scale=4 if len(panels) == 1 else 3, min_width=280):
                     panel.build()
