@@ -21,6 +21,7 @@ from dataset_builders import build
 from megl import exporting
 from megl.annotation import store, suggestions
 from megl.cli import COMMANDS
+from megl.demo import drawing, space
 from megl.evaluation import audit
 from megl.evaluation.metrics import load
 from megl.parser import OTHER_TRAINING, USUAL_TRAINING, CommandParser
@@ -77,6 +78,8 @@ SECTIONS = {
     "Annotation": (store, ("Annotations", "Annotations.save", "Annotations.skip")),
     "Annotation queue": (suggestions, ("place_in_queue",)),
     "Audit": (audit, ("verdict",)),
+    "Demo": (drawing, ("overlay", "contours", "paste", "without_object")),
+    "Space": (space, ("write_space",)),
     "Export": (exporting, ("export_model", "make_program", "preprocessing", "check_equal")),
     "Data sets": (dataset_builders, ("build_dataset", "HubTarget", "HubTarget.push")),
     "Data set options": (build, ("ExplainedImagesConfig",)),

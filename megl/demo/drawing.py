@@ -73,8 +73,8 @@ def paste(image, saliency, threshold, background):
 def without_object(image, saliency, trace=0.1):
     """
     A picture with what its map shows filled from the surroundings, to be a background: another object in it would
-    lend its own label. What is filled in is the mean of the pixels that stay in the smallest of some ever coarser
-    cells that has any, interpolated; grey where none has.
+    lend its own label. What is filled in, a 32nd of the picture around it included, is the mean of the pixels that
+    stay in the smallest of some ever coarser cells that has any, interpolated; grey where none has.
 
     Args:
         image (`PIL.Image.Image`): The picture.
@@ -82,7 +82,9 @@ def without_object(image, saliency, trace=0.1):
         trace (`float`): What the map shows is where it is above that.
     """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    stays = at_size(saliency, image.size) <= trace
+    hole = Image.fromarray(at_size(saliency, image.size) > trace).convert("L")
+    # Larger by a 32nd, as the edge of an object tells its shape.
+    stays = np.asarray(hole.filter(ImageFilter.BoxBlur(max(image.size) // 32))) == 0
     planes = [Image.fromarray(plane) for plane in (*(pixels * stays[..., None]).transpose(2, 0, 1), np.float32(stays))]
     filled = np.full_like(pixels, 128)
     for cells in (1, 2, 4, 8, 16, 32):
