@@ -36,7 +36,7 @@ def serve(arguments, explainers, examples):
     page = build_page(explainers, examples)
     host, port = arguments.host, arguments.port or None
     try:
-        launch(page, server_name=host, server_port=port, prevent_thread_lock=True)
+        launch(page, host, server_port=port, prevent_thread_lock=True)
     except OSError as error:
         raise ValueError(
             f"cannot listen on port {port or '7860 to 7959'} of {host}: it is in use, or no address of this machine. "

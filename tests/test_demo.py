@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from browser import open_page, wait_until
+from conftest import LABELS
 from fresh_process import WITHOUT_THE_PROJECT
 from fresh_process import run as run_fresh
 from PIL import Image
@@ -23,11 +24,18 @@ from modeling_megl import ExplainedImageClassificationPipeline
 
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install 'megl[app]'")
+import httpx  # noqa: E402
+
 from megl.demo.page import GREY, NOTHING, Panel, build_page, launch  # noqa: E402
 
 
 EVIL = "<img src=x onerror=alert(1)>"
 STEP = np.array([[0.0, 1.0]], np.float32)  # a map of two cells: the right half decides
+
+
+@pytest.fixture(autouse=True)
+def uploads(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
 
 
 @pytest.fixture()
@@ -166,6 +174,7 @@ def test_pictures_are_opened_within_bounds(explainer, pictures, tmp_path, monkey
 
 def test_a_panel_answers(explainer, pictures):
     panel = Panel(explainer, pictures)
+    panel.uploads = pictures[0].parent
     seen, probabilities, target, foil, rationale = panel.first({"path": str(pictures[0])})
     assert target == explainer.labels.index(next(iter(probabilities))) and foil == NOTHING
     other = (target + 1) % 3
@@ -186,7 +195,7 @@ def test_a_panel_answers(explainer, pictures):
 @contextmanager
 def serving(explainers, examples=()):
     page = build_page(explainers, examples)
-    launch(page, server_name="127.0.0.1", prevent_thread_lock=True)
+    launch(page, "127.0.0.1", prevent_thread_lock=True)
     try:
         yield page
     finally:
@@ -199,8 +208,7 @@ TEXT = (
 MAP = "[...document.querySelectorAll('.block')].find(e => e.innerText.trim() == 'Map')?.querySelector('img')?.src"
 
 
-def test_a_picture_in_the_browser(explainer, pictures, tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+def test_a_picture_in_the_browser(explainer, pictures):
     with serving([explainer], pictures) as page, open_page(page.local_url) as driver:
         wait_until(driver, "document.querySelector('input[type=file]') !== null")
         driver.find_element("css selector", "input[type=file]").send_keys(str(pictures[0]))
@@ -230,17 +238,25 @@ def test_a_picture_in_the_browser(explainer, pictures, tmp_path, monkeypatch):
         assert asked and not [name for name in asked if not name.startswith((page.local_url, "data:", "blob:"))]
 
 
-def test_the_server_keeps_to_this_machine_and_to_its_bounds(explainer, pictures):
-    import httpx
+def ask(page, path):
+    """The stream that answers a request for the picture at a path of the server's, without Gradio's `meta`."""
+    sent = httpx.post(f"{page.local_url}gradio_api/call/explain", json={"data": [{"path": str(path)}]}).json()
+    return httpx.get(f"{page.local_url}gradio_api/call/explain/{sent['event_id']}").text
 
+
+def test_the_server_keeps_to_this_machine_and_to_its_bounds(explainer, pictures):
     with serving([explainer, explainer], pictures) as page:
         assert page.server_name == "127.0.0.1" and page.share_url is None and not page.analytics_enabled
         config = httpx.get(f"{page.local_url}config").json()
         assert sum(one["props"].get("label") == "Rationale" for one in config["components"]) == 2
+        assert httpx.get(page.local_url, headers={"Host": "evil.example"}).status_code == 400
+        upload = f"{page.local_url}gradio_api/upload"
+        (path,) = httpx.post(upload, files={"files": ("a.png", pictures[0].read_bytes())}).json()
+        assert "event: complete" in ask(page, path)
         for path in ("/etc/passwd", pictures[0]):
+            assert "event: error" in ask(page, path)
             assert httpx.get(f"{page.local_url}gradio_api/file={path}").status_code == 403
-        large = {"files": ("large.png", b"0" * 20_000_001)}
-        assert httpx.post(f"{page.local_url}gradio_api/upload", files=large).status_code == 413
+        assert httpx.post(upload, files={"files": ("large.png", b"0" * 20_000_001)}).status_code == 413
 
 
 # ---- The command ----
@@ -257,6 +273,22 @@ def test_a_port_that_is_taken_and_what_is_no_model(run, saved, pictures):
         run("demo", pictures[0].parent)
     with pytest.raises(SystemExit, match="pictures, which is not empty"):
         run("demo", saved, "--space", pictures[0].parent)
+
+
+def test_the_command_serves(run, saved, pictures, tmp_path, own_cache, monkeypatch, capsys):
+    served = []
+
+    def block(page):
+        config = httpx.get(f"{page.local_url}config").json()
+        served.append([one["props"]["choices"] for one in config["components"] if one["type"] == "dropdown"])
+        page.close(verbose=False)
+
+    monkeypatch.setattr(gradio.Blocks, "block_thread", block)
+    run("demo", saved, "--examples", pictures[0].parent, "--beside", saved)
+    assert capsys.readouterr().out.startswith("Open http://127.0.0.1:")
+    classes = [[label, number] for number, label in enumerate(LABELS)]
+    backgrounds = [["plain grey", GREY], ["example 1", 0], ["example 2", 1]]
+    assert served == [[backgrounds, *2 * [classes, [["–", NOTHING], *classes]]]]
 
 
 def test_the_missing_package_is_named(run, saved, monkeypatch):
@@ -316,13 +348,13 @@ os._exit(0)  # the page is served for ever
 
 def test_a_space_answers_without_the_project(run, saved, pictures, tmp_path, own_cache):
     space = tmp_path / "space"
-    run("demo", saved, "--examples", pictures[0].parent, "--space", space)
+    run("demo", saved, "--beside", saved, "--examples", pictures[0].parent, "--space", space)
     front = yaml.safe_load((space / "README.md").read_text().split("---")[1])
     assert (front["sdk"], front["sdk_version"], front["app_file"]) == ("gradio", gradio.__version__, "app.py")
     assert front["license"] == "mit" and "models" not in front
     assert f"gradio=={gradio.__version__}" in (space / "requirements.txt").read_text().splitlines()
     files = {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
-    assert {"examples/1.png", "examples/2.png", "model-1/model.safetensors", "model-1/modeling_megl.py"} <= files
+    assert {"examples/1.png", "examples/2.png", "model-1/model.safetensors", "model-2/modeling_megl.py"} <= files
     assert not [name for name in files if name.endswith((".pt", ".bin", ".pkl"))]
     assert str(tmp_path) not in "".join(
         (space / name).read_text() for name in files if name.endswith((".json", ".md"))

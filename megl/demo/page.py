@@ -3,9 +3,12 @@
 import html
 import json
 import os
+from pathlib import Path
 
 import torch
 from PIL import Image
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from transformers import AutoModel, AutoProcessor
 
 from .answers import Explainer, verdict
@@ -23,6 +26,7 @@ LARGEST_FILE = 20_000_000  # bytes
 VIEW = 640  # pixels of the longer side of a picture that is shown
 NOTHING = -1  # in place of a class in the list of foils
 GREY = -1  # in place of an example in the list of backgrounds
+OWN_HOSTS = ["127.0.0.1", "localhost"]
 FONTS = ["system-ui", "sans-serif"]  # none is fetched
 CSS = """
 .gradio-container {max-width: 1280px !important; margin: auto}
@@ -78,6 +82,7 @@ class Panel:
 
     def wire(self, picture, opacity, lines, threshold, other):
         """Tie the components to the picture and the controls of the page."""
+        self.uploads = Path(picture.GRADIO_CACHE)
         answered = [self.seen, self.bars, self.target, self.foil, self.rationale]
         drawing = {"inputs": [self.seen, opacity, lines], "outputs": self.map, "show_progress": "hidden", **PRIVATE}
         swapping = {
@@ -102,8 +107,11 @@ class Panel:
 
     def first(self, picture):
         """A new picture: the predicted class, and why."""
-        if picture is None:
+        if not (picture and picture["path"]):
             return self.clear()[:5]
+        # Gradio 6.31 does not ask whether a path is that of an upload where a request leaves its `meta` out.
+        if not Path(picture["path"]).resolve().is_relative_to(self.uploads.resolve()):
+            raise gr.Error("This picture was not uploaded.", print_exception=False)
         try:
             image = self.explainer.open(picture["path"])
         except ValueError as error:
@@ -185,12 +193,22 @@ def build_page(explainers, examples=()):
     return page.queue(max_size=20)
 
 
-def launch(page, **options):
-    """Serve a page, without a tunnel, within bounds; `options` are those of `gradio.Blocks.launch`."""
+def launch(page, host=None, **options):
+    """
+    Serve a page, without a tunnel, within bounds.
+
+    Args:
+        page (`gradio.Blocks`): What [`build_page`] gives.
+        host (`str`, *optional*): Address to listen on; by default the Space's, or else this machine's own. To one of
+            this machine's own, requests by another name are refused, as pages of other sites could lead it here.
+        options: Of `gradio.Blocks.launch`.
+    """
     theme = gr.themes.Default(font=FONTS, font_mono=["monospace"])
     settings = {"share": False, "max_file_size": LARGEST_FILE, "state_session_capacity": 100, "ssr_mode": False}
     settings |= {"enable_monitoring": False, "mcp_server": False, "run_history": False, "footer_links": []}
-    return page.launch(**settings, theme=theme, css=CSS, quiet=True, **options)
+    if host in OWN_HOSTS:
+        settings["app_kwargs"] = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=OWN_HOSTS)]}
+    return page.launch(**settings, server_name=host, theme=theme, css=CSS, quiet=True, **options)
 
 
 def serve_space(folder):
