@@ -17,6 +17,7 @@ from modeling_megl import MeglConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CODE = [
+    "class_token_megl.py",
     "configuration_megl.py",
     "language_megl.py",
     "losses_megl.py",
