@@ -29,6 +29,7 @@ RECORDED = (
     "learning_rate",
     "text_learning_rate",
     "frozen_layer",
+    "freeze_vision",
     "lora_rank",
     "class_weights",
     "label_smoothing_factor",
@@ -158,7 +159,7 @@ class InitArguments:
     )
     vision: str | None = option("Hub id or folder of a pretrained vision model.")
     model: str | None = option("Hub id or folder of a trained MEGL model, to be taken to the new classes.")
-    text: str | None = option("Language model to put behind --vision; `llama-small` by default.")
+    text: str | None = option("Language model to put behind --vision, `llama-small` by default, or behind --preset.")
     dataset: str = required("Data set whose classes and rationales the model is made for.")
     train_split: str = option("Split that has them.", "train")
     output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
@@ -167,7 +168,11 @@ class InitArguments:
         "default, or that of --model."
     )
     max_rationale_length: int | None = option(
-        "Tokens of prompt, rationale and end of text; longer ones are cut. 64 by default, or that of --model."
+        "Tokens of prompt, rationale and end of text; longer ones are cut. 64 by default, besides those of a chat "
+        "template, or that of --model."
+    )
+    chat_template: bool = option(
+        "Put prompt and rationale into the chat template of --text, where it has one.", True
     )
     saliency_method: SaliencyMethod | None = option("How the map is made.")
     saliency_layer: str | None = option("Module of the vision model to compute maps on, if not the default.")
@@ -193,8 +198,8 @@ class InitArguments:
             raise ValueError(
                 f"one of `--preset`, `--vision` and `--model` is needed, got {' and '.join(given) or 'none'}"
             )
-        if self.text and not self.vision:
-            raise ValueError("`--text` goes with `--vision`: a preset and a trained model have their language models")
+        if self.text and self.model:
+            raise ValueError("`--text` goes with `--vision` or `--preset`: a trained model has its language model")
         if self.evidence_layers and self.model:
             raise ValueError("`--evidence_layers` is for a new model: a trained one was trained with those it has")
         if len(self.evidence_layers or []) > 1 and {"auto", "none"} & set(self.evidence_layers):

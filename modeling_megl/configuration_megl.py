@@ -35,6 +35,9 @@ _LLAMA_TINY = {
 
 TEXT_PRESETS = {"llama-small": _LLAMA_SMALL, "llama-tiny": _LLAMA_TINY}
 
+# Pretrained ones that a short name stands for.
+PRETRAINED_TEXTS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
 # The paper trains ViT-B/16 and ResNet-18; the tiny presets have the same structure, for tests and the sample data.
 PRESETS = {
     "megl-vit-b16": {
@@ -450,4 +453,4 @@ def infer_image_size(vision_config):
 
 MeglConfig.register_for_auto_class()
 
-__all__ = ["PRESETS", "TEXT_PRESETS", "MeglConfig"]
+__all__ = ["PRESETS", "PRETRAINED_TEXTS", "TEXT_PRESETS", "MeglConfig"]

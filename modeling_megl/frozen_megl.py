@@ -1,4 +1,4 @@
-"""Training behind frozen layers of the vision model, whose output is computed once for each training image."""
+"""Training behind a vision model that is frozen, up to a layer or whole, and computed once for each training image."""
 
 import difflib
 from contextlib import contextmanager
@@ -148,24 +148,52 @@ class FrozenLayers:
 
     def encode(self, dataset, processor, batch_size, device):
         """
-        The rows of a data set as the collator takes them, a list, with the frozen layers' output in place of each
-        picture. All of it is kept in memory: this output, and the mask at the size of the model's input.
-
-        Args:
-            dataset (`datasets.Dataset`): Rows with `image` and, where there is one, `visual_explanation`.
-            processor ([`MeglProcessor`]): Makes the tensors.
-            batch_size (`int`): Pictures at a time.
-            device (`torch.device`): Where the model is.
+        [`encode_rows`] with the frozen layers' output in place of each picture, beside it the mask at the size of the
+        model's input.
         """
         self.vision_model.eval()
-        rows = []
-        for start in range(0, len(dataset), batch_size):
-            batch = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
-            masks = [row.pop("visual_explanation", None) for row in batch]
-            encoded = processor(images=[row.pop("image") for row in batch], visual_explanations=masks)
-            encoded |= {
-                name: values.cpu() for name, values in self.compute(encoded.pop("pixel_values").to(device)).items()
-            }
-            for index, row in enumerate(batch):
-                rows.append({**row, "encoded": {name: values[index].clone() for name, values in encoded.items()}})
-        return rows
+        return encode_rows(dataset, processor, batch_size, device, lambda pixels, labels: self.compute(pixels))
+
+
+def encode_evidence(model, dataset, processor, batch_size, device):
+    """
+    [`encode_rows`] with what the rationale of each picture is written from, its `features` and the `saliency` of its
+    label, in place of the picture: what a vision model that does not change would make of it in each epoch.
+    """
+
+    @torch.no_grad()
+    def compute(pixel_values, labels):
+        outputs = model(pixel_values, target=labels)
+        return {"features": outputs.features, "saliency": outputs.saliency}
+
+    training = model.training
+    model.eval()
+    try:
+        return encode_rows(dataset, processor, batch_size, device, compute)
+    finally:
+        model.train(training)
+
+
+def encode_rows(dataset, processor, batch_size, device, compute):
+    """
+    The rows of a data set as the collator takes them, a list, with tensors in place of each picture, kept in memory.
+
+    Args:
+        dataset (`datasets.Dataset`): Rows with `image`, `label` and, where there is one, `visual_explanation`.
+        processor ([`MeglProcessor`]): Makes the tensors.
+        batch_size (`int`): Pictures at a time.
+        device (`torch.device`): Where the model is.
+        compute (`Callable`): Of `pixel_values` `(batch_size, 3, height, width)` and `labels` `(batch_size,)`, the
+            dictionary of tensors that takes their place.
+    """
+    rows = []
+    for start in range(0, len(dataset), batch_size):
+        batch = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+        masks = [row.pop("visual_explanation", None) for row in batch]
+        encoded = processor(images=[row.pop("image") for row in batch], visual_explanations=masks)
+        labels = torch.tensor([row["label"] for row in batch])
+        computed = compute(encoded.pop("pixel_values").to(device), labels.to(device))
+        encoded |= {name: values.cpu() for name, values in computed.items()}
+        for index, row in enumerate(batch):
+            rows.append({**row, "encoded": {name: values[index].clone() for name, values in encoded.items()}})
+    return rows

@@ -13,10 +13,10 @@ from transformers.pytorch_utils import Conv1D
 from .language_megl import ADAPTER_FOLDER, check_base
 
 
-def add_lora(model, rank):
+def add_lora(model, rank, freeze_vision=False):
     """
-    A `PeftModel` that trains low-rank adapters (Hu et al. 2021) on the language model's linear layers, and the vision
-    model and the grounding in full.
+    A `PeftModel` that trains low-rank adapters (Hu et al. 2021) on the language model's linear layers, and the
+    grounding and, unless `freeze_vision` is given, the vision model in full.
 
     Raises:
         `ValueError`: where `rank` is not positive, and where the model has adapters already or no linear layer.
@@ -31,9 +31,8 @@ def add_lora(model, rank):
             f"`lora_rank` needs a language model with linear layers, {type(model.language_model).__name__} has none: "
             "leave it out."
         )
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=layers, modules_to_save=["vision_model", "grounding"]
-    )
+    in_full = ["grounding"] if freeze_vision else ["vision_model", "grounding"]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, modules_to_save=in_full)
     return get_peft_model(model, config)
 
 

@@ -401,7 +401,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
 
     def forward(
         self,
-        pixel_values,
+        pixel_values=None,
         labels=None,
         visual_explanations=None,
         has_visual_explanation=None,
@@ -411,6 +411,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         target=None,
         foil=None,
         evidence_features=None,
+        features=None,
+        saliency=None,
         output_saliency=True,
         visual_loss="gradia",
         loss_weights=None,
@@ -420,8 +422,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
     ):
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                Normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+                Normalised images; or `features` and `saliency`.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Class ids.
             visual_explanations (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*):
@@ -440,6 +442,10 @@ class MeglForImageClassification(MeglPreTrainedModel):
             evidence_features (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`, *optional*):
                 Features of the first of `config.evidence_layers` in the cells of the map, where the caller has them
                 from `features`.
+            features (`torch.FloatTensor` of shape `(batch_size, channels, map_height, map_width)`, *optional*) and
+            saliency (`torch.FloatTensor` of shape `(batch_size, map_height, map_width)`, *optional*):
+                What a forward pass gave, in place of the images: the vision model is not run, and there are no
+                `logits`.
             output_saliency (`bool`, *optional*, defaults to `True`):
                 Whether to compute the map, and with it evidence and rationale logits. Without, this is the plain
                 classifier at its plain cost.
@@ -456,16 +462,17 @@ class MeglForImageClassification(MeglPreTrainedModel):
         The map can be differentiated, a second derivative of the tail, wherever the caller's gradients are on. Under
         `torch.no_grad()` or `torch.inference_mode()` it is computed all the same and leaves no graph behind.
         """
-        saliency = features = evidence_tokens = rationale_logits = None
-        pixel_values = pixel_values.to(self.dtype)
-        if not output_saliency:
-            logits = self.vision_model(pixel_values).logits
-        else:
-            logits, saliency, features = self._classify_with_map(pixel_values, labels, target, foil, evidence_features)
-            # Where no text is trained, parameters that have no part in the loss are to have none in the output.
-            if input_ids is not None or not self.training:
-                maps = self.grounding_maps(saliency, visual_explanations, has_visual_explanation)
-                evidence_tokens = self._ground(features, maps)
+        if len({pixel_values is None, features is not None, saliency is not None}) > 1:
+            raise ValueError("Pass either `pixel_values`, or the `features` and `saliency` of a forward pass.")
+        logits = evidence_tokens = rationale_logits = None
+        if pixel_values is not None:
+            logits, saliency, features = self._classify(
+                pixel_values.to(self.dtype), labels, target, foil, evidence_features, output_saliency
+            )
+        # Where no text is trained, parameters that have no part in the loss are to have none in the output.
+        if saliency is not None and (input_ids is not None or not self.training):
+            maps = self.grounding_maps(saliency, visual_explanations, has_visual_explanation)
+            evidence_tokens = self._ground(features, maps)
             if input_ids is not None:
                 rationale_logits = self._score_rationales(evidence_tokens, input_ids, attention_mask)
         num_items = num_items_in_batch or {}
@@ -486,8 +493,10 @@ class MeglForImageClassification(MeglPreTrainedModel):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _classify_with_map(self, pixel_values, labels, target, foil, evidence_features):
-        """Class scores, maps and features; without a graph where the caller wants no gradients."""
+    def _classify(self, pixel_values, labels, target, foil, evidence_features, output_saliency):
+        """Class scores, maps and features, or scores alone; without a graph where the caller wants no gradients."""
+        if not output_saliency:
+            return self.vision_model(pixel_values).logits, None, None
         differentiable = torch.is_grad_enabled()
         known = [] if evidence_features is None else [evidence_features]
         # Those of layers that are known need not be looked at.
@@ -800,7 +809,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         the head where the classes are others, begin at random.
 
         Args:
-            vision (`str`): Hub id or local folder of an image classifier or vision encoder.
+            vision (`str` or `dict`): Hub id or local folder of an image classifier or vision encoder; or the
+                configuration of one to be trained from scratch.
             text (`str`, `dict` or `PreTrainedConfig`): Hub id or local folder of a causal language model, or a GGUF
                 file in a local folder; or the configuration of one to be trained from scratch.
             labels (`list[str]`): Names of the classes, in the order of their ids.
@@ -812,11 +822,13 @@ class MeglForImageClassification(MeglPreTrainedModel):
             `ValueError`: where a part cannot be used, tried on one random image, with the reason.
         """
         id2label = dict(enumerate(labels))
-        check_remote_code(read_config(vision), vision, trust_remote_code)
+        if isinstance(vision, str):
+            check_remote_code(read_config(vision), vision, trust_remote_code)
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
         language_model = load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
-        config_kwargs |= {"vision_base_model": vision}
+        if isinstance(vision, str):
+            config_kwargs |= {"vision_base_model": vision}
         if isinstance(text, str):
             config_kwargs |= {"text_base_model": text, "text_base_checksum": checksum(language_model.state_dict())}
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
@@ -874,7 +886,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 f"`max_rationale_length={processor.max_rationale_length}` and {num_tokens} tokens of evidence are "
                 f"more than the {limit} that the language model takes: choose {limit - num_tokens} or less."
             )
-        eos, known = processor.tokenizer.eos_token_id, getattr(text_config, "eos_token_id", None)
+        eos, known = processor.end_token_id, getattr(text_config, "eos_token_id", None)
         if known is None:
             text_config.eos_token_id = eos
         elif eos not in (known if isinstance(known, list) else [known]):
@@ -890,6 +902,8 @@ def _load_vision_model(vision, id2label, trust_remote_code):
 
 
 def _load_vision_parts(vision, id2label, trust_remote_code):
+    if isinstance(vision, dict):
+        return AutoModelForImageClassification.from_config(AutoConfig.for_model(**vision, id2label=id2label))
     config = AutoConfig.from_pretrained(vision, trust_remote_code=trust_remote_code)
     config.id2label, config.label2id = id2label, {name: label for label, name in id2label.items()}
     if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "auto_map" in config.to_dict():
@@ -910,14 +924,14 @@ def _load_vision_parts(vision, id2label, trust_remote_code):
 
 def _picture_size(vision, vision_config, trust_remote_code):
     """Height and width of what the model's own image processor makes; what its config says, where it has none."""
-    if not get_image_processor_config(vision):
+    if isinstance(vision, dict) or not get_image_processor_config(vision):
         return infer_image_size(vision_config)
     size = load_image_processor(vision, trust_remote_code).size
     return size["height"], size["width"]
 
 
 def _classification_loss(logits, labels, num_items):
-    if labels is None:
+    if labels is None or logits is None:
         return None
     return F.cross_entropy(logits.float(), labels, reduction="sum") / num_items.get("images", len(labels))
 

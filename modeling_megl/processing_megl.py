@@ -35,9 +35,14 @@ class MeglProcessor(ProcessorMixin):
             What the rationale continues, with the class name for `{label}`, in any language.
         max_rationale_length (`int`, *optional*, defaults to 64):
             Tokens of prompt, rationale and end-of-text; longer rationales are cut, and then have no end-of-text.
+        chat_turns (`list[str]`, *optional*):
+            Of a chat model, what stands before the prompt, what stands between prompt and rationale, and the token
+            that ends the rationale, as [`find_chat_turns`] reads them off a chat template. `None`: the rationale goes
+            on in the prompt's line, and the tokenizer's end of text ends it.
 
     Raises:
-        `ValueError`: where the prompt has no place for the class name, and where the tokenizer has no end of text.
+        `ValueError`: where the prompt has no place for the class name, where the tokenizer has no end of text, and
+            where `chat_turns` are no three texts, the last of them a token of the tokenizer.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class MeglProcessor(ProcessorMixin):
         tokenizer=None,
         rationale_prompt="This is a {label} because",
         max_rationale_length=64,
+        chat_turns=None,
         **kwargs,
     ):
         if not isinstance(rationale_prompt, str) or "{label}" not in rationale_prompt:
@@ -57,8 +63,11 @@ class MeglProcessor(ProcessorMixin):
                 f"The tokenizer ({type(tokenizer).__name__}) has no end-of-text token, which ends each rationale: "
                 "choose another language model, or set its `eos_token`."
             )
+        if tokenizer is not None and chat_turns is not None:
+            _check_chat_turns(chat_turns, tokenizer)
         self.rationale_prompt = rationale_prompt
         self.max_rationale_length = max_rationale_length
+        self.chat_turns = chat_turns
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
@@ -175,7 +184,7 @@ class MeglProcessor(ProcessorMixin):
                 self.check_prompts([name])
             text = []
             if rationale is not None:
-                text = [*self._rationale_ids(rationale), self.tokenizer.eos_token_id][:room]
+                text = [*self._rationale_ids(rationale), self.end_token_id][:room]
             rows.append((prompt, text))
         length = max(len(prompt) + len(text) for prompt, text in rows)
         input_ids = torch.full((len(rows), length), self._pad_token_id())
@@ -190,9 +199,18 @@ class MeglProcessor(ProcessorMixin):
 
     def _prompt_ids(self, label_name):
         # Not `format`: other braces of a prompt are its own.
-        return self.tokenizer(self.rationale_prompt.replace("{label}", label_name), add_special_tokens=False)[
-            "input_ids"
-        ]
+        text = self.rationale_prompt.replace("{label}", label_name)
+        if self.chat_turns is not None:
+            before, between, _ = self.chat_turns
+            text = before + text + between
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @property
+    def end_token_id(self):
+        """The token that ends a rationale."""
+        if self.chat_turns is None:
+            return self.tokenizer.eos_token_id
+        return self.tokenizer.convert_tokens_to_ids(self.chat_turns[-1])
 
     def check_prompts(self, label_names):
         """Raise a `ValueError` where the prompt of a class leaves nothing of `max_rationale_length`."""
@@ -215,7 +233,7 @@ class MeglProcessor(ProcessorMixin):
         if not isinstance(rationale, str) or not rationale.strip():
             raise ValueError(f"A rationale must be a text that is not blank, got {rationale!r}.")
         # A text that quotes the end-of-text token does not end there.
-        text = " " + rationale.strip()
+        text = rationale.strip() if self.chat_turns is not None else " " + rationale.strip()
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _pad_token_id(self):
@@ -250,15 +268,22 @@ class MeglProcessor(ProcessorMixin):
         }
 
     @classmethod
-    def from_vision_text_pretrained(cls, vision, text, trust_remote_code=False, **kwargs):
+    def from_vision_text_pretrained(cls, vision, text, trust_remote_code=False, chat_template=True, **kwargs):
         """
         The processor of [`~MeglForImageClassification.from_vision_text_pretrained`]: the vision model's image
         processor, without its crop, and the language model's tokenizer.
+
+        `chat_template` says whether prompt and rationale are put into the tokenizer's chat template, where it has one;
+        the template's own tokens then come on top of a default `max_rationale_length`.
         """
         folder, gguf_kwargs = split_gguf(text)
         check_language_model(text)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf_kwargs)
-        return cls(load_image_processor(vision, trust_remote_code), tokenizer, **kwargs)
+        chat_turns = find_chat_turns(tokenizer) if chat_template else None
+        if chat_turns is not None:
+            added = sum(len(tokenizer(turn, add_special_tokens=False)["input_ids"]) for turn in chat_turns[:2])
+            kwargs = {"max_rationale_length": 64 + added, **kwargs}
+        return cls(load_image_processor(vision, trust_remote_code), tokenizer, chat_turns=chat_turns, **kwargs)
 
     @classmethod
     def from_vision_pretrained(cls, vision, labels, rationales, trust_remote_code=False, **kwargs):
@@ -269,21 +294,64 @@ class MeglProcessor(ProcessorMixin):
     @classmethod
     def from_preset(cls, name, labels, rationales, **kwargs):
         """The processor of [`MeglConfig.from_preset`], with a tokenizer made for these classes and rationales."""
-        size = PRESETS[name]["vision_config"].get("image_size", 224)
-        image_processor = make_image_processor((size, size), IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
+        image_processor = load_image_processor(PRESETS[name]["vision_config"])
         return cls(image_processor, train_rationale_tokenizer([*rationales, *labels]), **kwargs)
+
+
+# What a chat template is rendered with, to see what it puts around them.
+_ASKED, _ANSWERED = "What is this?", "Something."
+
+
+def find_chat_turns(tokenizer):
+    """
+    What a tokenizer's chat template puts around a user's prompt and the assistant's answer: `chat_turns` of
+    [`MeglProcessor`], or `None` where it has no template.
+
+    The template, a program of the checkpoint, is run here alone, once, by Transformers in Jinja's sandbox.
+
+    Raises:
+        `ValueError`: where the template fails, or does not show prompt and answer once each, in this order.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        before, rest = text.split(_ASKED)
+        between, end = rest.split(_ANSWERED)
+    except Exception as error:  # a template raises what it likes
+        raise ValueError(
+            f"The chat template of the tokenizer cannot be used, of a user's and an assistant's turn "
+            f"({type(error).__name__}: {one_line(error)}): leave it out by `--chat_template False`, in Python "
+            "`chat_template=False`."
+        ) from error
+    ids = tokenizer(end.strip(), add_special_tokens=False)["input_ids"][:1]
+    special = ids and tokenizer.added_tokens_decoder.get(ids[0])
+    return [before, between, str(special) if special and special.special else tokenizer.eos_token]
+
+
+def _check_chat_turns(chat_turns, tokenizer):
+    texts = isinstance(chat_turns, list | tuple) and all(isinstance(text, str) for text in chat_turns)
+    if not texts or len(chat_turns) != 3 or chat_turns[2] not in tokenizer.get_vocab():
+        raise ValueError(
+            "`chat_turns` must be three texts, before the prompt, between prompt and rationale, and a token of the "
+            f"tokenizer that ends the rationale, got {chat_turns!r}."
+        )
 
 
 def load_image_processor(vision, trust_remote_code=False):
     """
     A vision model's own image processor, changed in one thing only: it resizes the whole picture to the model's size
     and neither crops nor pads it, since the map must cover the picture. Of a picture of that size it makes the pixels
-    that the model was trained on.
+    that the model was trained on. Of a vision model's configuration, a dictionary, one that makes pictures of its size.
 
     Raises:
         `ValueError`: where the image processor makes no pictures of one size, or cannot do without its crop, and where
         it has code that is not trusted. `OSError`: where there is none.
     """
+    if isinstance(vision, dict):
+        size = vision.get("image_size", 224)
+        return make_image_processor((size, size), IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
     try:
         source = AutoImageProcessor.from_pretrained(vision, trust_remote_code=trust_remote_code)
     except ImportError as error:

@@ -40,6 +40,10 @@ class MeglTrainingArguments(TrainingArguments):
         frozen_layer (`str`, *optional*): Module of the vision model, such as `"stages.6"` or `"vit.layers.7"`, up to
             which it is frozen; what it makes of each training image is computed once and kept in memory, unless
             `recombine` makes new ones.
+        freeze_vision (`bool`, *optional*, defaults to `False`): Leave the vision model as it is, label and map to the
+            bit, and train the grounding and the language model alone, on the rationale loss; what the rationale of
+            each training image is written from is computed once and kept in memory. The other losses' weights must
+            be 0.
         lora_rank (`int`, *optional*): Train the language model by LoRA adapters of this rank (PEFT) only.
         class_weights (`list`, *optional*):
             Weights of the classes in the classification loss, as in `torch.nn.CrossEntropyLoss`, a number for each in
@@ -73,6 +77,13 @@ class MeglTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Freeze the vision model up to this module; it runs once for each image without `recombine`."
+        },
+    )
+    freeze_vision: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave the vision model as it is and train rationales alone; it runs once for each image. Needs "
+            "--visual_loss_weight 0."
         },
     )
     lora_rank: int | None = field(
@@ -110,6 +121,8 @@ class MeglTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+        if self.freeze_vision:
+            self._check_rationales_alone()
         if self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3:
             raise ValueError(
                 "DeepSpeed's ZeRO-3 gathers parameters for one backward pass, while a map is a gradient that is taken "
@@ -117,12 +130,30 @@ class MeglTrainingArguments(TrainingArguments):
             )
         self.class_weights = _read_class_weights(self.class_weights)
 
+    def _check_rationales_alone(self):
+        """Refuse what would train a vision model that stays as it is, and what would show it other images."""
+        given = [name for name, idle in _FROZEN.items() if getattr(self, name) != idle]
+        if given:
+            raise ValueError(
+                f"`freeze_vision` trains on rationales alone: set {' and '.join(f'`{name}={_FROZEN[name]}`' for name in given)}."
+            )
+        if self.text_loss_weight == 0:
+            raise ValueError("`freeze_vision` trains on rationales alone: `text_loss_weight` must be above 0.")
+
 
 _WEIGHTS = ("visual_loss_weight", "text_loss_weight", "distribution_loss_weight", "res_slack", "recombine")
 _COUNTS = (
     *("lora_rank", "generation_max_new_tokens", "gradient_accumulation_steps"),
     *("per_device_train_batch_size", "per_device_eval_batch_size"),
 )
+# What `freeze_vision` leaves nothing to do.
+_FROZEN = {
+    "visual_loss_weight": 0,
+    "distribution_loss_weight": 0,
+    "recombine": 0,
+    "frozen_layer": None,
+    "class_weights": None,
+}
 # Options of `TrainingArguments` that cannot be honoured: what they may be, and why.
 _FIXED = {
     "torch_compile": (

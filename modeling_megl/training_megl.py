@@ -22,7 +22,7 @@ from transformers.utils import PushInProgress, hf_api, logging
 
 from .checkpoints_megl import TRAINING_STATE, check_checkpoint, last_whole_checkpoint
 from .collator_megl import MeglDataCollator, TellEpoch, check_labels
-from .frozen_megl import FrozenLayers
+from .frozen_megl import FrozenLayers, encode_evidence
 from .lora_megl import add_lora
 from .losses_megl import (
     DISTRIBUTION_STATISTICS,
@@ -164,6 +164,8 @@ class MeglTrainer(Trainer):
         self.frozen_layers = None
         if args.frozen_layer is not None:
             self._freeze(args.frozen_layer)
+        elif args.freeze_vision:
+            self._keep_evidence()
         self._class_weights = self._weigh_classes()
         self._sums = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._num_items = None  # what each loss is divided by in the step that is under way
@@ -181,8 +183,10 @@ class MeglTrainer(Trainer):
             model.probe_language_model()
             if self._processor is not None:
                 model.match_processor(self._processor)
+        if args.freeze_vision:
+            model.vision_model.requires_grad_(False)
         if args.lora_rank is not None:
-            model = add_lora(model, args.lora_rank)
+            model = add_lora(model, args.lora_rank, args.freeze_vision)
         self.statistic = VisualExplanationStatistic(args.distribution_statistic).to(args.device)
         # The convolution of RES-L: part of the training, not of the model.
         learnt = {"kernel": res_kernel(args.device)} if args.visual_loss == "res_l" else {}
@@ -235,10 +239,7 @@ class MeglTrainer(Trainer):
 
     def _freeze(self, name):
         """Freeze the vision model up to a module; take its output in place of the training images if they stay."""
-        if not isinstance(self.data_collator, MeglDataCollator):
-            raise ValueError("`frozen_layer` needs the `MeglDataCollator`: leave out `data_collator`.")
-        if self.train_dataset is not None and not hasattr(self.train_dataset, "__len__"):
-            raise ValueError("`frozen_layer` computes all images before the training: it takes no stream.")
+        self._check_encoded("frozen_layer")
         processor = self.data_collator.processor
         size = processor.image_processor.size
         self.frozen_layers = FrozenLayers(self.model, name, (size["height"], size["width"]))
@@ -246,6 +247,25 @@ class MeglTrainer(Trainer):
             self.train_dataset = self.frozen_layers.encode(
                 self.train_dataset, processor, self.args.per_device_eval_batch_size, self.args.device
             )
+
+    def _keep_evidence(self):
+        """Take what rationales are written from in place of the training images."""
+        self._check_encoded("freeze_vision")
+        if self.train_dataset is not None:
+            self.train_dataset = encode_evidence(
+                self.model,
+                self.train_dataset,
+                self.data_collator.processor,
+                self.args.per_device_eval_batch_size,
+                self.args.device,
+            )
+
+    def _check_encoded(self, option):
+        """Refuse training data that cannot be computed before the training."""
+        if not isinstance(self.data_collator, MeglDataCollator):
+            raise ValueError(f"`{option}` needs the `MeglDataCollator`: leave out `data_collator`.")
+        if self.train_dataset is not None and not hasattr(self.train_dataset, "__len__"):
+            raise ValueError(f"`{option}` computes all images before the training: it takes no stream.")
 
     def _weigh_classes(self):
         """Weights of the classes `(num_labels,)`, or `None`."""
@@ -328,7 +348,7 @@ class MeglTrainer(Trainer):
         evaluating, inputs = not model.training, _with_flags(inputs)
         weights = {name: self._weight(name) for name in _LOSSES}
         with_map = evaluating or any(weights[name] > 0 for name in _LOSSES[1:])
-        names = {"evidence_features"}
+        names = {"evidence_features", "features", "saliency"}
         if evaluating or weights["text"] > 0:
             names |= {"input_ids", "attention_mask"}
         if self.model.config.grounding_map == "visual_explanation":
@@ -365,7 +385,7 @@ class MeglTrainer(Trainer):
         """`pixel_values`, in the context in which the model is to see them."""
         if "frozen_features" in inputs:
             return self.frozen_layers.given(inputs["frozen_features"])
-        return nullcontext(inputs["pixel_values"])
+        return nullcontext(inputs.get("pixel_values"))  # none where `freeze_vision` has their evidence
 
     def _counts(self, inputs):
         """What each loss is a mean over, by its name: how much of it each row has, `(B,)`."""
@@ -381,14 +401,15 @@ class MeglTrainer(Trainer):
 
     def _losses(self, outputs, inputs, names):
         """Those of the losses that can be computed, by name: the sum over what each row has, `(B,)`."""
-        errors = F.cross_entropy(
-            outputs.logits.float(),
-            inputs["labels"],
-            weight=self._class_weights,
-            label_smoothing=self.args.label_smoothing_factor,
-            reduction="none",
-        )
-        losses = {"classification": errors}
+        losses = {}
+        if outputs.logits is not None:
+            losses["classification"] = F.cross_entropy(
+                outputs.logits.float(),
+                inputs["labels"],
+                weight=self._class_weights,
+                label_smoothing=self.args.label_smoothing_factor,
+                reduction="none",
+            )
         if "text" in names and outputs.rationale_logits is not None and "rationale_labels" in inputs:
             losses["text"] = rationale_loss(outputs.rationale_logits, inputs["rationale_labels"])
         if outputs.saliency is None or "has_visual_explanation" not in inputs:
@@ -483,7 +504,8 @@ class MeglTrainer(Trainer):
         # What is left of another one: `auto_find_batch_size` begins anew where it has found a batch too large.
         self._sums["train"].clear()
         self.statistic.reset()
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which refuse the layout
+        # FSDP and DeepSpeed refuse the layout, and what is frozen shall answer to the bit as before.
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.freeze_vision):
             # On CPUs and GPUs alike convolutions run fastest on it; other layers do not mind.
             self.model.vision_model.to(memory_format=torch.channels_last)
         optimizer = super().create_optimizer(model)
@@ -511,7 +533,8 @@ class MeglTrainer(Trainer):
         elif resume_from_checkpoint is not None and resume_from_checkpoint is not False:
             check_checkpoint(resume_from_checkpoint)
         self._warn_of_idle_weights()
-        self.accelerator.unwrap_model(self.model).config.score_temperature = 1.0  # fitted to the weights as they were
+        if not self.args.freeze_vision:
+            self.accelerator.unwrap_model(self.model).config.score_temperature = 1.0  # fitted to the weights as they were
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _warn_of_idle_weights(self):
@@ -626,8 +649,11 @@ def _check_combination(args, data_collator, processing_class, options):
             "Pass a `data_collator`, or the model's `MeglProcessor` as `processing_class` to make the default one "
             f"with, got {type(processing_class).__name__}."
         )
-    if options.get("model_init") is not None and args.frozen_layer is not None:
-        raise ValueError("`frozen_layer` computes its images once, for one `model`: leave out `model_init`.")
+    encoded = "freeze_vision" if args.freeze_vision else "frozen_layer"
+    if options.get("model_init") is not None and getattr(args, encoded):
+        raise ValueError(f"`{encoded}` computes its images once, for one `model`: leave out `model_init`.")
+    if options.get("compute_loss_func") is not None and args.freeze_vision:
+        raise ValueError("`freeze_vision` trains on the rationale loss alone: leave out `compute_loss_func`.")
     if options.get("compute_loss_func") is not None and args.class_weights is not None:
         raise ValueError("`compute_loss_func` takes the place of the losses: leave out `class_weights`.")
     if args.ddp_find_unused_parameters is False and args.text_loss_weight == 0 and args.world_size > 1:
@@ -637,10 +663,10 @@ def _check_combination(args, data_collator, processing_class, options):
         )
     train_dataset, column = options.get("train_dataset"), args.length_column_name
     if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
-        if args.frozen_layer is not None or column not in (getattr(train_dataset, "column_names", None) or ()):
+        if getattr(args, encoded) or column not in (getattr(train_dataset, "column_names", None) or ()):
             raise ValueError(
                 f"`train_sampling_strategy={args.train_sampling_strategy!r}` needs lengths in a column {column!r} of "
-                "a `datasets.Dataset`, and no `frozen_layer`: pictures have one size. Leave it out."
+                f"a `datasets.Dataset`, and no `{encoded}`: pictures have one size. Leave it out."
             )
     if args.n_gpu > 1:
         raise ValueError(

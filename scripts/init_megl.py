@@ -2,12 +2,13 @@
 
 ```
 megl init --preset megl-resnet-tiny --dataset object_me --output megl-tiny
-megl init --vision microsoft/resnet-18 --text HuggingFaceTB/SmolLM2-135M --dataset object_me --output megl-resnet18
+megl init --vision microsoft/resnet-18 --text smollm2 --dataset object_me --output megl-resnet18
 megl init --model megl-trained --dataset action_me --output megl-action
 ```
 
-`--text` takes a Hub id, a local folder, a GGUF file in a local folder, or the name of a small Llama to be trained from
-scratch on the data set's rationales: `llama-small` or `llama-tiny`. Of `--model`, everything is kept but the vision
+`--text` takes a Hub id, a local folder, a GGUF file in a local folder, `smollm2` for SmolLM2-135M-Instruct, or the name
+of a small Llama to be trained from scratch on the data set's rationales: `llama-small` or `llama-tiny`. Beside
+`--preset` it takes the place of the preset's language model. Of `--model`, everything is kept but the vision
 model's head, which is new: classes that both data sets name keep their rows of it.
 """
 
@@ -21,8 +22,8 @@ from megl.arguments import ColumnArguments, InitArguments
 from megl.parser import parse
 from megl.tables import open_table
 from megl.terminal import program
-from modeling_megl import TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
-from modeling_megl.configuration_megl import read_config
+from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
+from modeling_megl.configuration_megl import PRETRAINED_TEXTS, read_config
 
 
 # Options that are settings of `MeglProcessor` or fields of `MeglConfig`, which have the defaults.
@@ -31,6 +32,9 @@ CONFIGURED = (
     *("saliency_method", "saliency_layer", "saliency_score", "evidence_layers", "rationale_gradient", "grounding_map"),
     *PROCESSED,
 )
+
+# What a preset says of the evidence, whatever language model reads it.
+OF_PRESET = ("evidence_size", "evidence_layers", "saliency_score")
 
 
 def chosen(arguments):
@@ -44,33 +48,45 @@ def chosen(arguments):
 def make_model(arguments, labels, rationales):
     """A model of a preset or of pretrained parts, and its processor."""
     settings, texts = chosen(arguments)
+    if arguments.preset and not arguments.text:
+        return make_preset(arguments, labels, rationales, settings, texts)
+    parts = {"vision": arguments.vision, "trust_remote_code": arguments.trust_remote_code}
     if arguments.preset:
-        processor = MeglProcessor.from_preset(arguments.preset, labels, rationales, **texts)
-        config = MeglConfig.from_preset(arguments.preset, labels, **processor.text_config_kwargs())
-        layers = settings.pop("evidence_layers", None)
-        for name, value in settings.items():
-            setattr(config, name, value)
-        if arguments.saliency_layer:  # which may have another width
-            config.feature_size = MeglForImageClassification(config).probe_saliency_layer()
-        if layers is not None:
-            found = MeglForImageClassification(config).probe_evidence_layers(layers)
-            config.evidence_layers, config.evidence_sizes = found
-            config.num_evidence_tokens = max(config.num_evidence_tokens, 2 + len(found[0]))
-        return MeglForImageClassification(config), processor
-    if read_config(arguments.vision).get("model_type") == MeglConfig.model_type:
+        preset = PRESETS[arguments.preset]
+        parts["vision"] = preset["vision_config"]
+        settings = {name: preset[name] for name in OF_PRESET if name in preset} | settings
+    elif read_config(arguments.vision).get("model_type") == MeglConfig.model_type:
         raise ValueError(
             f"{arguments.vision} is a MEGL model: take it to the new classes by `--model` in place of `--vision`."
         )
-    parts = {"vision": arguments.vision, "trust_remote_code": arguments.trust_remote_code}
     text = arguments.text or "llama-small"
     if text in TEXT_PRESETS:
         processor = MeglProcessor.from_vision_pretrained(**parts, labels=labels, rationales=rationales, **texts)
         text = {**TEXT_PRESETS[text], **processor.text_config_kwargs()}
     else:
-        processor = MeglProcessor.from_vision_text_pretrained(**parts, text=text, **texts)
+        text = PRETRAINED_TEXTS.get(text, text)
+        processor = MeglProcessor.from_vision_text_pretrained(
+            **parts, text=text, chat_template=arguments.chat_template, **texts
+        )
     processor.check_prompts(labels)  # before the models are loaded
     model = MeglForImageClassification.from_vision_text_pretrained(**parts, text=text, labels=labels, **settings)
     return model, processor
+
+
+def make_preset(arguments, labels, rationales, settings, texts):
+    """A model of a preset, and its processor."""
+    processor = MeglProcessor.from_preset(arguments.preset, labels, rationales, **texts)
+    config = MeglConfig.from_preset(arguments.preset, labels, **processor.text_config_kwargs())
+    layers = settings.pop("evidence_layers", None)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    if arguments.saliency_layer:  # which may have another width
+        config.feature_size = MeglForImageClassification(config).probe_saliency_layer()
+    if layers is not None:
+        found = MeglForImageClassification(config).probe_evidence_layers(layers)
+        config.evidence_layers, config.evidence_sizes = found
+        config.num_evidence_tokens = max(config.num_evidence_tokens, 2 + len(found[0]))
+    return MeglForImageClassification(config), processor
 
 
 def take_to_classes(arguments, labels):
@@ -81,7 +97,9 @@ def take_to_classes(arguments, labels):
     settings, texts = chosen(arguments)
     old_processor = MeglProcessor.from_pretrained(arguments.model)
     texts = {option: texts.get(option, getattr(old_processor, option)) for option in PROCESSED}
-    processor = MeglProcessor(old_processor.image_processor, old_processor.tokenizer, **texts)
+    processor = MeglProcessor(
+        old_processor.image_processor, old_processor.tokenizer, chat_turns=old_processor.chat_turns, **texts
+    )
     trained = MeglForImageClassification.from_pretrained(
         arguments.model, dtype=torch.float32, trust_remote_code=arguments.trust_remote_code
     )
