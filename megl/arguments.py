@@ -171,9 +171,7 @@ class InitArguments:
         "Tokens of prompt, rationale and end of text; longer ones are cut. 64 by default, besides those of a chat "
         "template, or that of --model."
     )
-    chat_template: bool = option(
-        "Put prompt and rationale into the chat template of --text, where it has one.", True
-    )
+    chat_template: bool = option("Put prompt and rationale into the chat template of --text, where it has one.", True)
     saliency_method: SaliencyMethod | None = option("How the map is made.")
     saliency_layer: str | None = option("Module of the vision model to compute maps on, if not the default.")
     saliency_score: Literal["logit", "contrast"] | None = option("What the map explains.")

@@ -343,7 +343,7 @@ def load_image_processor(vision, trust_remote_code=False):
     """
     A vision model's own image processor, changed in one thing only: it resizes the whole picture to the model's size
     and neither crops nor pads it, since the map must cover the picture. Of a picture of that size it makes the pixels
-    that the model was trained on. Of a vision model's configuration, a dictionary, one that makes pictures of its size.
+    that the model was trained on. Of a vision model's configuration, a dictionary, it is a new one of its size.
 
     Raises:
         `ValueError`: where the image processor makes no pictures of one size, or cannot do without its crop, and where

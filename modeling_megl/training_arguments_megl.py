@@ -132,11 +132,9 @@ class MeglTrainingArguments(TrainingArguments):
 
     def _check_rationales_alone(self):
         """Refuse what would train a vision model that stays as it is, and what would show it other images."""
-        given = [name for name, idle in _FROZEN.items() if getattr(self, name) != idle]
-        if given:
-            raise ValueError(
-                f"`freeze_vision` trains on rationales alone: set {' and '.join(f'`{name}={_FROZEN[name]}`' for name in given)}."
-            )
+        idle = [f"`{name}={value}`" for name, value in _FROZEN.items() if getattr(self, name) != value]
+        if idle:
+            raise ValueError(f"`freeze_vision` trains on rationales alone: set {' and '.join(idle)}.")
         if self.text_loss_weight == 0:
             raise ValueError("`freeze_vision` trains on rationales alone: `text_loss_weight` must be above 0.")
 

@@ -6,10 +6,10 @@ megl init --vision microsoft/resnet-18 --text smollm2 --dataset object_me --outp
 megl init --model megl-trained --dataset action_me --output megl-action
 ```
 
-`--text` takes a Hub id, a local folder, a GGUF file in a local folder, `smollm2` for SmolLM2-135M-Instruct, or the name
-of a small Llama to be trained from scratch on the data set's rationales: `llama-small` or `llama-tiny`. Beside
-`--preset` it takes the place of the preset's language model. Of `--model`, everything is kept but the vision
-model's head, which is new: classes that both data sets name keep their rows of it.
+`--text` takes a Hub id, a local folder, a GGUF file in a local folder, `smollm2` for SmolLM2-135M-Instruct, or the
+name of a small Llama to be trained from scratch on the data set's rationales: `llama-small` or `llama-tiny`. Beside
+`--preset` it takes the place of the preset's language model. Of `--model`, everything is kept but the vision model's
+head, which is new: classes that both data sets name keep their rows of it.
 """
 
 import copy
@@ -33,6 +33,8 @@ CONFIGURED = (
     *PROCESSED,
 )
 
+# What SmolLM2-135M-Instruct learnt best by, of ranks 8 and 16 and learning rates from 3e-4 to 3e-3.
+FOR_PRETRAINED_TEXT = "--lora_rank 8 --text_learning_rate 1e-3"
 # What a preset says of the evidence, whatever language model reads it.
 OF_PRESET = ("evidence_size", "evidence_layers", "saliency_score")
 
@@ -178,6 +180,8 @@ def main():
     }
     print(f"{arguments.output}: {len(labels)} classes, millions of parameters:")
     print(", ".join(f"{name} {size:.1f}" for name, size in sizes.items()))
+    if model.config.text_base_model is not None:
+        print(f"A pretrained language model learns best by: megl train {FOR_PRETRAINED_TEXT} ...")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from transformers import (
 
 from modeling_megl import TEXT_PRESETS, MeglForImageClassification, MeglProcessor
 from modeling_megl.processing_megl import (
+    find_chat_turns,
     load_image_processor,
     make_image_processor,
     open_image,
@@ -518,6 +519,82 @@ def test_rationale_prompt_of_the_user(processor, tokenizer):
     assert tokenizer.decode(processor.prompts(["owl"])["input_ids"][0]) == "Why owl?"
     with pytest.raises(ValueError, match=r"`rationale_prompt` must contain '\{label\}', got 'Why\?'"):
         MeglProcessor(processor.image_processor, tokenizer, rationale_prompt="Why?")
+
+
+CHAT = "{% for turn in messages %}<{{ turn['role'] }}>{{ turn['content'] }}<end>\n{% endfor %}"
+
+
+@pytest.fixture()
+def chat_tokenizer():
+    tokenizer = train_rationale_tokenizer(["This is a polar bear because", "it has whiskers"], vocab_size=300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def test_prompt_and_rationale_in_a_chat_template_by_hand(processor, chat_tokenizer):
+    turns = find_chat_turns(chat_tokenizer)
+    assert turns == ["<user>", "<end>\n<assistant>", "<end>"]
+    processor = MeglProcessor(processor.image_processor, chat_tokenizer, max_rationale_length=200, chat_turns=turns)
+    end = chat_tokenizer.convert_tokens_to_ids("<end>")
+    assert processor.end_token_id == end != chat_tokenizer.eos_token_id
+    prompt = chat_tokenizer.encode("<user>This is a owl because<end>\n<assistant>")
+    words = chat_tokenizer.encode("it has whiskers")
+    batch = processor(label_names=["owl"], rationales=[" it has whiskers"])
+    assert batch["input_ids"].tolist() == [[*prompt, *words, end]]
+    assert batch["rationale_labels"].tolist() == [[-100] * len(prompt) + [*words, end]]
+    assert processor.prompts(["owl"])["input_ids"].tolist() == [prompt]
+    assert processor.rationale_lengths(["owl"], ["it has whiskers"]) == [len(prompt) + len(words) + 1]
+    conversation = [
+        {"role": "user", "content": "This is a owl because"},
+        {"role": "assistant", "content": "it has whiskers"},
+    ]
+    whole = chat_tokenizer.apply_chat_template(conversation, return_dict=False)
+    assert batch["input_ids"][0].tolist() == whole[: -len(chat_tokenizer.encode("\n"))]
+    assert processor.batch_decode_rationales(batch["rationale_labels"]) == ["it has whiskers"]
+
+
+def test_a_saved_chat_keeps_its_turns_and_an_older_processor_has_none(processor, chat_tokenizer, tmp_path):
+    turns = find_chat_turns(chat_tokenizer)
+    for folder, given in (("chat", turns), ("older", None)):
+        MeglProcessor(processor.image_processor, chat_tokenizer, chat_turns=given).save_pretrained(tmp_path / folder)
+    settings = json.loads((tmp_path / "older" / "processor_config.json").read_text())
+    settings.pop("chat_turns", None)
+    (tmp_path / "older" / "processor_config.json").write_text(json.dumps(settings))
+    assert MeglProcessor.from_pretrained(tmp_path / "chat").chat_turns == turns
+    older = MeglProcessor.from_pretrained(tmp_path / "older")
+    expected = chat_tokenizer.encode("This is a owl because") + chat_tokenizer.encode(" it has whiskers")
+    found = older(label_names=["owl"], rationales=["it has whiskers"])["input_ids"][0].tolist()
+    assert older.chat_turns is None and found == [*expected, chat_tokenizer.eos_token_id]
+
+
+def test_a_template_without_a_token_at_the_end_takes_the_end_of_text(chat_tokenizer):
+    chat_tokenizer.chat_template = "{{ messages[0]['content'] }} -> {{ messages[1]['content'] }}\n"
+    assert find_chat_turns(chat_tokenizer) == ["", " -> ", "<eos>"]
+    chat_tokenizer.chat_template = None
+    assert find_chat_turns(chat_tokenizer) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('Only for tools.') }}", "TemplateError: Only for tools."),
+        ("{{ messages.append.__globals__ }}", "SecurityError: access to attribute 'append'"),
+        ("{{ messages[0]['content'] }}", "ValueError: "),
+        ("{% for turn in messages %}", "TemplateSyntaxError: "),
+    ],
+)
+def test_chat_templates_that_cannot_be_used_are_refused_in_a_line(chat_tokenizer, template, reason):
+    chat_tokenizer.chat_template = template
+    with pytest.raises(ValueError, match="The chat template of the tokenizer cannot be used.*--chat_template") as info:
+        find_chat_turns(chat_tokenizer)
+    assert reason in str(info.value) and "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("turns", [["a", "b"], ["a", "b", "no token"], "abc", ["a", 1, "<end>"]])
+def test_chat_turns_are_three_texts(processor, chat_tokenizer, turns):
+    with pytest.raises(ValueError, match="`chat_turns` must be three texts, .* got "):
+        MeglProcessor(processor.image_processor, chat_tokenizer, chat_turns=turns)
 
 
 @pytest.mark.parametrize("rationale", ["", "  ", 7, ["it has whiskers"]])
