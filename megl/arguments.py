@@ -171,7 +171,7 @@ class InitArguments:
         "Tokens of prompt, rationale and end of text; longer ones are cut. 64 by default, besides those of a chat "
         "template, or that of --model."
     )
-    chat_template: bool = option("Put prompt and rationale into the chat template of --text, where it has one.", True)
+    chat_template: bool = option("Put prompt and rationale into the chat template of a pretrained --text.", False)
     saliency_method: SaliencyMethod | None = option("How the map is made.")
     saliency_layer: str | None = option("Module of the vision model to compute maps on, if not the default.")
     saliency_score: Literal["logit", "contrast"] | None = option("What the map explains.")
@@ -198,6 +198,8 @@ class InitArguments:
             )
         if self.text and self.model:
             raise ValueError("`--text` goes with `--vision` or `--preset`: a trained model has its language model")
+        if self.chat_template and not self.text:
+            raise ValueError("`--chat_template` goes with a pretrained `--text`, which has one")
         if self.evidence_layers and self.model:
             raise ValueError("`--evidence_layers` is for a new model: a trained one was trained with those it has")
         if len(self.evidence_layers or []) > 1 and {"auto", "none"} & set(self.evidence_layers):

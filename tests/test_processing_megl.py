@@ -572,7 +572,8 @@ def test_a_template_without_a_token_at_the_end_takes_the_end_of_text(chat_tokeni
     chat_tokenizer.chat_template = "{{ messages[0]['content'] }} -> {{ messages[1]['content'] }}\n"
     assert find_chat_turns(chat_tokenizer) == ["", " -> ", "<eos>"]
     chat_tokenizer.chat_template = None
-    assert find_chat_turns(chat_tokenizer) is None
+    with pytest.raises(ValueError, match="has no chat template: leave out `--chat_template`"):
+        find_chat_turns(chat_tokenizer)
 
 
 @pytest.mark.parametrize(

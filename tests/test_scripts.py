@@ -1,5 +1,6 @@
 """The scripts, one after another as a user would run them, on a small sample."""
 
+import copy
 import hashlib
 import json
 import os
@@ -18,7 +19,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, ResNetConfig, ResNetForImageClassification
 
-from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
+from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
+from modeling_megl.configuration_megl import PRETRAINED_TEXTS
 from modeling_megl.losses_megl import resize_masks
 from modeling_megl.processing_megl import make_image_processor, train_rationale_tokenizer
 
@@ -240,10 +242,54 @@ def test_language_models_that_do_not_fit_are_refused_before_anything_is_written(
         init(run, dataset, tmp_path / "model", *options[:2], "--text", tmp_path / "vision")
 
 
-def test_text_goes_with_vision(run, dataset, tmp_path, capsys):
+def test_a_trained_model_has_its_language_model(run, dataset, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        init(run, dataset, tmp_path / "model", "--preset", "megl-resnet-tiny", "--text", "llama-tiny")
-    assert "`--text` goes with `--vision`" in capsys.readouterr().err
+        init(run, dataset, tmp_path / "model", "--model", tmp_path, "--text", "llama-tiny")
+    assert "`--text` goes with `--vision` or `--preset`" in capsys.readouterr().err
+
+
+def test_a_short_name_stands_for_a_pretrained_language_model(
+    run, dataset, parts, tokenizer, tmp_path, monkeypatch, capsys
+):
+    assert PRETRAINED_TEXTS == {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    monkeypatch.setitem(PRETRAINED_TEXTS, "smollm2", str(tmp_path / "text"))
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }}<end>{% endfor %}"
+    parts("gpt2", tokenizer, **{**GPT2, "n_positions": 256})
+    options = ("--preset", "megl-resnet-tiny", "--text", "smollm2")
+    init(run, dataset, tmp_path / "chat", *options, "--chat_template")
+    assert "megl train --lora_rank 8 --text_learning_rate 3e-3" in capsys.readouterr().out
+    model, processor = (
+        kind.from_pretrained(tmp_path / "chat") for kind in (MeglForImageClassification, MeglProcessor)
+    )
+    config, preset = model.config, PRESETS["megl-resnet-tiny"]
+    assert config.text_base_model == str(tmp_path / "text") and config.text_config.model_type == "gpt2"
+    assert config.vision_base_model is None and config.vision_config.hidden_sizes == [48, 96]
+    assert {name: getattr(config, name) for name in preset if name.startswith(("evidence", "saliency"))} == {
+        name: value for name, value in preset.items() if name.startswith(("evidence", "saliency"))
+    }
+    assert processor.image_processor.size == {"height": 128, "width": 128}
+    assert processor.chat_turns == ["user: ", "<end>assistant: ", "<end>"]
+    assert tokenizer.convert_tokens_to_ids("<end>") in config.text_config.eos_token_id
+    # What the template adds does not cut rationales.
+    added = len(tokenizer.encode("user: ")) + len(tokenizer.encode("<end>assistant: "))
+    assert processor.max_rationale_length == 64 + added
+    # A trained model keeps its turns.
+    init(run, dataset, tmp_path / "again", "--model", tmp_path / "chat")
+    assert MeglProcessor.from_pretrained(tmp_path / "again").chat_turns == processor.chat_turns
+
+    init(run, dataset, tmp_path / "plain", *options)
+    plain = MeglProcessor.from_pretrained(tmp_path / "plain")
+    assert plain.chat_turns is None and plain.max_rationale_length == 64
+    capsys.readouterr()
+    init(run, dataset, tmp_path / "scratch", *options[:-1], "llama-tiny")
+    assert "lora_rank" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="`--chat_template` goes with a pretrained `--text`, llama-tiny has none"):
+        init(run, dataset, tmp_path / "other", *options[:-1], "llama-tiny", "--chat_template")
+    with pytest.raises(SystemExit):
+        init(run, dataset, tmp_path / "other", *options[:2], "--chat_template")
+    assert "`--chat_template` goes with a pretrained `--text`" in capsys.readouterr().err
 
 
 def test_trained_model_is_taken_to_new_classes(run, dataset, tmp_path):
