@@ -49,13 +49,7 @@ class MeglDataCollator:
         if recombines:
             pairs = [self.recombination.draw(row, int(self.epoch), self.process) for row in rows]
             rows = [row if pair is None else pair.object.row for row, pair in zip(rows, pairs, strict=True)]
-        labels = [_class_id(row.get("label")) for row in rows]
-        for row, label in zip(rows, labels, strict=True):
-            if label not in self.id2label:
-                raise ValueError(
-                    f"Item {row.get('id')!r} must have a `label` in 0..{len(self.id2label) - 1}, got {label!r}: leave "
-                    "out what has no known class."
-                )
+        labels = class_ids(rows, self.id2label)
         texts = {
             "label_names": [self.id2label[label] for label in labels],
             "rationales": [self.draw(row) for row in rows],
@@ -97,6 +91,18 @@ class MeglDataCollator:
             return rationales[0]
         start = zlib.crc32(f"{self.seed} {rationales}".encode())
         return rationales[(start + int(self.epoch)) % len(rationales)]
+
+
+def class_ids(rows, id2label):
+    """The labels of rows, a list of `int`; a `ValueError` that names the row where one is no class of the model."""
+    labels = [_class_id(row.get("label")) for row in rows]
+    for row, label in zip(rows, labels, strict=True):
+        if label not in id2label:
+            raise ValueError(
+                f"Item {row.get('id')!r} must have a `label` in 0..{len(id2label) - 1}, got {label!r}: leave "
+                "out what has no known class."
+            )
+    return labels
 
 
 def _class_id(label):

@@ -6,6 +6,7 @@ from itertools import takewhile
 
 import torch
 
+from .collator_megl import class_ids
 from .configuration_megl import one_line
 
 
@@ -152,7 +153,7 @@ class FrozenLayers:
         model's input.
         """
         self.vision_model.eval()
-        return encode_rows(dataset, processor, batch_size, device, lambda pixels, labels: self.compute(pixels))
+        return encode_rows(dataset, processor, batch_size, device, lambda pixels, batch: self.compute(pixels))
 
 
 def encode_evidence(model, dataset, processor, batch_size, device):
@@ -162,37 +163,40 @@ def encode_evidence(model, dataset, processor, batch_size, device):
     """
 
     @torch.no_grad()
-    def compute(pixel_values, labels):
+    def compute(pixel_values, batch):
+        labels = torch.tensor(class_ids(batch, model.config.id2label), device=pixel_values.device)
         outputs = model(pixel_values, target=labels)
         return {"features": outputs.features, "saliency": outputs.saliency}
 
+    with_masks = model.config.grounding_map == "visual_explanation"
     training = model.training
     model.eval()
     try:
-        return encode_rows(dataset, processor, batch_size, device, compute)
+        return encode_rows(dataset, processor, batch_size, device, compute, with_masks)
     finally:
         model.train(training)
 
 
-def encode_rows(dataset, processor, batch_size, device, compute):
+def encode_rows(dataset, processor, batch_size, device, compute, with_masks=True):
     """
     The rows of a data set as the collator takes them, a list, with tensors in place of each picture, kept in memory.
 
     Args:
-        dataset (`datasets.Dataset`): Rows with `image`, `label` and, where there is one, `visual_explanation`.
+        dataset (`datasets.Dataset`): Rows with `image` and, where there is one, `visual_explanation`.
         processor ([`MeglProcessor`]): Makes the tensors.
         batch_size (`int`): Pictures at a time.
         device (`torch.device`): Where the model is.
-        compute (`Callable`): Of `pixel_values` `(batch_size, 3, height, width)` and `labels` `(batch_size,)`, the
-            dictionary of tensors that takes their place.
+        compute (`Callable`): Of `pixel_values` `(batch_size, 3, height, width)` and a batch of rows, the dictionary of
+            tensors that takes the pictures' place.
+        with_masks (`bool`, *optional*, defaults to `True`): Whether to keep the visual explanations.
     """
     rows = []
     for start in range(0, len(dataset), batch_size):
-        batch = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+        batch = [dict(dataset[index]) for index in range(start, min(start + batch_size, len(dataset)))]
         masks = [row.pop("visual_explanation", None) for row in batch]
-        encoded = processor(images=[row.pop("image") for row in batch], visual_explanations=masks)
-        labels = torch.tensor([row["label"] for row in batch])
-        computed = compute(encoded.pop("pixel_values").to(device), labels.to(device))
+        images = [row.pop("image") for row in batch]
+        encoded = processor(images=images, visual_explanations=masks if with_masks else None)
+        computed = compute(encoded.pop("pixel_values").to(device), batch)
         encoded |= {name: values.cpu() for name, values in computed.items()}
         for index, row in enumerate(batch):
             rows.append({**row, "encoded": {name: values[index].clone() for name, values in encoded.items()}})

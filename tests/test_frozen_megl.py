@@ -165,6 +165,7 @@ def test_evidence_that_is_kept_gives_the_step_of_the_pictures(make_model, proces
     raw = MeglDataCollator(processor, trainer.model.config.id2label, trainer.args.seed, epoch=0)(make_rows(12))
     encoded = trainer.data_collator(rows)
     assert "pixel_values" not in encoded and encoded["features"].shape[0] == 12
+    assert ("visual_explanations" in encoded) == ("grounding_map" in evidence)
     model = trainer.model.train()
     model.vision_model.eval()
     whole = model(**{"visual_loss": None, "target": raw["labels"], **raw})
@@ -235,6 +236,11 @@ def test_data_that_cannot_be_computed_once_are_refused(make_model, train):
     stream = make_dataset(4).to_iterable_dataset()
     with pytest.raises(ValueError, match="`freeze_vision` computes all images before the training"):
         train(make_model("megl-resnet-tiny"), options=WHOLE, train_dataset=stream)
+    rows = [{**row, "label": 9} for row in make_rows(2)]
+    with pytest.raises(
+        ValueError, match=r"Item .* must have a `label` in 0\.\.\d, got 9: leave out what has no known"
+    ):
+        train(make_model("megl-resnet-tiny"), options=WHOLE, train_dataset=rows)
     with pytest.raises(ValueError, match="`freeze_vision` trains on the rationale loss alone: leave out `compute_l"):
         train(make_model("megl-resnet-tiny"), options=WHOLE, compute_loss_func=lambda *_, **__: 0)
     with pytest.raises(ValueError, match="`freeze_vision` computes its images once, for one `model`"):
