@@ -259,7 +259,7 @@ def test_a_short_name_stands_for_a_pretrained_language_model(
     parts("gpt2", tokenizer, **{**GPT2, "n_positions": 256})
     options = ("--preset", "megl-resnet-tiny", "--text", "smollm2")
     init(run, dataset, tmp_path / "chat", *options, "--chat_template")
-    assert "megl train --lora_rank 8 --text_learning_rate 3e-3" in capsys.readouterr().out
+    assert "megl train --lora_rank 16 --text_learning_rate 3e-3" in capsys.readouterr().out
     model, processor = (
         kind.from_pretrained(tmp_path / "chat") for kind in (MeglForImageClassification, MeglProcessor)
     )
