@@ -1,6 +1,6 @@
 """What each command takes, checked: a dataclass for each, and one for the columns of a data set."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from megl.evaluation.conditions import read_condition
@@ -63,6 +63,13 @@ def check_lowest(arguments, **lowest):
 def check_port(port):
     if not 0 <= port <= 65535:
         raise ValueError(f"`--port` must be 0 to 65535, got {port}")
+
+
+def shared_options(columns, trust_remote_code):
+    """The options of a command line that its successors need as well: names of columns, and trust."""
+    named = [column for column in fields(columns) if getattr(columns, column.name) != column.default]
+    options = [word for column in named for word in (f"--{column.name}", getattr(columns, column.name))]
+    return [*options, *(["--trust_remote_code"] if trust_remote_code else [])]
 
 
 @dataclass
@@ -225,6 +232,11 @@ class TrainArguments:
         "Pictures of --eval_split that are explained at each evaluation, on a sheet in the output folder and where "
         "--report_to says.",
         0,
+    )
+    training_page: bool = option(
+        "Show the training as a page, training.html in the output folder, anew at each evaluation and at the end: "
+        "curves, sheets of explanations, figures, settings.",
+        False,
     )
     trust_remote_code: bool = option("Let the vision model run its own code.", False)
 

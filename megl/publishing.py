@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from megl.evaluation.card import base_models
+from megl.evaluation.card import TRAINING_CURVES, base_models
 from modeling_megl import MeglConfig
 from modeling_megl.configuration_megl import one_line, read_config
 from modeling_megl.language_megl import ADAPTER_FOLDER
@@ -23,7 +23,7 @@ _SETTINGS = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
 )
-_TEXTS = ("README.md", ".eval_results/*.yaml", "LICENSE", "LICENSE.*", "NOTICE")
+_TEXTS = ("README.md", TRAINING_CURVES, ".eval_results/*.yaml", "LICENSE", "LICENSE.*", "NOTICE")
 
 
 def is_weights(name):

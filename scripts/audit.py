@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 
 from dataset_builders.files import check_new, new_folder
-from megl.arguments import AuditArguments, ColumnArguments
-from megl.evaluation.audit import audit, figures, mending, shared_options, verdict
+from megl.arguments import AuditArguments, ColumnArguments, shared_options
+from megl.evaluation.audit import audit, figures, mending, verdict
 from megl.evaluation.classifier import has_names, load_classifier, match_classes
 from megl.evaluation.comparison import check_distinct_ids, compare
 from megl.evaluation.conditions import FIGURES, met

@@ -18,11 +18,12 @@ import torch
 from datasets import Image
 from transformers import set_seed
 
-from megl.arguments import RECORDED, ColumnArguments, TrainArguments
+from megl.arguments import RECORDED, ColumnArguments, TrainArguments, shared_options
 from megl.explanation_sheet import ExplanationSheet
 from megl.parser import parse
 from megl.tables import open_table
 from megl.terminal import program
+from megl.training_record import TrainingRecord, next_steps
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.checkpoints_megl import check_checkpoint, last_whole_checkpoint
 from modeling_megl.lora_megl import save_adapter
@@ -112,6 +113,23 @@ def add_sheet(trainer, pictures):
     trainer.add_callback(ExplanationSheet(trainer, pictures))
 
 
+def recorded(script_args, training_args):
+    """The settings that a model's card and the page of its training report."""
+    settings = {name: getattr(training_args, name) for name in RECORDED}
+    return settings | {name: getattr(script_args, name) for name in ("mask_share", "rationale_share", "share_seed")}
+
+
+def add_record(trainer, script_args, columns):
+    """Draw what is logged, and show the training as a page if asked for."""
+    settings = None
+    if script_args.training_page:
+        names = ("model_name_or_path", "dataset_name", "train_split", "eval_split")
+        settings = {name: getattr(script_args, name) for name in names} | recorded(script_args, trainer.args)
+    options = shared_options(columns, script_args.trust_remote_code)
+    commands = next_steps(trainer.args.output_dir, script_args.dataset_name, options)
+    trainer.add_callback(TrainingRecord(settings, commands))
+
+
 def accuracy(prediction):
     return {"accuracy": float((prediction.predictions[0].argmax(-1) == prediction.label_ids[0]).mean())}
 
@@ -143,6 +161,7 @@ def main():
         )
         if script_args.explanation_sheet:
             add_sheet(trainer, script_args.explanation_sheet)
+        add_record(trainer, script_args, columns)
         trainer.train(resume_from_checkpoint=checkpoint)
     except (ValueError, OSError) as error:
         sys.exit(f"{program()}: {error}")
@@ -154,8 +173,7 @@ def main():
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        settings = {name: getattr(training_args, name) for name in RECORDED}
-        settings |= {name: getattr(script_args, name) for name in ("mask_share", "rationale_share", "share_seed")}
+        settings = recorded(script_args, training_args)
         for folder in (output, output / "adapter"):
             if folder.is_dir():
                 (folder / "training_settings.json").write_text(json.dumps(settings, indent=2) + "\n")

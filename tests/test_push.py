@@ -23,6 +23,7 @@ def trained(make_model, processor, tmp_path):
     make_model("megl-resnet-tiny").save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
+    (folder / "training_curves.svg").write_text("<svg/>")
     for name in ("optimizer.pt", "training_args.bin", "trainer_state.json", "notes.txt", "secret.py", ".env"):
         (folder / name).write_text("stays")
     (folder / "checkpoint-2").mkdir()
@@ -51,6 +52,7 @@ def test_what_a_repository_needs_is_uploaded_and_works(run, trained, hub, tmp_pa
     assert {"config.json", "model.safetensors", "modeling_megl.py", "tap_megl.py", "processor_config.json"} <= set(
         files
     )
+    assert files["training_curves.svg"] == b"<svg/>"
     card = ModelCard(files["README.md"].decode())
     assert (card.data.license, card.data.datasets, card.data.tags) == ("mit", ["me/pictures"], ["megl"])
     assert (trained / "README.md").read_text() == CARD  # the folder stays as it is

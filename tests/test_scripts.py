@@ -56,7 +56,9 @@ def train(run, model, dataset, output, *arguments):
 
 def test_from_data_to_explanation(run, dataset, untrained, tmp_path, capsys):
     trained, evaluation, explanations = tmp_path / "trained", tmp_path / "evaluation", tmp_path / "explanations"
-    train(run, untrained, dataset, trained)
+    train(run, untrained, dataset, trained, "--logging_steps", 1, "--training_page")
+    page = (trained / "training.html").read_text()
+    assert "Done: step 2 of\n2." in page and f"megl evaluate --model {trained}" in page
     before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
     run("evaluate_megl", "--model", trained, "--dataset", dataset, "--split", "test", "--output", evaluation)
     assert {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
@@ -80,6 +82,10 @@ def test_from_data_to_explanation(run, dataset, untrained, tmp_path, capsys):
     assert figures["accuracy"] == pytest.approx(metrics["accuracy"], abs=1e-4)
     assert figures["iou"] == pytest.approx(metrics["saliency"]["iou"], abs=1e-4)
     assert "visual_loss_weight | 3.0" in card.content and "{{" not in card.content
+    assert (
+        "](training_curves.svg)" in card.content
+        and "training, step 2:" in (trained / "training_curves.svg").read_text()
+    )
     assert "prompt names the predicted class (`This is a {label} because`)" in card.content
 
     picture = tmp_path / "wide.jpg"

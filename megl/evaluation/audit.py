@@ -2,7 +2,6 @@
 
 import shlex
 from collections import Counter
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -197,10 +196,3 @@ def mending(name, data, split, train, options=()):
         ["audit", name, data, "--split", split, "--beside", mended, "--output", f"{mended}-audit"],
     ]
     return [shlex.join(["megl", *line, *options]) for line in lines]
-
-
-def shared_options(columns, trust_remote_code):
-    """The options of a command line that its successors need as well: names of columns, and trust."""
-    named = [column for column in fields(columns) if getattr(columns, column.name) != column.default]
-    options = [word for column in named for word in (f"--{column.name}", getattr(columns, column.name))]
-    return [*options, *(["--trust_remote_code"] if trust_remote_code else [])]

@@ -23,6 +23,8 @@ from megl.evaluation.headlines import at, count_of
 EVALUATED = "<!-- end of evaluation -->"
 FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(?P<yaml>.*?)(?=^---[ \t]*\r?$)", re.DOTALL | re.MULTILINE)
 NULL, STRING, SEQUENCE, MAPPING = (f"tag:yaml.org,2002:{name}" for name in ("null", "str", "seq", "map"))
+# What `megl train` draws of itself beside the model.
+TRAINING_CURVES = "training_curves.svg"
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
 # What the card reports, of what there is: path in `metrics.json` to the metric's type and its name in words.
@@ -63,6 +65,7 @@ def card_facts(folder, model, processor):
         "rationale_gradient": config.rationale_gradient,
         "rationale_prompt": " ".join(processor.rationale_prompt.split()).replace("<!--", "<! --"),
         "training": _training_rows(folder),
+        "curves": _curves(folder),
         "base_model": base_models(config.vision_base_model, config.text_base_model),
     }
 
@@ -410,3 +413,9 @@ def _training_rows(folder):
     return "\n".join(
         ["| setting | value |", "|---|---|", *(f"| {key} | {_plain(value)} |" for key, value in settings.items())]
     )
+
+
+def _curves(folder):
+    """The curves of the training as a picture, where there are any."""
+    words = "Loss, its terms and accuracy over the steps, in training and in evaluation"
+    return f"\n\n![{words}]({TRAINING_CURVES})" if (folder / TRAINING_CURVES).is_file() else ""

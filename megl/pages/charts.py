@@ -231,10 +231,10 @@ class Points:
     faint: bool = False
 
 
-def chart_of_points(title, x_label, y_label, series, x_ends=(0, 1), y_ends=(0, 1)):
+def chart_of_points(title, x_label, y_label, series, x_ends=(0, 1), y_ends=(0, 1), height=376):
     """A chart of several [`Points`] between the ends of its axes."""
     right = 12 + _LETTER_WIDTH * _NAME_LENGTH if any(any(points.names) for points in series) else 20
-    with _chart(title, 376, (56, right, 12, 44)) as chart:
+    with _chart(title, height, (56, right, 12, 44)) as chart:
         axes = chart.axes
         axes.set(xlim=x_ends, ylim=y_ends, xlabel=x_label, ylabel=y_label)
         for points in series:
