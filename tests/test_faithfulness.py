@@ -357,6 +357,7 @@ def test_no_items(faithfulness):
         ({"batch_size": -1}, "`batch_size` must be 1 or more, got -1"),
         ({"shares": []}, r"`shares` must be one or more shares of the pixels in \(0, 1\], got \[\]"),
         ({"shares": [0.5, 50]}, r"`shares` must be .*, got \[0.5, 50\]"),
+        ({"references": [0, 1.5]}, r"`references\[1\]` must be a class id, an integer, got 1.5"),
         ({"references": [0, 4]}, r"`references\[1\]` must be a class id from 0 to 3, as `model` has 4 classes, got 4"),
         (
             {"predictions": [[[0.1]], [[]]]},
@@ -377,6 +378,9 @@ def test_bad_inputs(faithfulness, changes, message):
     inputs = {"predictions": maps.tolist(), "images": images.tolist(), "model": network(), **changes}
     with pytest.raises(ValueError, match=message):
         faithfulness.compute(**inputs)
+    if changes.get("references") == [0, 1.5]:  # and one by one
+        with pytest.raises(ValueError, match="`reference` must be a class id, an integer, got 1.5"):
+            faithfulness.add(prediction=maps[1], images=images[1], reference=1.5)
 
 
 # sanity check

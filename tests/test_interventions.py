@@ -73,6 +73,8 @@ def test_no_items(metric):
         ({"references": [0, 1, 1, -1]}, r"`references\[3\]` must be a class id, 0 or more, got -1"),
         ({"predictions": [0, None, 1, 1]}, r"`predictions\[1\]` must be a class id, 0 or more, got None"),
         ({"other": [0, 1, 3, 1], "num_classes": 3}, r"`other\[2\]` must be a class id, from 0 to 2, as `num_classes`"),
+        ({"predictions": [0, 0.9, 1, 1]}, r"`predictions\[1\]` must be a class id, an integer, got 0.9"),
+        ({"other": np.array([0, 1.0, 1, 1])}, r"`other\[0\]` must be a class id, an integer, got 0.0"),
         ({"num_classes": 0}, "`num_classes` must be a whole number, 1 or more, got 0"),
         ({"same": [0, 1]}, "Mismatch in the number"),
     ],
@@ -83,6 +85,11 @@ def test_bad_inputs(monkeypatch, tmp_path, changes, message):
     metric = evaluate.load("metrics/interventions", cache_dir=str(tmp_path))
     with pytest.raises(ValueError, match=message):
         metric.compute(**BY_HAND | changes)
+
+
+def test_an_item_s_class_id_is_an_integer(metric):
+    with pytest.raises(ValueError, match="`same` must be a class id, an integer, got 1.5"):
+        metric.add(prediction=1, reference=1, same=1.5)
 
 
 # ---- The pictures ----

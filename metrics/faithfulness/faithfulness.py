@@ -124,8 +124,15 @@ class Faithfulness(evaluate.Metric):
         info.format = "arrow"
         return info
 
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Add one map with its image and, optionally, the class that it explains."""
+        check_whole("reference", reference)
+        super().add(prediction=prediction, reference=reference, **kwargs)
+
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add maps with their images and, optionally, the classes that they explain."""
+        for index, value in enumerate(() if references is None else references):
+            check_whole(f"references[{index}]", value)
         # `evaluate` stores every declared input of every item: without references each is stored as `None`.
         if references is None and predictions is not None:
             references = [None] * len(predictions)
@@ -239,6 +246,13 @@ class Faithfulness(evaluate.Metric):
             counted = {"n": int(defined.sum()), "n_undefined": int((~defined).sum())}
             found.append({"layer": str(names[-1]), "spearman": mean, **counted})
         return {**{key: value for key, value in found[-1].items() if key != "layer"}, "steps": found}
+
+
+def check_whole(name, value):
+    """Refuse a class id that is no integer, which would be stored as one."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float):
+        raise ValueError(f"`{name}` must be a class id, an integer, got {value!r}.")
 
 
 def check_options(outputs, baseline, steps, shares, batch_size):

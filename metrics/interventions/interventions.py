@@ -82,12 +82,18 @@ class Interventions(evaluate.Metric):
 
     def add(self, *, prediction=None, reference=None, **kwargs):
         """Add one item, with those of `same`, `other`, `object_alone` and `background_alone` that it has."""
+        given = {"prediction": prediction, "reference": reference, **kwargs}
+        for name, value in given.items():
+            check_whole(name, value)
         super().add(prediction=prediction, reference=reference, **dict.fromkeys(PICTURES) | kwargs)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add items, with those of `same`, `other`, `object_alone` and `background_alone` that they have."""
         # `evaluate` stores every declared input of every item.
         given = {name: values for name, values in kwargs.items() if values is not None}
+        for name, values in {"predictions": predictions, "references": references, **given}.items():
+            for index, value in enumerate(() if values is None else values):
+                check_whole(f"{name}[{index}]", value)
         if predictions is not None:
             given = {name: [None] * len(predictions) for name in PICTURES} | given
         super().add_batch(predictions=predictions, references=references, **given)
@@ -122,6 +128,13 @@ class Interventions(evaluate.Metric):
         if per_item:
             results["per_item"] = items
         return results
+
+
+def check_whole(name, value):
+    """Refuse a class id that is no integer, which would be stored as one."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float):
+        raise ValueError(f"`{name}` must be a class id, an integer, got {value!r}.")
 
 
 def check_classes(columns, num_classes, optional=False):
