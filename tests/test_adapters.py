@@ -117,6 +117,13 @@ def test_it_works_without_the_project_beside_another_copy_of_the_language_model(
         AutoModelForImageClassification.from_pretrained(tmp_path / "adapter", trust_remote_code=False)
 
 
+@pytest.mark.parametrize("loaded", [MeglForImageClassification, AutoModelForImageClassification, MeglConfig])
+def test_a_whole_model_takes_no_other_language_model(make_model, tmp_path, loaded):
+    make_model("megl-resnet-tiny").save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="`text_base_model` names .* this one holds a whole model, got 'me/other'"):
+        loaded.from_pretrained(tmp_path / "whole", text_base_model="me/other", trust_remote_code=True)
+
+
 def test_another_language_model_is_refused(parts, tmp_path):
     model, processor = adapted(parts)
     save_adapter(model, processor, tmp_path / "adapter")
