@@ -65,11 +65,27 @@ def check_port(port):
         raise ValueError(f"`--port` must be 0 to 65535, got {port}")
 
 
+def given_options(arguments, but=()):
+    """
+    What a command was given beyond its defaults, as words of a command line.
+
+    Args:
+        arguments: An instance of one of the dataclasses.
+        but (`tuple` of `str`): Names of fields to leave out, the positional ones among them.
+    """
+    words = []
+    for each in fields(arguments):
+        value = getattr(arguments, each.name)
+        if each.name in but or value == each.default:
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{each.name}", *([] if value is True else map(str, values))]
+    return words
+
+
 def shared_options(columns, trust_remote_code):
     """The options of a command line that its successors need as well: names of columns, and trust."""
-    named = [column for column in fields(columns) if getattr(columns, column.name) != column.default]
-    options = [word for column in named for word in (f"--{column.name}", getattr(columns, column.name))]
-    return [*options, *(["--trust_remote_code"] if trust_remote_code else [])]
+    return [*given_options(columns), *(["--trust_remote_code"] if trust_remote_code else [])]
 
 
 @dataclass

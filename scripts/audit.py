@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from dataset_builders.files import check_new, new_folder
-from megl.arguments import AuditArguments, ColumnArguments, shared_options
+from megl.arguments import AuditArguments, ColumnArguments, given_options, shared_options
 from megl.evaluation.audit import audit, figures, mending, verdict
 from megl.evaluation.classifier import has_names, load_classifier, match_classes
 from megl.evaluation.comparison import check_distinct_ids, compare
@@ -40,6 +40,8 @@ from modeling_megl.recombination_megl import annotated_places
 
 
 FAILED = 3
+# What the next audit of the page's commands is told by itself, or is told like each of them.
+ANEW = ("model", "dataset", "output", "beside", "split", "trust_remote_code")
 SPLITS = ("test", "validation", "train")  # the first that there is
 
 
@@ -122,7 +124,8 @@ def main():
         settings = (arguments.batch_size, arguments.resamples, arguments.seed)
         runs = {label: audit(*parts, dataset, donors, *settings) for label, parts in zip(labels, loaded, strict=True)}
         options = shared_options(columns, arguments.trust_remote_code)
-        commands = mending(arguments.model, arguments.dataset, split, train, options)
+        again = given_options(arguments, but=ANEW)
+        commands = mending(arguments.model, arguments.dataset, split, train, options, again)
         found = summary(arguments, names, runs, split, backgrounds, commands)
         with new_folder(arguments.output) as folder:
             write_audit(folder / "index.html", dataset, runs, found, arguments.examples)

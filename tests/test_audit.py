@@ -106,6 +106,14 @@ def test_the_rule_at_its_borders(expected, given):
     assert judged(**given)[0] == expected
 
 
+def test_one_class_of_backgrounds_is_what_is_missing_and_not_masks():
+    names = ("background_gap", "other_agreement", "background_alone_agreement")
+    nothing, alone = {"value": None, "interval": None, "n": 0}, {"value": 0.5, "interval": [0.4, 0.6], "n": 40}
+    decided, sentence = verdict(dict(zip(names, (nothing, nothing, alone), strict=True)))
+    assert decided == UNKNOWN and "of 40 pictures with a mask, 0 have another picture's background" in sentence
+    assert "must have pictures with masks of two classes or more; `--backgrounds` names it" in sentence
+
+
 def test_the_sentence_has_the_figures_or_the_reasons():
     assert judged((0.2, 0.4), (0.5, 0.7), (0.6, 0.8))[1] == (
         "The labels come from the background, wholly or in part: of 100 pictures, the background gap is 0.30 (0.20 to "
@@ -410,10 +418,14 @@ def test_nothing_is_written_over(run, tmp_path):
 def test_the_commands_that_mend_it_run(run, own_cache, modules_cache, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = save(make_vision_model("resnet"), tmp_path / "my model", LABELS)
-    found, _ = audited(run, model, data, tmp_path / "out", "--split", "test[:9]", "--examples", 0)
+    options = ("--split", "test[:9]", "--examples", 0, "--backgrounds", "test", "--seed", 3)
+    found, _ = audited(run, model, data, tmp_path / "out", *options, "--saliency_method", "hires_cam")
     init, train, again = (shlex.split(line) for line in found["mending"])
     for words, command in ((init, "init"), (train, "train"), (again, "audit")):
         assert words[:2] == ["megl", command]
+    named = dict(zip(again[4::2], again[5::2], strict=True))
+    assert named["--split"] == "test[:9]" and named["--backgrounds"] == "test" and named["--seed"] == "3"
+    assert named["--saliency_method"] == "hires_cam" and "--seed" not in init + train
     run("init_megl", *init[2:])
     run("train_megl", *train[2:], "--max_steps", 1, "--disable_tqdm", "True", "--report_to", "none")
     run("audit", *again[2:], "--resamples", 5, "--examples", 0)
@@ -432,3 +444,4 @@ def test_what_mends_it_depends_on_what_there_is(make_model, processor, data, tmp
     one_class = [None if row["label"] == 2 else row["visual_explanation"] for row in train]
     some = Dataset.from_dict({**train.to_dict(), "visual_explanation": one_class}, features=train.features)
     assert mending("m", "d", "test", some) == mending("m", "d", "test", None) == []
+    assert mending("m", "d", "test", draw(1, True, 0, class_names=["cat"])) == []

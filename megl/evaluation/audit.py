@@ -89,6 +89,13 @@ def verdict(figures):
         `(verdict, sentence)`: the sentence has the figures that it rests on.
     """
     gap, kept, alone = (figures[name] for name in ("background_gap", "other_agreement", "background_alone_agreement"))
+    if gap["n"] < LEAST_PICTURES <= alone["n"]:
+        return UNKNOWN, (
+            f"Cannot tell where the labels come from: of {alone['n']:,} pictures with a mask, {gap['n']:,} have another "
+            f"picture's background both of their own class and of another one, and {LEAST_PICTURES} are needed: the "
+            "split that gives the backgrounds must have pictures with masks of two classes or more; `--backgrounds` "
+            "names it."
+        )
     if gap["n"] < LEAST_PICTURES:
         return UNKNOWN, (
             f"Cannot tell where the labels come from: {_count(gap['n'])} a mask and backgrounds to exchange, and "
@@ -168,7 +175,7 @@ def _faults(item):
     return sum([_is_right(item, "background_alone") is True, *wrong])
 
 
-def mending(name, data, split, train, options=()):
+def mending(name, data, split, train, options=(), again=()):
     """
     The commands that train a classifier anew with its objects on other backgrounds, and audit it beside the first.
 
@@ -178,12 +185,14 @@ def mending(name, data, split, train, options=()):
         split (`str`): The audited split.
         train: The training split `train`, or `None`.
         options (`list[str]`): Options that each of the commands takes, such as names of columns.
+        again (`list[str]`): Options of the audit that the next one takes as well.
 
     Returns:
-        `list[str]`: Command lines; empty where no class or not every class has masks to train with.
+        `list[str]`: Command lines; empty where there is one class, or not every class has masks to train with.
     """
     annotated = [] if train is None else annotated_places(train)
-    if not len(annotated) or len(np.unique(np.array(train["label"])[annotated])) < len(train.features["label"].names):
+    masked = len(np.unique(np.array(train["label"])[annotated])) if len(annotated) else 0
+    if masked < 2 or masked < len(train.features["label"].names):
         return []
     untaught = [] if any(train["textual_explanations"]) else ["--text_loss_weight", "0"]
     made, mended = (f"{Path(name).resolve().name.lstrip('-')}-{end}" for end in ("megl", "mended"))
@@ -193,6 +202,6 @@ def mending(name, data, split, train, options=()):
     lines = [
         ["init", *source, "--dataset", data, "--output", made],
         ["train", "--model_name_or_path", made, "--dataset_name", data, "--output_dir", mended, *settings],
-        ["audit", name, data, "--split", split, "--beside", mended, "--output", f"{mended}-audit"],
+        ["audit", name, data, "--split", split, "--beside", mended, "--output", f"{mended}-audit", *again],
     ]
     return [shlex.join(["megl", *line, *options]) for line in lines]
