@@ -11,12 +11,16 @@ class HubTarget:
     """A repository that may be written, as is found out before hours of work.
 
     Args:
-        repository (`str`): its name, as in `"me/object_me"`.
+        repository (`str`): its name, as in `"me/object_me"`; without an owner, the user's own.
         private (`bool`, defaults to `True`): whether nobody else may see it.
         repo_type (`str`, defaults to `"dataset"`): `"dataset"` or `"model"`.
 
     Raises:
         `ValueError`: if there is no token, or if the repository exists and is public but should not be.
+
+    Attributes:
+        note (`str` or `None`): that the repository exists and is private, where it may be public: what it holds
+            already is not opened unasked.
     """
 
     def __init__(self, repository: str, private: bool = True, repo_type: str = "dataset"):
@@ -25,17 +29,24 @@ class HubTarget:
                 f"expected a token of the Hub, to push to {repository}, got none. Run `hf auth login` or set HF_TOKEN."
             )
         self.api = HfApi()
-        self.repository = repository
+        # As the Hub names it: else a public one of the user's would not be found.
+        self.repository = repository if "/" in repository else f"{self.api.whoami()['name']}/{repository}"
         self.private = private
         self.repo_type = repo_type
+        self.note = None
         try:
-            found = self.api.repo_info(repository, repo_type=repo_type)
+            found = self.api.repo_info(self.repository, repo_type=repo_type)
         except RepositoryNotFoundError:
             return
+        if not private and found.private:
+            self.note = (
+                f"{self.repository} stays private, as it was, with all that it holds: `hf repos settings "
+                f"{self.repository} --type {repo_type} --public` opens it."
+            )
         if private and not found.private:
             raise ValueError(
-                f"expected {repository} to be new or private, got a public {repo_type}. Make it private, name another "
-                "one, or pass `--public`."
+                f"expected {self.repository} to be new or private, got a public {repo_type}. Make it private, name "
+                "another one, or pass `--public`."
             )
 
     def push(self, folder: str | Path) -> str:
@@ -53,7 +64,6 @@ class HubTarget:
     def commit(self, files: dict[str, str | Path | bytes], stale: Callable[[str], bool], message: str) -> str:
         """Uploads files, by their paths in the repository, and removes others that are `stale`. Returns the URL."""
         url = self._create()
-        self.repository = url.repo_id  # with the name of its owner, where none was given
         there = self.api.list_repo_files(self.repository, repo_type=self.repo_type)
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         operations += [CommitOperationDelete(name) for name in there if name not in files and stale(name)]

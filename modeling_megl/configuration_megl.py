@@ -283,8 +283,8 @@ class MeglConfig(PreTrainedConfig):
         replace those of the dict. `text_base_model` is refused unless the checkpoint holds adapters."""
         if kwargs.get("text_base_model") is not None and not config_dict.get("text_adapter"):
             raise ValueError(
-                "`text_base_model` names the language model that a checkpoint's adapters are joined with, and this one "
-                f"holds a whole model, got {kwargs['text_base_model']!r}: leave it out."
+                "`text_base_model` names the language model that a checkpoint's adapters are joined with, and this "
+                f"one holds a whole model, got {kwargs['text_base_model']!r}: leave it out."
             )
         id2label, label2id, num_labels = (kwargs.pop(name, None) for name in ("id2label", "label2id", "num_labels"))
         if id2label is None and label2id is None and num_labels not in (None, len(config_dict.get("id2label") or ())):

@@ -53,6 +53,8 @@ def main():
         print_notes(builder)
         if target is not None:
             print(target.push(output))
+            if target.note:
+                print(target.note)
     except (ValueError, OSError, HTTPError) as error:
         sys.exit(f"{program()}: {printable(str(error))}")
 

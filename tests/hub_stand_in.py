@@ -22,6 +22,8 @@ class StandIn:
         parts = path.strip("/").split("/")
         if parts == ["api", "validate-yaml"]:
             return 200, {"errors": [], "warnings": []}
+        if parts == ["api", "whoami-v2"]:
+            return 200, {"name": "me", "orgs": []}
         if parts[:3] == ["api", "repos", "create"]:
             asked = json.loads(body)
             name = "/".join(filter(None, (asked.get("organization"), asked["name"])))

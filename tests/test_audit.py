@@ -110,7 +110,7 @@ def test_one_class_of_backgrounds_is_what_is_missing_and_not_masks():
     names = ("background_gap", "other_agreement", "background_alone_agreement")
     nothing, alone = {"value": None, "interval": None, "n": 0}, {"value": 0.5, "interval": [0.4, 0.6], "n": 40}
     decided, sentence = verdict(dict(zip(names, (nothing, nothing, alone), strict=True)))
-    assert decided == UNKNOWN and "of 40 pictures with a mask, 0 have another picture's background" in sentence
+    assert decided == UNKNOWN and "of 40 pictures with a mask, 0 have backgrounds of their own class and" in sentence
     assert "must have pictures with masks of two classes or more; `--backgrounds` names it" in sentence
 
 

@@ -92,6 +92,23 @@ def test_nothing_is_public_unless_asked_for(run, trained, hub):
     run("push", trained, "me/open", "--public")
     run("push", trained, "me/seen", "--public")
     assert "config.json" in hub.repositories["me/open"]["files"] and not hub.repositories["me/seen"]["private"]
+    with pytest.raises(SystemExit, match="push: expected me/seen to be new or private, got a public model"):
+        run("push", trained, "seen")  # which is me/seen
+    with pytest.raises(SystemExit, match="push: expected me/seen to be new or private, got a public model"):
+        run("push", trained, "me/seen", "--public", "--no_public")
+
+
+def test_a_private_repository_stays_so_and_that_is_said(run, trained, hub, capsys):
+    hub.repositories["me/closed"] = {"private": True, "files": {}}
+    run("push", trained, "me/closed", "--public")
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == (
+        "me/closed stays private, as it was, with all that it holds: `hf repos settings me/closed --type model "
+        "--public` opens it."
+    )
+    assert hub.repositories["me/closed"]["private"] and "config.json" in hub.repositories["me/closed"]["files"]
+    run("push", trained, "me/closed")
+    assert "stays private" not in capsys.readouterr().out
 
 
 def test_what_is_no_whole_model_is_refused_before_anything_is_sent(run, trained, hub, tmp_path):

@@ -91,10 +91,9 @@ def verdict(figures):
     gap, kept, alone = (figures[name] for name in ("background_gap", "other_agreement", "background_alone_agreement"))
     if gap["n"] < LEAST_PICTURES <= alone["n"]:
         return UNKNOWN, (
-            f"Cannot tell where the labels come from: of {alone['n']:,} pictures with a mask, {gap['n']:,} have another "
-            f"picture's background both of their own class and of another one, and {LEAST_PICTURES} are needed: the "
-            "split that gives the backgrounds must have pictures with masks of two classes or more; `--backgrounds` "
-            "names it."
+            f"Cannot tell where the labels come from: of {alone['n']:,} pictures with a mask, {gap['n']:,} have "
+            f"backgrounds of their own class and of another one, and {LEAST_PICTURES} are needed: the split that "
+            "gives the backgrounds must have pictures with masks of two classes or more; `--backgrounds` names it."
         )
     if gap["n"] < LEAST_PICTURES:
         return UNKNOWN, (
