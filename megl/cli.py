@@ -5,6 +5,8 @@ import os
 import sys
 from importlib import import_module
 
+from megl.terminal import interrupted
+
 
 # Command to its program in `scripts/`, the extra of setup.cfg that has what it needs, and what it does.
 COMMANDS = {
@@ -55,3 +57,5 @@ def main():
     except ModuleNotFoundError as error:
         missing = error.name or getattr(error.__cause__, "name", None) or "a package"
         sys.exit(f"megl {name}: `{missing}` is not installed: pip install 'megl[{extra}]'")
+    except KeyboardInterrupt:
+        interrupted("what it had begun to write is not kept.")

@@ -34,7 +34,7 @@ from megl.evaluation.headlines import metrics_table
 from megl.pages.audit import write_audit
 from megl.parser import parse
 from megl.tables import open_table
-from megl.terminal import print_anywhere, program
+from megl.terminal import interrupted_writing, print_anywhere, program
 from modeling_megl.configuration_megl import one_line
 from modeling_megl.recombination_megl import annotated_places
 
@@ -132,6 +132,8 @@ def main():
             (folder / "audit.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(f"{program()}: {one_line(error)}")
+    except KeyboardInterrupt:
+        interrupted_writing(arguments.output)
     for label, (metrics, _, _) in runs.items():
         print_anywhere(f"{label} on {split} of {arguments.dataset}, {len(dataset)} images\n{metrics_table(metrics)}")
     for model in found["models"]:

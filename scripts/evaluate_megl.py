@@ -49,7 +49,7 @@ from megl.pages.pictures import write_sheet
 from megl.pages.report import write_report
 from megl.parser import parse
 from megl.tables import open_table
-from megl.terminal import print_anywhere, program
+from megl.terminal import interrupted_writing, print_anywhere, program
 from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import one_line
 from modeling_megl.training_megl import check_labels
@@ -215,6 +215,8 @@ def main():
             write_all(arguments, runs)
     except (ValueError, OSError) as error:
         sys.exit(f"{program()}: {one_line(error)}" if state.is_main_process else 1)
+    except KeyboardInterrupt:
+        interrupted_writing(arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ megl push megl-trained me/birds --license mit --dataset_id me/bird-pictures
 
 Weights, settings, code, processor, card and licence go; optimizer states, pickles and what else lies in the folder
 stay. The repository is private unless `--public` says otherwise; a public one is not written without it, and a
-private one that is there stays so. Weights of an earlier upload that the model no longer has are removed. Log in first,
-by `hf auth login` or HF_TOKEN.
+private one that is there stays so. Weights of an earlier upload that the model no longer has are removed. Log in
+first, by `hf auth login` or HF_TOKEN.
 """
 
 import sys

@@ -22,7 +22,7 @@ from megl.arguments import RECORDED, ColumnArguments, TrainArguments, shared_opt
 from megl.explanation_sheet import ExplanationSheet
 from megl.parser import parse
 from megl.tables import open_table
-from megl.terminal import program
+from megl.terminal import interrupted, program, uninterrupted
 from megl.training_record import TrainingRecord, next_steps
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.checkpoints_megl import check_checkpoint, last_whole_checkpoint
@@ -134,49 +134,72 @@ def accuracy(prediction):
     return {"accuracy": float((prediction.predictions[0].argmax(-1) == prediction.label_ids[0]).mean())}
 
 
-def main():
-    script_args, columns, training_args = parse(__doc__, TrainArguments, ColumnArguments, MeglTrainingArguments)
-    set_seed(training_args.seed)
-    try:
-        checkpoint = find_checkpoint(training_args)
-        processor = MeglProcessor.from_pretrained(script_args.model_name_or_path)
-        model = MeglForImageClassification.from_pretrained(
-            script_args.model_name_or_path, trust_remote_code=script_args.trust_remote_code, dtype=torch.float32
-        )
-        classes = [name for _, name in sorted(model.config.id2label.items())]
-        opened = partial(open_table, script_args.dataset_name, columns=columns, class_names=classes)
-        train_dataset = opened(script_args.train_split, option="--train_split")
-        # The default split may be absent; one that is asked for may not.
-        optional = script_args.eval_split == TrainArguments.eval_split
-        eval_dataset = opened(script_args.eval_split, option="--eval_split", optional=optional)
-        trainer = MeglTrainer(
-            model=model,
-            args=training_args,
-            processing_class=processor,
-            train_dataset=keep_explanations(
-                train_dataset, script_args.mask_share, script_args.rationale_share, script_args.share_seed
-            ),
-            eval_dataset=eval_dataset,
-            compute_metrics=accuracy,
-        )
-        if script_args.explanation_sheet:
-            add_sheet(trainer, script_args.explanation_sheet)
-        add_record(trainer, script_args, columns)
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{program()}: {error}")
-    output = Path(training_args.output_dir)
-    if training_args.lora_rank is not None:
+def make_trainer(script_args, columns, training_args):
+    """The trainer of a model and its data, with what is to be seen of the training."""
+    processor = MeglProcessor.from_pretrained(script_args.model_name_or_path)
+    model = MeglForImageClassification.from_pretrained(
+        script_args.model_name_or_path, trust_remote_code=script_args.trust_remote_code, dtype=torch.float32
+    )
+    classes = [name for _, name in sorted(model.config.id2label.items())]
+    opened = partial(open_table, script_args.dataset_name, columns=columns, class_names=classes)
+    train_dataset = opened(script_args.train_split, option="--train_split")
+    # The default split may be absent; one that is asked for may not.
+    optional = script_args.eval_split == TrainArguments.eval_split
+    eval_dataset = opened(script_args.eval_split, option="--eval_split", optional=optional)
+    trainer = MeglTrainer(
+        model=model,
+        args=training_args,
+        processing_class=processor,
+        train_dataset=keep_explanations(
+            train_dataset, script_args.mask_share, script_args.rationale_share, script_args.share_seed
+        ),
+        eval_dataset=eval_dataset,
+        compute_metrics=accuracy,
+    )
+    if script_args.explanation_sheet:
+        add_sheet(trainer, script_args.explanation_sheet)
+    add_record(trainer, script_args, columns)
+    return trainer
+
+
+def save(trainer, settings):
+    """Write the model, with its adapters alone in a folder of their own, and the settings of its training."""
+    output = Path(trainer.args.output_dir)
+    if trainer.args.lora_rank is not None:
         if trainer.is_world_process_zero():
-            _save_adapter(trainer.model, processor, output / "adapter")
+            _save_adapter(trainer.model, trainer.processing_class, output / "adapter")
         trainer.model = trainer.model.merge_and_unload()
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        settings = recorded(script_args, training_args)
         for folder in (output, output / "adapter"):
             if folder.is_dir():
                 (folder / "training_settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def kept_of(output):
+    """What an interrupted training leaves in its output folder, and how to go on with it."""
+    checkpoint = last_whole_checkpoint(output)
+    if checkpoint is None:
+        return "no checkpoint was written yet; the same command with `--resume_from_checkpoint True` begins anew."
+    return f"{checkpoint} is kept; the same command with `--resume_from_checkpoint True` goes on from there."
+
+
+def main():
+    script_args, columns, training_args = parse(__doc__, TrainArguments, ColumnArguments, MeglTrainingArguments)
+    set_seed(training_args.seed)
+    output, saved = training_args.output_dir, False
+    try:
+        checkpoint = find_checkpoint(training_args)
+        trainer = make_trainer(script_args, columns, training_args)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        with uninterrupted():
+            save(trainer, recorded(script_args, training_args))
+            saved = True
+    except (ValueError, OSError) as error:
+        sys.exit(f"{program()}: {error}")
+    except KeyboardInterrupt:
+        interrupted(f"the trained model in {output} is whole." if saved else kept_of(output))
     trainer.end()
 
 
