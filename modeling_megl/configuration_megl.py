@@ -1,10 +1,13 @@
 """MEGL configuration: one vision model, one causal language model, and how the saliency map ties them together."""
 
 import math
+import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, resolve_trust_remote_code
@@ -223,6 +226,11 @@ class MeglConfig(PreTrainedConfig):
                 "`evidence_sizes` must have the number of channels of each of `evidence_layers`, got "
                 f"{self.evidence_sizes} for {self.evidence_layers}."
             )
+        sizes = {"evidence_size": self.evidence_size, "feature_size": self.feature_size or 1}
+        sizes |= {f"evidence_sizes[{place}]": size for place, size in enumerate(self.evidence_sizes)}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"`{name}` must be a number of channels, 1 or more, got {size}.")
         fewest = 2 + len(self.evidence_layers)
         if self.num_evidence_tokens < fewest:
             raise ValueError(
@@ -313,7 +321,9 @@ class MeglConfig(PreTrainedConfig):
                 f"{config_dict.get('model_type')!r}, expected {cls.model_type!r}. `init_megl.py` makes a MEGL model "
                 "of a vision and a language model."
             )
+        where = f"The config.json of {pretrained_model_name_or_path}"
         vision_config = config_dict.get("vision_config") or {}
+        _check_settings(vision_config, f"{where}: `vision_config`")
         known = trust_remote_code is None and vision_config.get("model_type") in CONFIG_MAPPING
         if trust_remote_code is None and (known or cls.__module__.startswith(_REMOTE)):
             trust_remote_code = True
@@ -321,7 +331,8 @@ class MeglConfig(PreTrainedConfig):
             _register_vision_code(vision_config, pretrained_model_name_or_path, kwargs)
         # "auto" is the model's business: the config keeps the type that the checkpoint has.
         auto = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if kwargs.get(name) == "auto"}
-        config = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with faults(where):
+            config = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         return (config[0], {**config[1], **auto}) if isinstance(config, tuple) else config
 
 
@@ -334,12 +345,46 @@ def read_config(name, **kwargs):
     What the `config.json` of a Hub id or folder holds.
 
     Raises:
-        `OSError`: where there is none, in one line that names the checkpoint.
+        `OSError`: where there is none, in one line that names the checkpoint. `ValueError`: where it holds no
+            settings.
     """
     try:
-        return PreTrainedConfig.get_config_dict(name, **kwargs)[0]
+        with faults(f"The config.json of {name}"):
+            config_dict = PreTrainedConfig.get_config_dict(name, **kwargs)[0]
     except OSError as error:
         raise not_found(name, error) from error
+    _check_settings(config_dict, f"The config.json of {name}")
+    return config_dict
+
+
+def _check_settings(found, where):
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} must be settings with a `model_type`, got {textwrap.shorten(repr(found), 80)}.")
+    if not isinstance(found.get("model_type"), str | None):
+        raise ValueError(f"{where} must have the name of a `model_type`, got {found['model_type']!r}.")
+
+
+# What libraries raise where settings are not as they expect.
+_FAULTS = (
+    *(StrictDataclassError, ArithmeticError, AssertionError, AttributeError),
+    *(LookupError, RuntimeError, TypeError, ValueError),
+)
+
+
+@contextmanager
+def faults(where, but=None):
+    """
+    Errors of settings that are not as they should be, as a `ValueError` of one line that says `where`; those of the
+    very type `but`, which say it themselves, stay as they are.
+    """
+    try:
+        yield
+    except _FAULTS as error:
+        if type(error) is but:
+            raise
+        reason = textwrap.shorten(str(error), 300, placeholder=" …")
+        kind = "" if isinstance(error, ValueError | StrictDataclassError) else f"{type(error).__name__}: "
+        raise ValueError(f"{where}: {kind}{reason}") from error
 
 
 def one_line(error):
@@ -396,7 +441,7 @@ def _classes(id2label, label2id, num_labels):
     try:
         named = None if label2id is None else {int(label): name for name, label in label2id.items()}
         id2label = named if id2label is None else {int(label): name for label, name in id2label.items()}
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         raise ValueError(
             f"`id2label` must map ids to names, and `label2id` names to ids, got {id2label} and {label2id}."
         ) from None

@@ -31,8 +31,16 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import ModelOutput
 
-from .configuration_megl import MeglConfig, check_remote_code, infer_feature_size, infer_image_size, read_config
+from .configuration_megl import (
+    MeglConfig,
+    check_remote_code,
+    faults,
+    infer_feature_size,
+    infer_image_size,
+    read_config,
+)
 from .language_megl import (
+    ADAPTER_FOLDER,
     checksum,
     load_adapted,
     load_language_model,
@@ -232,6 +240,10 @@ def _own_class(model):
         model.__class__ = given
 
 
+class MisfitError(RuntimeError, ValueError):
+    """Weights of other shapes: a `RuntimeError`, as in Transformers, and as all that is wrong with a checkpoint."""
+
+
 # Where a checkpoint's files are, the config's and the weights'.
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -281,9 +293,19 @@ class MeglPreTrainedModel(PreTrainedModel):
             with torch.device("meta"):
                 expected = cls(config).state_dict()
             where = {name: kwargs.pop(name) for name in _WHERE if name in kwargs}
-            kwargs["state_dict"] = load_adapted(pretrained_model_name_or_path, config, where, expected)
+            adapters = f"{pretrained_model_name_or_path} and its {ADAPTER_FOLDER}/adapter_config.json"
+            with faults(adapters, but=ValueError):
+                kwargs["state_dict"] = load_adapted(pretrained_model_name_or_path, config, where, expected)
             pretrained_model_name_or_path = None
-        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise MisfitError(
+                f"The weights of {pretrained_model_name_or_path} do not have the shapes that its config.json says, "
+                "and `ignore_mismatched_sizes` is not set."
+            ) from error
 
     def save_pretrained(self, save_directory, *args, save_original_format=False, **kwargs):
         """
@@ -322,11 +344,14 @@ class MeglForImageClassification(MeglPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        if type(config.vision_config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-            self.vision_model = AutoModelForImageClassification.from_config(config.vision_config)
-        else:
-            self.vision_model = MeglPooledClassifier(config.vision_config)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        where = f"The config.json of {config.name_or_path}" if config.name_or_path else "The configuration"
+        with faults(f"{where}: its `vision_config` makes no model"):
+            if type(config.vision_config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+                self.vision_model = AutoModelForImageClassification.from_config(config.vision_config)
+            else:
+                self.vision_model = MeglPooledClassifier(config.vision_config)
+        with faults(f"{where}: its `text_config` makes no model"):
+            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         # Some language models have embeddings that are narrower than their layers.
         self.grounding = MeglGrounding(config, self.get_input_embeddings().embedding_dim)
         self._class_token_alone = False
@@ -825,7 +850,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         if isinstance(vision, str):
             check_remote_code(read_config(vision), vision, trust_remote_code)
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
-        language_model = load_language_model(text)
+        with faults(f"{text} cannot be loaded as its config.json says", but=ValueError):
+            language_model = load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
         if isinstance(vision, str):
             config_kwargs |= {"vision_base_model": vision}
@@ -895,7 +921,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
 
 def _load_vision_model(vision, id2label, trust_remote_code):
     try:
-        return _load_vision_parts(vision, id2label, trust_remote_code)
+        with faults(f"{vision} cannot be loaded as its config.json says", but=ValueError):
+            return _load_vision_parts(vision, id2label, trust_remote_code)
     except ImportError as error:
         reason = " ".join(str(error).split()[:12])
         raise ValueError(f"{vision} needs a package that is not installed: {reason} ...") from error

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
-from .configuration_megl import PRESETS, not_found, one_line, read_config, untrusted
+from .configuration_megl import PRESETS, faults, not_found, one_line, read_config, untrusted
 from .language_megl import check_language_model, split_gguf
 
 
@@ -277,7 +277,8 @@ class MeglProcessor(ProcessorMixin):
         default `max_rationale_length`.
         """
         folder, gguf_kwargs = split_gguf(text)
-        check_language_model(text)
+        with faults(f"The config.json of {text}", but=ValueError):
+            check_language_model(text)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf_kwargs)
         chat_turns = find_chat_turns(tokenizer) if chat_template else None
         if chat_turns is not None:

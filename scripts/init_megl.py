@@ -23,7 +23,7 @@ from megl.parser import parse
 from megl.tables import open_table
 from megl.terminal import program
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
-from modeling_megl.configuration_megl import PRETRAINED_TEXTS, read_config
+from modeling_megl.configuration_megl import PRETRAINED_TEXTS, one_line, read_config
 
 
 # Options that are settings of `MeglProcessor` or fields of `MeglConfig`, which have the defaults.
@@ -175,7 +175,7 @@ def main():
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
     except (ValueError, OSError) as error:
-        sys.exit(f"{program()}: {error}")
+        sys.exit(f"{program()}: {one_line(error)}")
     sizes = {
         name: sum(parameter.numel() for parameter in getattr(model, name).parameters()) / 1e6
         for name in ("vision_model", "grounding", "language_model")

@@ -26,6 +26,7 @@ from megl.terminal import interrupted, program, uninterrupted
 from megl.training_record import TrainingRecord, next_steps
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.checkpoints_megl import check_checkpoint, last_whole_checkpoint
+from modeling_megl.configuration_megl import one_line
 from modeling_megl.lora_megl import save_adapter
 from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
 
@@ -197,7 +198,7 @@ def main():
             save(trainer, recorded(script_args, training_args))
             saved = True
     except (ValueError, OSError) as error:
-        sys.exit(f"{program()}: {error}")
+        sys.exit(f"{program()}: {one_line(error)}")
     except KeyboardInterrupt:
         interrupted(f"the trained model in {output} is whole." if saved else kept_of(output))
     trainer.end()

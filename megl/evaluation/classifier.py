@@ -5,7 +5,7 @@ from torch import nn
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoModelForImageClassification
 
 from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
-from modeling_megl.configuration_megl import check_remote_code, one_line, read_config
+from modeling_megl.configuration_megl import check_remote_code, faults, one_line, read_config
 from modeling_megl.modeling_megl import MeglOutput
 from modeling_megl.saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
 from modeling_megl.tap_megl import open_tap, probe_tap
@@ -113,20 +113,19 @@ def is_megl(name):
 
 def _load_model(name, trust_remote_code):
     check_remote_code(read_config(name), name, trust_remote_code)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    with faults(f"{name} cannot be loaded as its config.json says", but=ValueError):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and "auto_map" not in config.to_dict():
         raise ValueError(
             f"{name} must be an image classifier that AutoModelForImageClassification knows, got a model of type "
             f"{config.model_type!r}."
         )
+    options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": trust_remote_code}
     try:
-        model, report = AutoModelForImageClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
-        )
+        with faults(f"{name} cannot be loaded as its config.json says", but=ValueError):
+            model, report = AutoModelForImageClassification.from_pretrained(name, config=config, **options)
     except ImportError as error:
         raise ValueError(f"{name} needs a package that is not installed: {one_line(error)}") from error
-    except RuntimeError as error:  # weights of other shapes than the config says
-        raise ValueError(f"{name} cannot be loaded as it is: {one_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
