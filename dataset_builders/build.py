@@ -25,6 +25,7 @@ from datasets import (
     SplitInfo,
     Value,
 )
+from datasets.utils import tqdm
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from .act_x import ActX
@@ -145,11 +146,13 @@ class ExplainedImages(GeneratorBasedBuilder):
 
     def write_split(self, split: str, folder: Path, limit: int) -> list[Shard]:
         self.counts[split] = dict.fromkeys(self.source.label_names, (0, 0, 0))
-        write = partial(write_part, self.source, self.info.features, folder / f"{split}-part", limit)
-        shards = []
-        parts = list(enumerate(self.source.parts(split, limit)))
-        with closing(in_order(write, parts, min(self.config.num_proc, len(parts)))) as written_parts:
-            for written in written_parts:
+        shards, parts = [], list(enumerate(self.source.parts(split, limit)))
+        num_proc = min(self.config.num_proc, len(parts))
+        several = num_proc > 1  # whose bars of pictures would lie over each other
+        write = partial(write_part, self.source, self.info.features, folder / f"{split}-part", limit, not several)
+        bar = {"total": len(parts), "desc": f"prepare {split}", "unit": " parts", "disable": None if several else True}
+        with closing(in_order(write, parts, num_proc)) as written_parts:
+            for written in tqdm(written_parts, **bar):
                 shards += written.shards
                 self.silent += written.silent
                 if written.refused:

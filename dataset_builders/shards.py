@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
+from datasets.utils import tqdm
 
 
 SHARD_BYTES = 200_000_000  # of a file, and so of what a process does at a time; well below the Hub's limits
@@ -58,11 +59,15 @@ class WrittenPart:
     refused: list[dict]
 
 
-def write_part(source, features: Features, stem: Path, limit: int, numbered_part: tuple) -> WrittenPart:
-    """Writes one part of a source, (its number, what the source calls it), to files whose names begin with `stem`."""
+def write_part(source, features: Features, stem: Path, limit: int, shown: bool, numbered_part: tuple) -> WrittenPart:
+    """Writes one part of a source, (its number, what the source calls it), to files whose names begin with `stem`.
+
+    Where it is `shown`, a bar counts the pictures.
+    """
     number, part = numbered_part
     written = WrittenPart([], {}, 0, [])
     rows = counted(source.rows(part, written.refused), written)
+    rows = tqdm(rows, desc=stem.name.replace("-part", ""), unit=" pictures", disable=None if shown else True)
     written.shards.extend(write_shards(rows, features, stem.with_name(f"{stem.name}-{number}"), limit))
     return written
 

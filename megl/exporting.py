@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from megl.terminal import progress
 from modeling_megl.configuration_megl import one_line
 
 
@@ -277,7 +278,9 @@ def export_model(model, processor, folder, kind, name):
     """
     settings = preprocessing(processor)
     size = settings["height"], settings["width"]
+    bar = progress(total=3, description="export", unit=" steps")
     program = make_program(model, size)
+    bar.update()
     _, saliency, evidence = (output.meta["val"].shape for output in program.graph.output_node().args[0])
     settings |= {
         "labels": [model.config.id2label[label] for label in range(model.config.num_labels)],
@@ -288,7 +291,10 @@ def export_model(model, processor, folder, kind, name):
     }
     path = folder / FILES[kind]
     WRITERS[kind](program, path)
+    bar.update()
     check_equal(OPENERS[kind](path), model, size)
+    bar.update()
+    bar.close()
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (folder / "preprocess.json").write_text(text + "\n", encoding="utf-8")
     sizes = {"num_labels": model.config.num_labels, "num_tokens": evidence[1], "text_size": evidence[2]}

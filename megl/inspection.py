@@ -22,12 +22,12 @@ from datasets import ClassLabel, Features, Image, load_dataset_builder
 from datasets.table import table_cast
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
-from tqdm import tqdm
 
 from dataset_builders.build import features
 from dataset_builders.items import folded, groups_of_equals, number_of_frames, printable, similar_names
 from dataset_builders.maps import is_faint
 from megl.pages.inspection import example
+from megl.terminal import progress
 
 
 GRID = 32  # cells along each side of a mean map
@@ -415,7 +415,7 @@ def inspect(files, columns, examples):
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=total, desc="inspect", unit=" pictures") as bar,
+        progress(total=total, description="inspect", unit=" pictures") as bar,
     ):
         warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)  # `decode` names the item
         for split, (name, paths) in enumerate(files.items()):

@@ -1,4 +1,4 @@
-"""Programs on terminals: their name, their end by Ctrl-C, and texts where few characters are known."""
+"""Programs on terminals: their name, their end by Ctrl-C, bars of progress, and texts where letters are missing."""
 
 import os
 import signal
@@ -18,6 +18,22 @@ def print_anywhere(text):
     """`print`, with an escape in place of a character that the terminal cannot show."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def progress(steps=None, description=None, shown=True, **settings):
+    """
+    A bar of `tqdm` on standard error; none where that is no terminal, or where HF_DATASETS_DISABLE_PROGRESS_BARS is
+    set.
+
+    Args:
+        steps (*optional*): What is gone through; without, `total` and `update` say how far it is.
+        description (`str`, *optional*): What the bar is called.
+        shown (`bool`): Whether this process shows one.
+        settings: As in `tqdm`.
+    """
+    from datasets.utils import tqdm  # which `megl --help` need not wait for
+
+    return tqdm(steps, desc=description, disable=None if shown else True, **settings)
 
 
 def interrupted(kept):

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from dataset_builders.files import check_new, new_folder
 from megl.arguments import ExplainArguments
@@ -28,7 +27,7 @@ from megl.demo.drawing import overlay
 from megl.evaluation.predictions import why_untaught
 from megl.pages.pictures import font, wrapped
 from megl.parser import parse
-from megl.terminal import print_anywhere, program
+from megl.terminal import print_anywhere, program, progress
 from modeling_megl import MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import one_line
 
@@ -146,7 +145,7 @@ def explain(arguments, pictures, places, model, processor, folder):
     if untaught:
         print(f"{program()}: rationales are left empty: {untaught}", file=sys.stderr)
     with open(folder / "explanations.jsonl", "w", encoding="utf-8") as lines:
-        for start in tqdm(range(0, len(places), arguments.batch_size)):
+        for start in progress(range(0, len(places), arguments.batch_size), "explain"):
             chosen = places[start : start + arguments.batch_size]
             read = pictures.read(chosen, partial(prepare, processor=processor))
             explanations = answers(

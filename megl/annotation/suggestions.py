@@ -9,6 +9,7 @@ from PIL import Image
 
 from megl.evaluation.classifier import is_megl, load_classifier
 from megl.evaluation.predictions import why_untaught
+from megl.terminal import progress
 from modeling_megl import MeglForImageClassification, MeglProcessor
 
 
@@ -102,7 +103,7 @@ class Suggestions(threading.Thread):
 
     def run(self):
         waiting = dict.fromkeys(range(len(self.annotations)))
-        while waiting:
+        for _ in progress(range(len(waiting)), "suggestions", unit=" pictures"):
             wanted = self.wanted
             number = wanted if wanted in waiting else next(iter(waiting))
             del waiting[number]

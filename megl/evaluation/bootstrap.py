@@ -5,6 +5,7 @@ A figure is named by its path in `metrics.json`, such as `("saliency", "iou")`. 
 `predictions.jsonl`. A resample of the items is a row of weights: how often each item was drawn.
 """
 
+import math
 import sys
 from collections import Counter, defaultdict
 
@@ -12,6 +13,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from megl.evaluation.metrics import load
+from megl.terminal import progress
 
 
 LEVEL = 0.95
@@ -128,10 +130,15 @@ def _divide(numerator, denominator):
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
+def rows_at_once(count):
+    """Resamples of `count` items that are drawn together."""
+    return max(1, WEIGHTS_AT_ONCE // count)
+
+
 def draw_weights(count, resamples, seed):
     """How often each of `count` items is drawn: `(resamples, count)` in blocks that fit into memory."""
     rng = np.random.default_rng(seed)
-    step = max(1, WEIGHTS_AT_ONCE // count)
+    step = rows_at_once(count)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
@@ -146,7 +153,11 @@ def point_figures(items):
 
 def resampled_figures(runs, resamples, seed):
     """For each of the runs over the same items, its figures on the same resamples: path to `(resamples,)` values."""
-    blocks = [[figures(items, weights) for items in runs] for weights in draw_weights(len(runs[0]), resamples, seed)]
+    drawn = draw_weights(len(runs[0]), resamples, seed)
+    blocks = [
+        [figures(items, weights) for items in runs]
+        for weights in progress(drawn, "bootstrap", total=math.ceil(resamples / rows_at_once(len(runs[0]))))
+    ]
     return [
         {path: np.concatenate([np.asarray(block[run][path]) for block in blocks]) for path in blocks[0][run]}
         for run in range(len(runs))

@@ -14,10 +14,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Image
-from tqdm import tqdm
 from transformers.utils import cached_file
 
 from megl.tables import read_row
+from megl.terminal import progress
 
 
 def predict(model, processor, dataset, batch_size=32, max_new_tokens=40, seed=0, scorers=None, writes=True):
@@ -75,7 +75,7 @@ def own_batches(count, batch_size, description):
     """The places of this process's batches."""
     state = PartialState()
     starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
-    for start in tqdm(starts, desc=description, disable=not state.is_main_process):
+    for start in progress(starts, description, shown=state.is_main_process):
         yield list(range(start, min(start + batch_size, count)))
 
 

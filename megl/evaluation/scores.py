@@ -5,6 +5,7 @@ What a module gives for each item goes into the item's `per_item`, under its pat
 
 import sys
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from megl.evaluation.bootstrap import LEVEL, intervals, point_figures
 from megl.evaluation.headlines import BLEU_STATISTICS
 from megl.evaluation.metrics import load
 from megl.tables import evenly_spaced, human_map, read_row
+from megl.terminal import progress
 
 
 BINS = 10
@@ -50,16 +52,15 @@ def compute_scores(
     """
     references = [[] if not_scored else texts or [] for texts in dataset["textual_explanations"]]
     clip = None if not_scored else clip
-    scores = {
-        "saliency": saliency,
-        "faithfulness": faithfulness,
-        "interventions": interventions,
-        "rationale": text_scores(items, references, class_names),
-        "simulatability": simulatability_scores(items, references, class_names),
-        "retrieval": retrieval_scores(items, references),
-        "self_consistency": self_consistency_scores(items),
-        **clip_scores(items, dataset, references, clip),
+    scores = {"saliency": saliency, "faithfulness": faithfulness, "interventions": interventions}
+    of_texts = {
+        "rationale": partial(text_scores, items, references, class_names),
+        "simulatability": partial(simulatability_scores, items, references, class_names),
+        "retrieval": partial(retrieval_scores, items, references),
+        "self_consistency": partial(self_consistency_scores, items),
     }
+    scores |= {name: score() for name, score in progress(of_texts.items(), "texts", unit=" metrics")}
+    scores |= clip_scores(items, dataset, references, clip)
     if not_scored:
         scores["rationale"]["not_scored"] = not_scored
     scores["explained_accuracy"] = explained_accuracy(items, references, saliency)
