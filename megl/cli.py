@@ -1,9 +1,12 @@
 """`megl COMMAND`: the programs of `scripts/`."""
 
+import ast
 import difflib
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 from megl.terminal import interrupted
 
@@ -40,6 +43,21 @@ def refuse(command):
     sys.exit(2)
 
 
+def show_help(script):
+    """
+    Show a program's help and end, without importing it, as that takes seconds; return where some of its options are
+    another package's.
+    """
+    from megl import arguments
+    from megl.parser import parse
+
+    tree = ast.parse(Path(find_spec(f"megl.scripts.{script}").origin).read_text(encoding="utf-8"))
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    _, *kinds = next(call for call in calls if getattr(call.func, "id", None) == "parse").args
+    if all(hasattr(arguments, kind.id) for kind in kinds):
+        parse(ast.get_docstring(tree), *(getattr(arguments, kind.id) for kind in kinds))
+
+
 def main():
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
@@ -53,6 +71,8 @@ def main():
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     script, extra, _ = COMMANDS[name]
     try:
+        if arguments in (["-h"], ["--help"]):
+            show_help(script)
         import_module(f"megl.scripts.{script}").main()
     except ModuleNotFoundError as error:
         missing = error.name or getattr(error.__cause__, "name", None) or "a package"

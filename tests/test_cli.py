@@ -114,6 +114,12 @@ def test_a_command_is_its_script(help_of, command):
     assert not re.search(r"^ +--\w+-", rest, re.MULTILINE)
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"train"}))
+def test_help_does_not_wait_for_the_program(help_of, command, monkeypatch):
+    monkeypatch.setattr("megl.cli.import_module", None)
+    assert help_of(main, "megl", command, "-h").startswith(f"usage: megl {command} ")
+
+
 def test_underscores_name_a_command_too(help_of):
     assert help_of(main, "megl", "compare_evaluations", "--help").startswith("usage: megl compare-evaluations FOLDER")
 
@@ -143,7 +149,7 @@ def test_an_unknown_command_is_told_with_the_nearest(monkeypatch, capsys, comman
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "megl.scripts.prepare_dataset", raising=False)
     monkeypatch.setitem(sys.modules, "dataset_builders", None)
-    monkeypatch.setattr(sys, "argv", ["megl", "prepare", "--help"])
+    monkeypatch.setattr(sys, "argv", ["megl", "prepare", "object_me"])
     with pytest.raises(SystemExit, match=r"^megl prepare: `dataset_builders` is not .*: pip install 'megl\[train\]'$"):
         main()
 
