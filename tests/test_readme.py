@@ -130,7 +130,7 @@ def test_a_newcomer_is_told_of_the_environment_and_what_to_pass():
     start = read("README.md").split("## Three doors")[0]
     assert start.index("make test") < start.index("\n. .venv/bin/activate ")
     training = read("docs/trainer.md")
-    options = {*vars(MeglTrainingArguments(output_dir="-")), "fp16", "fsdp", "explanation_sheet"}
+    options = {*vars(MeglTrainingArguments(output_dir="-")), "fp16", "fsdp", "explanation_sheet", "training_page"}
     for line in ("--text_loss_weight 0", "--visual_loss_weight 0", "--visual_loss_weight 0 --text_loss_weight 0"):
         assert f"| `{line}` |" in training
     named = re.findall(r"`--(\w+)", training.split("## What to choose")[1].split("## Incomplete")[0])
