@@ -76,7 +76,7 @@ SECTIONS = {
         (*saliency_megl.SALIENCY_METHODS, "explained_scores", "compute_saliency", "normalize_map"),
     ),
     "Annotation": (store, ("Annotations", "Annotations.save", "Annotations.skip")),
-    "Annotation queue": (suggestions, ("place_in_queue",)),
+    "Annotation queue": (suggestions, ("place_in_queue", "take_turns")),
     "Audit": (audit, ("verdict",)),
     "Demo": (drawing, ("overlay", "contours", "paste", "without_object")),
     "Space": (space, ("write_space",)),

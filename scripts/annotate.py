@@ -6,28 +6,44 @@ megl annotate pictures --model megl-trained --name Anna
 megl annotate pictures --export_label_studio tasks.json
 ```
 
-It prints an address to open on this machine, and serves until Ctrl-C. The pictures lie in sub-folders named after
-their classes, or anyhow where `--labels` names the classes; a folder with a `metadata.jsonl`, of an earlier time or by
-hand, is gone on with. Each save writes `metadata.jsonl` and a mask in `masks/`, which `megl prepare` takes, and enters
-who changed what in `annotations.jsonl`. With `--model`, a MEGL model or any image classifier, the pictures that help
-it most come first, each with its map and, of a MEGL model, its rationale to begin with.
+It prints an address to open on this machine, and serves until Ctrl-C, when it prints the command that trains on what
+is done. The pictures lie in sub-folders named after their classes, or anyhow where `--labels` names the classes; a
+folder with a `metadata.jsonl`, of an earlier time or by hand, is gone on with. Each save writes `metadata.jsonl` and a
+mask in `masks/`, which `megl train` and `megl prepare` take, and enters who changed what in `annotations.jsonl`. With
+`--model`, a MEGL model or any image classifier, the pictures that help it most come first, each with its map and, of a
+MEGL model, its rationale to begin with.
 
 The `--import` and `--export` options take in or write what other programs read, and end.
 """
 
 import getpass
+import itertools
+import json
+import shlex
 import sys
+from pathlib import Path
 
 from dataset_builders.files import check_new_file, write_file
 from dataset_builders.items import printable
 from megl.annotation.exchange import export_annotations, import_annotations
 from megl.annotation.server import AnnotationServer
-from megl.annotation.store import Annotations
+from megl.annotation.store import MASK, Annotations
 from megl.annotation.suggestions import Suggestions, load_suggester
 from megl.arguments import AnnotateArguments
+from megl.evaluation.classifier import is_megl
 from megl.parser import parse
 from megl.terminal import print_anywhere, program
 from modeling_megl.configuration_megl import one_line
+
+
+# What trains a first model on some dozen pictures.
+PRESET = "megl-resnet-tiny"
+FROM_SCRATCH = {
+    "recombine": 1,
+    "num_train_epochs": 40,
+    "per_device_train_batch_size": 6,
+    "learning_rate": 3e-3,
+}
 
 
 def user():
@@ -57,6 +73,36 @@ def exchange(arguments, annotations):
     return done
 
 
+def training_options(model):
+    """Those that a model's folder records; those of a small data set and a preset for `None`."""
+    if model is None:
+        return FROM_SCRATCH
+    path = Path(model, "training_settings.json")
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: recorded[name] for name in FROM_SCRATCH if name in recorded}
+
+
+def next_step(folder, model, annotations):
+    """How many pictures are done, and the command that makes use of them."""
+    done = sum(item.done for item in annotations.items)
+    said = f"{done:,} of {len(annotations):,} pictures are done."
+    if not done:
+        return said
+    name = Path(folder).resolve().name.lstrip("-")
+    if model and not is_megl(model):
+        return f"{said} Next: {shlex.join(['megl', 'audit', model, folder, '--output', f'{name}-audit'])}"
+    output = next(f"{name}-{number}" for number in itertools.count(1) if not Path(f"{name}-{number}").exists())
+    words = ["megl", "train", "--model_name_or_path", model or PRESET, "--dataset_name", folder, "--output_dir"]
+    masked = {item.row.get("label") for item in annotations.items if MASK in item.row}
+    lacking = sorted({item.row["label"] for item in annotations.items if "label" in item.row} - masked)
+    options = training_options(model)
+    if lacking:
+        options = {option: value for option, value in options.items() if option != "recombine"}
+        said += f" There is no mask of {', '.join(lacking)} yet, which `--recombine 1` would need."
+    words += [output, *(word for option, value in options.items() for word in (f"--{option}", str(value)))]
+    return printable(f"{said} Next: {shlex.join(words)}")
+
+
 def serve(arguments, annotations, suggest, class_names):
     """Serve the page until Ctrl-C."""
     suggestions = Suggestions(annotations, suggest) if suggest else None
@@ -66,7 +112,10 @@ def serve(arguments, annotations, suggest, class_names):
             suggestions.start()
         print_anywhere(f"{len(annotations):,} pictures. Open {server.address} on this machine; Ctrl-C ends.")
         sys.stdout.flush()
-        server.serve_forever()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print_anywhere(f"\n{next_step(arguments.dataset, arguments.model, annotations)}")
 
 
 def main():

@@ -20,7 +20,14 @@ from megl.annotation import store
 from megl.annotation.exchange import export_annotations, import_annotations, pack_mask, unpack_mask
 from megl.annotation.server import LARGEST_REQUEST, AnnotationServer
 from megl.annotation.store import Annotations, Item, StaleError, from_runs, to_runs
-from megl.annotation.suggestions import Suggestion, Suggestions, load_suggester, place_in_queue, share_inside
+from megl.annotation.suggestions import (
+    Suggestion,
+    Suggestions,
+    load_suggester,
+    place_in_queue,
+    share_inside,
+    take_turns,
+)
 from modeling_megl.processing_megl import make_image_processor
 
 
@@ -81,7 +88,7 @@ def a_save(**changes):
 def test_what_is_saved_is_what_prepare_reads(pictures, tmp_path, run, own_cache):
     with serving(pictures) as server:
         names = [item["name"] for item in ask(server, "queue")[1]["items"]]
-        assert names == ["fish/<b>ü.png", "fish/a.png", "house/c.png"]
+        assert names == ["fish/<b>ü.png", "house/c.png", "fish/a.png"]
         assert ask(server, "items/0", a_save()) == (200, {})
         item = ask(server, "items/0")[1]
     assert item["size"] == [WIDTH, HEIGHT] and item["version"] == 1 and item["rationales"] == ["it has fins"]
@@ -373,6 +380,12 @@ def test_the_queue_follows_the_reasonability_matrix():
     assert reasons["map off"] == "map off: 40% of it in the mask"
     assert reasons["no label"] == "no label and no mask, 80% sure"
     assert reasons["done"] == "done by Anna"
+
+
+def test_masks_come_to_all_classes_alike():
+    masked = {"label": "fish", "visual_explanation_file_name": "masks/a.png"}
+    rows = [{"label": "fish"}, masked, {"label": "fish"}, {"label": "house"}, {"label": "house"}, {}]
+    assert take_turns([Item("a.png", row) for row in rows]) == [1, 2, 2, 0, 1, 0]
 
 
 def test_the_share_of_a_map_inside():
@@ -682,9 +695,42 @@ def test_the_command_serves_until_it_is_interrupted(
     run("annotate", pictures, "--labels", "boat, fish", "--name", "Anna", "--model", tmp_path / "model")
     ((labels, name, found, address),) = served
     assert (labels, name, found) == (["boat", "fish", "house"], "Anna", 3)
-    assert f"3 pictures. Open {address} on this machine; Ctrl-C ends." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"3 pictures. Open {address} on this machine; Ctrl-C ends." in said
+    assert said.endswith("\n0 of 3 pictures are done.\n")
     with pytest.raises(SystemExit, match="^annotate: expected a folder of pictures, got nowhere"):
         run("annotate", "nowhere")
     with pytest.raises(SystemExit) as caught:
         run("annotate", pictures, "--port", "65536")
     assert caught.value.code == 2 and "`--port` must be 0 to 65535, got 65536" in capsys.readouterr().err
+
+
+def test_at_its_end_the_next_command_is_told(pictures, tmp_path, run, capsys, monkeypatch, make_model):
+    def serve(server):
+        if number is not None:
+            server.annotations.save(number, 0, "Anna", "fish" if number < 2 else "house", [], SQUARE)
+        raise KeyboardInterrupt
+
+    def told(*options):
+        run("annotate", pictures, *options)
+        return capsys.readouterr().out.strip().splitlines()[-1].split(" Next: megl ")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(AnnotationServer, "serve_forever", serve)
+    make_model("megl-resnet-tiny").save_pretrained("own-1")
+    number = 1
+    scratch = "--num_train_epochs 40 --per_device_train_batch_size 6 --learning_rate 0.003"
+    assert told() == [
+        "1 of 3 pictures are done. There is no mask of house yet, which `--recombine 1` would need.",
+        f"train --model_name_or_path megl-resnet-tiny --dataset_name {pictures} --output_dir own-2 {scratch}",
+    ]
+    number = 2
+    assert told()[1].endswith(f"--output_dir own-2 --recombine 1 {scratch}")
+    (tmp_path / "own-1" / "training_settings.json").write_text('{"recombine": 0.5, "seed": 3}')
+    monkeypatch.setattr("megl.scripts.annotate.load_suggester", lambda *arguments: (lambda image: SAID, ["fish"]))
+    number = 0
+    line = f"train --model_name_or_path own-1 --dataset_name {pictures} --output_dir own-2 --recombine 0.5"
+    assert told("--model", "own-1") == ["3 of 3 pictures are done.", line]
+    make_vision_model("resnet").save_pretrained("plain")
+    number = None
+    assert told("--model", "plain")[1] == f"audit plain {pictures} --output own-audit"

@@ -32,7 +32,7 @@ from PIL import Image
 from dataset_builders.maps import encode_png
 
 from .store import KEEP, RATIONALES, StaleError, from_runs, to_runs
-from .suggestions import place_in_queue
+from .suggestions import place_in_queue, take_turns
 
 
 PAGE = Path(__file__).with_name("page.html")
@@ -81,10 +81,10 @@ class AnnotationServer(ThreadingHTTPServer):
         """What the page lists."""
         now = time.monotonic()
         busy = {number for one, (number, since) in self.opened.items() if one != session and now - since < BUSY}
-        rows = []
+        rows, turns = [], take_turns(self.annotations.items)
         for number, item in enumerate(self.annotations.items):
             place, reason = place_in_queue(item, self.suggestion(number), self.class_names)
-            rows.append((place, number, reason))
+            rows.append((place, turns[number], number, reason))
         items = [
             {
                 "number": number,
@@ -93,7 +93,7 @@ class AnnotationServer(ThreadingHTTPServer):
                 "done": self.annotations.items[number].done,
                 "busy": number in busy,
             }
-            for _, number, reason in sorted(rows)
+            for _, _, number, reason in sorted(rows)
         ]
         looked = None if self.suggestions is None else len(self.suggestions.found) + len(self.suggestions.failed)
         return {"items": items, "labels": self.annotations.labels, "name": self.name, "looked_at": looked}

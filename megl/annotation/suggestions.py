@@ -1,6 +1,7 @@
 """What a model says of the pictures that people annotate, and which picture helps it most."""
 
 import threading
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +127,8 @@ def place_in_queue(item, suggestion, class_names=()):
     GRADIA's reasonability matrix (Gao et al. 2022, Aligning Eyes between Humans and Deep Neural Network) tells labels
     that are right and wrong from maps that are: a wrong label comes first, the surest before others; then a right one
     with less than half of the map in the mask; then a picture without a mask, and the rest, the least sure first.
-    Those that were put off, and then those that are done, are last.
+    Those that were put off, and then those that are done, are last. Of equals those of the class with the fewest masks
+    come first ([`take_turns`]).
 
     Args:
         item (`Item`), suggestion (`Suggestion`, *optional*): The picture, and what the model says of it.
@@ -150,3 +152,21 @@ def place_in_queue(item, suggestion, class_names=()):
         lacking = [name for name, there in (("label", label), ("mask", has_mask)) if not there]
         return (2, score), f"no {' and no '.join(lacking)}{sure}"
     return (3, score), f"has label and mask{sure}"
+
+
+def take_turns(items):
+    """
+    What to sort pictures by that stand equal in the queue, so that masks come to all classes alike.
+
+    Args:
+        items (`list[Item]`): All pictures.
+
+    Returns:
+        `list[int]`: for each, how many pictures of its class have a mask, or none and come before it.
+    """
+    counts = Counter(item.row.get("label") for item in items if "visual_explanation_file_name" in item.row)
+    turns = []
+    for item in items:
+        turns.append(counts[item.row.get("label")])
+        counts[item.row.get("label")] += "visual_explanation_file_name" not in item.row
+    return turns
