@@ -233,8 +233,12 @@ class InitArguments:
 class TrainArguments:
     """What to train on what."""
 
-    model_name_or_path: str = required("Hub id or folder of a MEGL model (`megl init` makes one).")
-    dataset_name: str = required("Hub id or folder of a data set (`megl prepare` makes one).")
+    model_name_or_path: str = required(
+        "Hub id or folder of a MEGL model (`megl init` makes one), or a preset's name: a new model for the data set."
+    )
+    dataset_name: str = required(
+        "Hub id or folder of a data set: what `megl prepare` wrote, or `megl annotate`, as a split `train`."
+    )
     train_split: str = option("Split to train on.", "train")
     eval_split: str = option("Split to evaluate on; never the test split.", "validation")
     mask_share: float = option(

@@ -5,7 +5,11 @@ megl train --model_name_or_path megl-tiny --dataset_name object_me --output_dir 
     --num_train_epochs 10 --per_device_train_batch_size 32 --learning_rate 1e-3
 megl train --model_name_or_path megl-tiny --dataset_name object_me --output_dir plain \\
     --visual_loss_weight 0 --text_loss_weight 0 --distribution_loss_weight 0
+megl train --model_name_or_path megl-resnet-tiny --dataset_name pictures --output_dir pictures-trained \\
+    --num_train_epochs 40 --learning_rate 3e-3
 ```
+
+The last makes a model of a preset of `megl init` first, and trains it on a folder that `megl annotate` wrote.
 """
 
 import hashlib
@@ -24,7 +28,7 @@ from megl.parser import parse
 from megl.tables import open_table
 from megl.terminal import interrupted, program, uninterrupted
 from megl.training_record import TrainingRecord, next_steps
-from modeling_megl import MeglForImageClassification, MeglProcessor
+from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.checkpoints_megl import check_checkpoint, last_whole_checkpoint
 from modeling_megl.configuration_megl import one_line
 from modeling_megl.lora_megl import save_adapter
@@ -100,6 +104,38 @@ def _save_adapter(model, processor, folder):
         print(f"{folder} is not written. {error}")
 
 
+def load_model(arguments, opened):
+    """
+    The model, its processor and the training split, which `opened(split, class_names, option)` opens. A preset's name
+    gives a new model for the classes and the rationales of that split.
+    """
+    name, split = arguments.model_name_or_path, arguments.train_split
+    if name in PRESETS and not Path(name).exists():
+        train_dataset = opened(split, class_names=None, option="--train_split")
+        return *new_model(name, train_dataset), train_dataset
+    processor = MeglProcessor.from_pretrained(name)
+    model = MeglForImageClassification.from_pretrained(
+        name, trust_remote_code=arguments.trust_remote_code, dtype=torch.float32
+    )
+    return model, processor, opened(split, class_names=class_names(model), option="--train_split")
+
+
+def class_names(model):
+    """Those of a model, in the order of their ids."""
+    return [name for _, name in sorted(model.config.id2label.items())]
+
+
+def new_model(preset, train_dataset):
+    """A model of a preset and its processor for the classes and the rationales of a data set."""
+    labels = train_dataset.features["label"].names
+    rationales = [text for texts in train_dataset["textual_explanations"] for text in texts or ()]
+    processor = MeglProcessor.from_preset(preset, labels, rationales)
+    config = MeglConfig.from_preset(preset, labels, **processor.text_config_kwargs())
+    model = MeglForImageClassification(config)
+    model.match_processor(processor)
+    return model, processor
+
+
 def add_sheet(trainer, pictures):
     """Show what the model answers at each evaluation."""
     if trainer.eval_dataset is None or trainer.args.eval_strategy == "no":
@@ -137,16 +173,13 @@ def accuracy(prediction):
 
 def make_trainer(script_args, columns, training_args):
     """The trainer of a model and its data, with what is to be seen of the training."""
-    processor = MeglProcessor.from_pretrained(script_args.model_name_or_path)
-    model = MeglForImageClassification.from_pretrained(
-        script_args.model_name_or_path, trust_remote_code=script_args.trust_remote_code, dtype=torch.float32
-    )
-    classes = [name for _, name in sorted(model.config.id2label.items())]
-    opened = partial(open_table, script_args.dataset_name, columns=columns, class_names=classes)
-    train_dataset = opened(script_args.train_split, option="--train_split")
+    opened = partial(open_table, script_args.dataset_name, columns=columns)
+    model, processor, train_dataset = load_model(script_args, opened)
     # The default split may be absent; one that is asked for may not.
     optional = script_args.eval_split == TrainArguments.eval_split
-    eval_dataset = opened(script_args.eval_split, option="--eval_split", optional=optional)
+    eval_dataset = opened(
+        script_args.eval_split, class_names=class_names(model), option="--eval_split", optional=optional
+    )
     trainer = MeglTrainer(
         model=model,
         args=training_args,
