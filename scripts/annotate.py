@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 from dataset_builders.files import check_new_file, write_file
+from dataset_builders.image_folder import split_folders
 from dataset_builders.items import printable
 from megl.annotation.exchange import export_annotations, import_annotations
 from megl.annotation.server import AnnotationServer
@@ -89,6 +90,9 @@ def next_step(folder, model, annotations):
     if not done:
         return said
     name = Path(folder).resolve().name.lstrip("-")
+    if split_folders(annotations.folder):  # whose masks `load_dataset` would take for pictures
+        words = ["megl", "prepare", "object_me", "--source", folder, "--output", f"{name}_me"]
+        return printable(f"{said} Next: {shlex.join(words)}")
     if model and not is_megl(model):
         return f"{said} Next: {shlex.join(['megl', 'audit', model, folder, '--output', f'{name}-audit'])}"
     output = next(f"{name}-{number}" for number in itertools.count(1) if not Path(f"{name}-{number}").exists())

@@ -733,4 +733,7 @@ def test_at_its_end_the_next_command_is_told(pictures, tmp_path, run, capsys, mo
     assert told("--model", "own-1") == ["3 of 3 pictures are done.", line]
     make_vision_model("resnet").save_pretrained("plain")
     number = None
+    (pictures / "test").mkdir()
+    assert told()[1] == f"prepare object_me --source {pictures} --output own_me"
+    (pictures / "test").rmdir()
     assert told("--model", "plain")[1] == f"audit plain {pictures} --output own-audit"

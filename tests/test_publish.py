@@ -36,7 +36,7 @@ def test_shipped_pages_are_those_of_the_shipped_cells(tap):
 def test_the_page_of_results_is_short_and_has_its_figures():
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert page.startswith(publish.NOTE) and len(page.splitlines()) <= 165
-    figures = {file.name for file in (ROOT / "docs" / "figures").iterdir()} - {"own_pictures.png"}  # of own_data.md
+    figures = {file.name for file in (ROOT / "docs" / "figures").iterdir()} - {"own_pictures.png"}  # of data.md
     assert set(re.findall(r"\(figures/([^)]+)\)", page)) == figures
 
 

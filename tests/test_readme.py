@@ -23,6 +23,7 @@ SHORT = {{
     "evaluate": "--resamples 5 --max_new_tokens 3",
     "audit": "--resamples 5",
 }}
+FEWER = {{"draw": "--pictures 8", "annotate_by_truth": "--pictures 4"}}
 SMALL = '''
 import sys
 from dataset_builders import scenes
@@ -37,6 +38,8 @@ words = [os.path.basename(word).partition("_")[0] for word in given]
 if words[:1] == ["prepare"]:
     os.execv({sys.executable!r}, [{sys.executable!r}, "-c", SMALL, *given[1:]])
 short = [option for word in words[:5] for option in SHORT.get(word, "").split()]
+if "--pictures" in given:
+    short += FEWER[given[1].rpartition(".")[2]].split()
 os.execv({sys.executable!r}, [{sys.executable!r}, *program, *(given or ["-"]), *short])
 """
 # The environment is there, and is not installed anew.
@@ -118,10 +121,12 @@ def test_the_steps_are_found():
     listed = [command for command, _ in commands("README.md")]
     for start in ("make quickstart", "pip install", "megl explain", "python -"):
         assert any(command.startswith(start) for command in listed), start
-    listed += [command for page in ("models", "own_data", "trainer") for command, _ in commands(f"docs/{page}.md")]
+    listed += [
+        command for page in ("data", "models", "own_data", "trainer") for command, _ in commands(f"docs/{page}.md")
+    ]
     for name in ("prepare", "inspect", "init", "train", "evaluate", "export", "explain"):
         assert any(command.startswith(f"megl {name} ") for command in listed), name
-    for start in ("torchrun ", "python -m examples.own_data.draw", "python -m examples.efficientnet_lite.convert"):
+    for start in ("torchrun ", "python -m examples.own_data.", "python -m examples.efficientnet_lite.convert"):
         assert any(command.startswith(start) for command in listed), start
     assert sum(command == "python -" for command in listed) == 6
 
@@ -180,7 +185,14 @@ def test_the_page_on_training_runs(after_readme, run):
 
 def test_the_page_on_own_data_runs(folder, run):
     run("docs/own_data.md")
-    for path in ("own_me.html", "own-evaluation/index.html", "own-explanations/explanations.jsonl", "compared"):
+    for path in ("garden-2-audit/index.html", "garden-evaluation/index.html", "garden-explained/explanations.jsonl"):
+        assert (folder / path).exists(), path
+    assert (folder / "garden" / "annotations.jsonl").read_text(encoding="utf-8").count("\n") == 8
+
+
+def test_the_page_on_other_data_runs(folder, run):
+    run("docs/data.md")
+    for path in ("own_me.html", "labels-trained/config.json"):
         assert (folder / path).exists(), path
     counts = "| fish | 3 (3, 6) | 1 (1, 2) | 1 (1, 2) |\n"
-    assert counts in read("docs/own_data.md") and counts in read(folder / "own_me" / "README.md")
+    assert counts in read("docs/data.md") and counts in read(folder / "own_me" / "README.md")

@@ -129,7 +129,7 @@ def test_the_table_of_the_page(garden, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["round_trip", *options.split(), "--training", SHORT])
     round_trip.main()
     lines = capsys.readouterr().out.splitlines()[-7:]
-    assert lines[0] == "| learnt from | conflicting | accuracy | background gap | IoU of the map |"
+    assert lines[0] == "| learnt from | accuracy where misled | accuracy | IoU of the map |"
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| labels alone",
         "| 2 annotated",

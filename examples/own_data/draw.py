@@ -67,11 +67,11 @@ def write(path, content):
     path.write_bytes(content)
 
 
-def draw(output, numbers, truth=None, **options):
+def draw(output, numbers, truth=None, overwrite=False, **options):
     """Write the folder `output`, or two; the options are those of [`write_item`]."""
     with ExitStack() as stack:
-        pictures = stack.enter_context(new_folder(output))
-        truth = stack.enter_context(new_folder(truth)) if truth else pictures
+        pictures = stack.enter_context(new_folder(output, overwrite))
+        truth = stack.enter_context(new_folder(truth, overwrite)) if truth else pictures
         lines = [write_item(pictures, truth, number, **options) for number in numbers]
         (truth / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
