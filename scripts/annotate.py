@@ -103,7 +103,7 @@ def next_step(folder, model, annotations):
     if lacking:
         options = {option: value for option, value in options.items() if option != "recombine"}
         said += f" There is no mask of {', '.join(lacking)} yet, which `--recombine 1` would need."
-    words += [output, *(word for option, value in options.items() for word in (f"--{option}", str(value)))]
+    words += [output, *(word for option, value in options.items() for word in (f"--{option}", f"{value:g}"))]
     return printable(f"{said} Next: {shlex.join(words)}")
 
 
@@ -119,6 +119,8 @@ def serve(arguments, annotations, suggest, class_names):
         try:
             server.serve_forever()
         except KeyboardInterrupt:
+            if suggestions:
+                suggestions.stop()
             print_anywhere(f"\n{next_step(arguments.dataset, arguments.model, annotations)}")
 
 

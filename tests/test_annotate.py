@@ -397,6 +397,27 @@ def test_the_share_of_a_map_inside():
     assert share_inside(np.zeros((2, 2), np.uint8), mask) == 0
 
 
+def test_a_model_stops_at_the_picture_that_it_looks_at(pictures):
+    looks, goes_on = threading.Event(), threading.Event()
+
+    def suggest(image):
+        looks.set()
+        goes_on.wait(20)
+        return SAID
+
+    with Annotations(pictures) as annotations:
+        suggestions = Suggestions(annotations, suggest)
+        suggestions.start()
+        assert looks.wait(20)
+        stopping = threading.Thread(target=suggestions.stop)
+        stopping.start()
+        while not suggestions.ended:
+            pass
+        goes_on.set()
+        stopping.join(20)
+        assert not suggestions.is_alive() and list(suggestions.found) == [0]
+
+
 def test_a_model_looks_at_all_and_first_at_what_is_shown(pictures):
     (pictures / "house" / "bad.png").write_bytes(b"no picture")
     with Annotations(pictures) as annotations:
@@ -688,13 +709,14 @@ def test_the_command_serves_until_it_is_interrupted(
 
     def serve(server):
         server.suggestions.join(60)
-        served.append((server.annotations.labels, server.name, len(server.suggestions.found), server.address))
+        served.append((server.annotations.labels, server.name, server.suggestions, server.address))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(AnnotationServer, "serve_forever", serve)
     run("annotate", pictures, "--labels", "boat, fish", "--name", "Anna", "--model", tmp_path / "model")
-    ((labels, name, found, address),) = served
-    assert (labels, name, found) == (["boat", "fish", "house"], "Anna", 3)
+    ((labels, name, suggestions, address),) = served
+    assert suggestions.ended
+    assert (labels, name, len(suggestions.found)) == (["boat", "fish", "house"], "Anna", 3)
     said = capsys.readouterr().out
     assert f"3 pictures. Open {address} on this machine; Ctrl-C ends." in said
     assert said.endswith("\n0 of 3 pictures are done.\n")
@@ -726,10 +748,10 @@ def test_at_its_end_the_next_command_is_told(pictures, tmp_path, run, capsys, mo
     ]
     number = 2
     assert told()[1].endswith(f"--output_dir own-2 --recombine 1 {scratch}")
-    (tmp_path / "own-1" / "training_settings.json").write_text('{"recombine": 0.5, "seed": 3}')
+    (tmp_path / "own-1" / "training_settings.json").write_text('{"recombine": 1.0, "seed": 3}')
     monkeypatch.setattr("megl.scripts.annotate.load_suggester", lambda *arguments: (lambda image: SAID, ["fish"]))
     number = 0
-    line = f"train --model_name_or_path own-1 --dataset_name {pictures} --output_dir own-2 --recombine 0.5"
+    line = f"train --model_name_or_path own-1 --dataset_name {pictures} --output_dir own-2 --recombine 1"
     assert told("--model", "own-1") == ["3 of 3 pictures are done.", line]
     make_vision_model("resnet").save_pretrained("plain")
     number = None

@@ -100,11 +100,13 @@ class Suggestions(threading.Thread):
     def __init__(self, annotations, suggest):
         super().__init__(daemon=True)
         self.annotations, self.suggest = annotations, suggest
-        self.found, self.failed, self.wanted = {}, {}, None
+        self.found, self.failed, self.wanted, self.ended = {}, {}, None, False
 
     def run(self):
         waiting = dict.fromkeys(range(len(self.annotations)))
         for _ in progress(range(len(waiting)), "suggestions", unit=" pictures"):
+            if self.ended:
+                return
             wanted = self.wanted
             number = wanted if wanted in waiting else next(iter(waiting))
             del waiting[number]
@@ -112,6 +114,11 @@ class Suggestions(threading.Thread):
                 self.found[number] = self._ask(number)
             except (ValueError, OSError) as error:
                 self.failed[number] = str(error)
+
+    def stop(self):
+        """End with the picture that the model looks at: a program that leaves torch at work is aborted."""
+        self.ended = True
+        self.join()
 
     def _ask(self, number):
         one = self.suggest(self.annotations.image(number))
