@@ -22,10 +22,10 @@ import torch
 from datasets import Image
 from transformers import set_seed
 
-from megl.arguments import RECORDED, ColumnArguments, TrainArguments, shared_options
+from megl.arguments import RECORDED, ColumnArguments, EvaluateArguments, TrainArguments, shared_options
 from megl.explanation_sheet import ExplanationSheet
 from megl.parser import parse
-from megl.tables import open_table
+from megl.tables import load_split, open_table
 from megl.terminal import interrupted, program, uninterrupted
 from megl.training_record import TrainingRecord, next_steps
 from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
@@ -158,12 +158,14 @@ def recorded(script_args, training_args):
 
 def add_record(trainer, script_args, columns):
     """Draw what is logged, and show the training as a page if asked for."""
-    settings = None
+    settings, commands = None, []
     if script_args.training_page:
         names = ("model_name_or_path", "dataset_name", "train_split", "eval_split")
         settings = {name: getattr(script_args, name) for name in names} | recorded(script_args, trainer.args)
-    options = shared_options(columns, script_args.trust_remote_code)
-    commands = next_steps(trainer.args.output_dir, script_args.dataset_name, options)
+        options = shared_options(columns, script_args.trust_remote_code)
+        if load_split(script_args.dataset_name, EvaluateArguments.split, optional=True) is None:
+            options += ["--split", script_args.train_split]
+        commands = next_steps(trainer.args.output_dir, script_args.dataset_name, options)
     trainer.add_callback(TrainingRecord(settings, commands))
 
 

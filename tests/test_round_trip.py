@@ -102,7 +102,9 @@ def test_a_corrected_folder_is_trained_on_from_the_last_model(garden, tmp_path, 
 
     # A step that changes nothing shows what it starts from.
     still = ("--learning_rate", 0, "--max_steps", 1)
-    run("train_megl", "--model_name_or_path", first, "--output_dir", second, *settings, *still)
+    run("train_megl", "--model_name_or_path", first, "--output_dir", second, *settings, *still, "--training_page")
+    next_command = f"megl evaluate --model {second} --dataset {garden} --output second-evaluation --update_card"
+    assert f"{next_command} --split train" in (tmp_path / second / "training.html").read_text()
     rows = open_table(garden, "train")
     assert sum(mask is not None for mask in rows["visual_explanation"]) == 6
     before, after = (
