@@ -32,11 +32,11 @@ quickstart: $(RUN)/evaluation/metrics.json
 
 $(RUN)/object_me/README.md: | $(INSTALLED)
 	rm -rf $(@D)
-	$(BIN)/python scripts/prepare_dataset.py object_me --source sample --output $(@D)
+	$(BIN)/megl prepare object_me --source sample --output $(@D)
 
 $(RUN)/untrained/config.json: $(RUN)/object_me/README.md
 	rm -rf $(@D)
-	$(BIN)/python scripts/init_megl.py --preset megl-resnet-tiny --dataset $(RUN)/object_me --output $(@D)
+	$(BIN)/megl init --preset megl-resnet-tiny --dataset $(RUN)/object_me --output $(@D)
 
 # glibc returns the memory of big tensors to the kernel at each step and has it zeroed anew at the next, unless it is
 # told to keep it.
@@ -45,12 +45,12 @@ $(RUN)/model/trainer_state.json: export MALLOC_MMAP_THRESHOLD_ := 4000000000
 $(RUN)/model/trainer_state.json: export MALLOC_TOP_PAD_ := 500000000
 $(RUN)/model/trainer_state.json: $(RUN)/untrained/config.json
 	rm -rf $(@D)
-	$(BIN)/python scripts/train_megl.py --model_name_or_path $(RUN)/untrained --dataset_name $(RUN)/object_me \
+	$(BIN)/megl train --model_name_or_path $(RUN)/untrained --dataset_name $(RUN)/object_me \
 	    --output_dir $(@D) $(TRAIN_FLAGS)
 
 $(RUN)/evaluation/metrics.json: $(RUN)/model/trainer_state.json
 	rm -rf $(@D)
-	$(BIN)/python scripts/evaluate_megl.py --model $(RUN)/model --dataset $(RUN)/object_me --split test --output $(@D)
+	$(BIN)/megl evaluate --model $(RUN)/model --dataset $(RUN)/object_me --split test --output $(@D)
 
 # Files of tests beside each other, each process with a core.
 test: $(INSTALLED) $(TEST_WEIGHTS)
