@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import torch
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import HFValidationError, httpx
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -75,7 +75,7 @@ class MeglProcessor(ProcessorMixin):
         """As `ProcessorMixin.from_pretrained`. The parts need no code of the checkpoint, so none is asked for."""
         try:
             processor_dict, unused_kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        except OSError as error:
+        except (OSError, HFValidationError) as error:  # the second of what cannot be a Hub id
             raise not_found(pretrained_model_name_or_path, error) from error
         if "rationale_prompt" not in processor_dict:
             if not os.path.isdir(pretrained_model_name_or_path):

@@ -271,6 +271,8 @@ def test_a_port_that_is_taken_and_what_is_no_model(run, saved, pictures):
             run("demo", saved, "--port", port)
     with pytest.raises(SystemExit, match="is no MEGL model"):
         run("demo", pictures[0].parent)
+    with pytest.raises(SystemExit, match="demo: /no/such/folder is neither a folder nor a Hub id that can be reached"):
+        run("demo", "/no/such/folder")
     with pytest.raises(SystemExit, match="pictures, which is not empty"):
         run("demo", saved, "--space", pictures[0].parent)
 
