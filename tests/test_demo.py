@@ -1,6 +1,7 @@
 """`megl demo`: what its page shows, in a browser too, and the Space that it writes."""
 
 import json
+import os
 import re
 import socket
 import sys
@@ -161,12 +162,26 @@ def test_pictures_are_opened_within_bounds(explainer, pictures, tmp_path, monkey
     with pytest.raises(ValueError, match="still picture, got 2 frames") as error:
         explainer.open(tmp_path / "moves.gif")
     assert str(tmp_path) not in str(error.value)
+    Image.open(pictures[0]).save(tmp_path / "cut.webp")
+    (tmp_path / "cut.webp").write_bytes((tmp_path / "cut.webp").read_bytes()[:500])
+    with pytest.raises(ValueError, match="^This is no picture that can be shown: it does not decode.$"):
+        explainer.open(tmp_path / "cut.webp")
     monkeypatch.setattr(answers, "LARGEST_PICTURE", 60 * 40 - 1)
     with pytest.raises(ValueError, match="A picture has 2,399 pixels at most, got 60 x 40: make it smaller"):
         explainer.open(pictures[0])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="it has too many pixels"):
         explainer.open(pictures[0])
+
+
+def test_no_program_is_run_on_a_picture(explainer, pictures, tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    Image.open(pictures[0]).save(tmp_path / "a.eps")
+    with pytest.raises(ValueError, match="it is in no known format"):
+        explainer.open(tmp_path / "a.eps")
+    assert not (tmp_path / "ran").exists()
 
 
 # ---- The page ----

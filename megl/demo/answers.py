@@ -50,16 +50,12 @@ class Explainer:
         Raises:
             `ValueError`: in one line, where it is no still picture of 8 bits a channel or has too many pixels.
         """
-        try:
-            with Image.open(path) as image:
-                if image.width * image.height > LARGEST_PICTURE:
-                    size = f"{image.width} x {image.height}"
-                    raise ValueError(f"A picture has {LARGEST_PICTURE:,} pixels at most, got {size}: make it smaller.")
-                image.filename = ""  # errors would name the server's file
-                (picture,) = self.processor.load_images([image])
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-            reason = "is in no known format" if isinstance(error, UnidentifiedImageError) else "has too many pixels"
-            raise ValueError(f"This is no picture that can be shown: it {reason}.") from error
+        with _read(path) as image:
+            if image.width * image.height > LARGEST_PICTURE:
+                size = f"{image.width} x {image.height}"
+                raise ValueError(f"A picture has {LARGEST_PICTURE:,} pixels at most, got {size}: make it smaller.")
+            image.filename = ""  # errors would name the server's file
+            (picture,) = self.processor.load_images([image])
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         return picture
 
@@ -111,6 +107,21 @@ class Explainer:
     def _pixels(self, image):
         pixel_values = self.processor(images=[image], return_tensors="pt")["pixel_values"]
         return pixel_values.to(self.model.device, self.model.dtype)
+
+
+def _read(path):
+    """A file as Pillow opens it, whose every error is a `ValueError` in one line without the path."""
+    Image.init()
+    formats = [name for name in Image.OPEN if name != "EPS"]  # which would run Ghostscript on it
+    try:
+        return Image.open(path, formats=formats)
+    except Exception as error:  # Pillow's plugins raise many kinds
+        reason = "does not decode"
+        if isinstance(error, UnidentifiedImageError):
+            reason = "is in no known format"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = "has too many pixels"
+        raise ValueError(f"This is no picture that can be shown: it {reason}.") from error
 
 
 def verdict(before, after):
