@@ -20,6 +20,7 @@ from PIL import Image
 from megl.demo import answers
 from megl.demo.answers import Explainer, verdict
 from megl.demo.drawing import contours, overlay, paste, without_object
+from megl.demo.guard import is_own, names_elsewhere
 from megl.demo.space import load_explainer, write_examples
 from modeling_megl import ExplainedImageClassificationPipeline
 
@@ -264,7 +265,9 @@ def test_the_server_keeps_to_this_machine_and_to_its_bounds(explainer, pictures)
         assert page.server_name == "127.0.0.1" and page.share_url is None and not page.analytics_enabled
         config = httpx.get(f"{page.local_url}config").json()
         assert sum(one["props"].get("label") == "Rationale" for one in config["components"]) == 2
-        assert httpx.get(page.local_url, headers={"Host": "evil.example"}).status_code == 400
+        for host in ("evil.example", "127.0.0.1.evil.example", "[", "10.0.0.1:7860"):
+            assert httpx.get(page.local_url, headers={"Host": host}).status_code == 403
+        assert httpx.get(page.local_url, headers={"Host": "localhost:9000"}).status_code == 200
         upload = f"{page.local_url}gradio_api/upload"
         (path,) = httpx.post(upload, files={"files": ("a.png", pictures[0].read_bytes())}).json()
         assert "event: complete" in ask(page, path)
@@ -272,6 +275,46 @@ def test_the_server_keeps_to_this_machine_and_to_its_bounds(explainer, pictures)
             assert "event: error" in ask(page, path)
             assert httpx.get(f"{page.local_url}gradio_api/file={path}").status_code == 403
         assert httpx.post(upload, files={"files": ("large.png", b"0" * 20_000_001)}).status_code == 413
+
+
+def test_other_sites_pages_are_refused_and_links_followed(explainer, pictures):
+    with serving([explainer]) as page:
+        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200)):
+            headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
+            files = {"files": ("a.png", pictures[0].read_bytes())}
+            assert httpx.post(f"{page.local_url}gradio_api/upload", files=files, headers=headers).status_code == status
+        headers |= {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        assert httpx.get(page.local_url, headers=headers).status_code == 200
+        assert httpx.post(f"{page.local_url}gradio_api/upload", files=files, headers=headers).status_code == 403
+
+
+def test_nothing_is_fetched(explainer, pictures, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("safehttpx.async_validate_url", fetched.append)  # which each fetch of Gradio's begins with
+    address = {"path": "http://elsewhere.example/a.png", "meta": {"_type": "gradio.FileData"}}
+    with serving([explainer]) as page:
+        run = f"{page.local_url}gradio_api/run/explain"
+        assert httpx.post(run, json={"data": [address]}).json()["error"].startswith("Nothing is fetched")
+        for number, event in page.fns.items():  # private ones too, whose inputs are no files
+            asked = {"fn_index": number, "data": [address] * len(event.inputs), "session_hash": "a"}
+            assert httpx.post(run, json=asked).status_code == (500 if event.inputs else 200)
+        for path in (
+            "file=http://elsewhere.example/a",
+            "file=https://elsewhere.example",
+            "file/http://elsewhere.example",
+        ):
+            assert httpx.get(f"{page.local_url}gradio_api/{path}").text == "Nothing is fetched from elsewhere."
+    assert fetched == []
+
+
+def test_addresses_anywhere_in_a_request():
+    assert names_elsewhere([0, {"value": [{"path": "https://elsewhere.example/a"}]}])
+    assert not names_elsewhere([{"path": "/tmp/a.png", "url": "http://127.0.0.1/file=/tmp/a.png"}, {"path": 5}, None])
+
+
+def test_the_own_hosts():
+    assert [is_own(host) for host in ("localhost", "127.0.0.1", "127.8.0.1", "::1", "[::1]")] == [True] * 5
+    assert not any(is_own(host) for host in ("", "0.0.0.0", "::", "192.168.0.1", "localhost.evil.example"))
 
 
 # ---- The command ----

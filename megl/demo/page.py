@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from transformers import AutoModel, AutoProcessor
 
 from .answers import Explainer, verdict
 from .drawing import contours, overlay
+from .guard import Guard, is_own, names_elsewhere
 
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read as Gradio is imported
@@ -26,7 +26,6 @@ LARGEST_FILE = 20_000_000  # bytes
 VIEW = 640  # pixels of the longer side of a picture that is shown
 NOTHING = -1  # in place of a class in the list of foils
 GREY = -1  # in place of an example in the list of backgrounds
-OWN_HOSTS = ["127.0.0.1", "localhost"]
 FONTS = ["system-ui", "sans-serif"]  # none is fetched
 CSS = """
 .gradio-container {max-width: 1280px !important; margin: auto}
@@ -159,6 +158,16 @@ class Panel:
         return view(pasted), verdict(before, after), after
 
 
+class Page(gr.Blocks):
+    """Blocks that take files from uploads alone."""
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        """As Gradio's, which fetches a file from an address, whatever the component."""
+        if names_elsewhere(inputs):
+            raise gr.Error("Nothing is fetched from elsewhere: upload the picture.", print_exception=False)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+
 def build_page(explainers, examples=()):
     """
     The page.
@@ -170,7 +179,7 @@ def build_page(explainers, examples=()):
     panels = [Panel(explainer, examples) for explainer in explainers]
     backgrounds = [("plain grey", GREY), *((f"example {place + 1}", place) for place in range(len(examples)))]
     # Uploads are deleted after an hour, and when the program ends.
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with Page(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(f"<h1>{TITLE}</h1><p>Upload a picture, or choose one. Click a class for its map and its reasons.</p>")
         with gr.Row():
             with gr.Column(scale=2, min_width=280, elem_classes="side"):
@@ -199,15 +208,16 @@ def launch(page, host=None, **options):
 
     Args:
         page (`gradio.Blocks`): What [`build_page`] gives.
-        host (`str`, *optional*): Address to listen on; by default the Space's, or else this machine's own. To one of
-            this machine's own, requests by another name are refused, as pages of other sites could lead it here.
+        host (`str`, *optional*): Address to listen on; by default the Space's, or else this machine's own. [`Guard`]
+            says what is refused there.
         options: Of `gradio.Blocks.launch`.
     """
+    if host and ":" in host:  # Gradio has addresses of IPv6 in brackets
+        host = f"[{host.strip('[]')}]"
     theme = gr.themes.Default(font=FONTS, font_mono=["monospace"])
     settings = {"share": False, "max_file_size": LARGEST_FILE, "state_session_capacity": 100, "ssr_mode": False}
     settings |= {"enable_monitoring": False, "mcp_server": False, "run_history": False, "footer_links": []}
-    if host in OWN_HOSTS:
-        settings["app_kwargs"] = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=OWN_HOSTS)]}
+    settings["app_kwargs"] = {"middleware": [Middleware(Guard, own=host is not None and is_own(host))]}
     return page.launch(**settings, server_name=host, theme=theme, css=CSS, quiet=True, **options)
 
 

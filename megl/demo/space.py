@@ -22,7 +22,8 @@ from modeling_megl.configuration_megl import one_line, read_config
 from .answers import Explainer
 
 
-CODE = ("__init__.py", "answers.py", "drawing.py", "page.py")
+CODE = ("__init__.py", "answers.py", "drawing.py", "guard.py", "page.py")
+ASKED = ("explain_pixels", "probabilities", "read_explanations")  # of a model, by the page
 SPLITS = ("test", "validation", "train")  # the first that there is
 APP = '''"""The page of this Space."""
 
