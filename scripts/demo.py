@@ -16,6 +16,7 @@ requirements included. A Space runs the code that lies with the model.
 """
 
 import os
+import signal
 import sys
 import tempfile
 from importlib import import_module
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from dataset_builders.files import check_new, new_folder
 from megl.arguments import DemoArguments
+from megl.demo.guard import is_own
 from megl.demo.space import load_explainer, write_examples, write_space
 from megl.parser import parse
 from megl.terminal import print_anywhere, program
@@ -43,8 +45,17 @@ def serve(arguments, explainers, examples):
             "Choose another `--port`, or `--host`."
         ) from error
     print_anywhere(f"Open {page.local_url} on this machine; Ctrl-C ends.")
+    if not is_own(host):
+        print_anywhere(f"Listens on {host}: everybody who can reach that can use the page, without a password.")
     sys.stdout.flush()
     page.block_thread()
+
+
+def end_in_order():
+    """Let a kill, or a terminal that closes, end as Ctrl-C does: uploads are deleted."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores the second
+            signal.signal(number, signal.default_int_handler)
 
 
 def main():
@@ -55,6 +66,7 @@ def main():
         if arguments.space:
             check_new(arguments.space)
         explainers = [load_explainer(name, arguments.trust_remote_code) for name in names]
+        end_in_order()
         with tempfile.TemporaryDirectory() as scratch:
             os.environ["GRADIO_TEMP_DIR"] = scratch  # of uploads, too
             examples = []

@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import signal
 import socket
 import sys
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -349,6 +352,41 @@ def test_the_command_serves(run, saved, pictures, tmp_path, own_cache, monkeypat
     classes = [[label, number] for number, label in enumerate(LABELS)]
     backgrounds = [["plain grey", GREY], ["example 1", 0], ["example 2", 1]]
     assert served == [[backgrounds, *2 * [classes, [["–", NOTHING], *classes]]]]
+
+
+@pytest.mark.parametrize("host, name", [("::1", "[::1]"), ("[::1]", "[::1]"), ("127.0.0.1", "127.0.0.1"), (None,) * 2])
+def test_addresses_of_ipv6_are_in_brackets(explainer, monkeypatch, host, name):
+    launched = []
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: launched.append(options["server_name"]))
+    launch(build_page([explainer]), host)
+    assert launched == [name]
+
+
+def test_other_hosts_are_told_who_can_reach_the_page(run, saved, monkeypatch, capsys):
+    monkeypatch.setattr(gradio.Blocks, "block_thread", lambda page: page.close(verbose=False))
+    run("demo", saved, "--host", "0.0.0.0")
+    assert "Listens on 0.0.0.0: everybody who can reach that can use the page" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_kill_deletes_what_was_uploaded(run, saved, monkeypatch, number):
+    scratch = []
+
+    def killed(page):
+        page.close(verbose=False)
+        scratch.append(Path(os.environ["GRADIO_TEMP_DIR"]))
+        assert scratch[0].is_dir()
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr(gradio.Blocks, "block_thread", killed)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run("demo", saved)
+    finally:
+        signal.signal(number, before)
+    assert not scratch[0].exists()
 
 
 def test_the_missing_package_is_named(run, saved, monkeypatch):
