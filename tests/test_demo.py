@@ -68,7 +68,7 @@ def saved(make_model, processor, tmp_path):
     make_model("megl-resnet-tiny").save_pretrained(tmp_path / "birds")
     processor.save_pretrained(tmp_path / "birds")
     (tmp_path / "birds" / "optimizer.pt").write_text("stays")
-    (tmp_path / "birds" / "README.md").write_text("---\nlicense: mit\n---\n# Birds\n")
+    (tmp_path / "birds" / "README.md").write_text("---\nlicense: [mit, other]\n---\n# Birds\n")
     return tmp_path / "birds"
 
 
@@ -449,7 +449,7 @@ def test_a_space_answers_without_the_project(run, saved, pictures, tmp_path, own
     run("demo", saved, "--beside", saved, "--examples", pictures[0].parent, "--space", space)
     front = yaml.safe_load((space / "README.md").read_text().split("---")[1])
     assert (front["sdk"], front["sdk_version"], front["app_file"]) == ("gradio", gradio.__version__, "app.py")
-    assert front["license"] == "mit" and "models" not in front
+    assert front["license"] == ["mit", "other"] and "models" not in front
     assert f"gradio=={gradio.__version__}" in (space / "requirements.txt").read_text().splitlines()
     files = {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     assert {"examples/1.png", "examples/2.png", "model-1/model.safetensors", "model-2/modeling_megl.py"} <= files
@@ -469,7 +469,8 @@ def test_a_model_on_the_hub_is_named_by_its_revision(explainer, monkeypatch, tmp
     from megl.demo import space
 
     cached = tmp_path / "snapshots" / ("0" * 40) / "config.json"
-    monkeypatch.setattr(space, "cached_file", lambda name, file, **_: str(cached) if file == "config.json" else None)
+    files = {"config.json": str(cached), "modeling_megl.py": sys.modules[type(explainer.model).__module__].__file__}
+    monkeypatch.setattr(space, "cached_file", lambda name, file, **_: files.get(file))
     monkeypatch.setattr(space, "read_config", lambda name: {"text_adapter": True})
     (tmp_path / "space").mkdir()
     space.write_space(tmp_path / "space", ["me/birds"], [explainer], [])
@@ -478,3 +479,11 @@ def test_a_model_on_the_hub_is_named_by_its_revision(explainer, monkeypatch, tmp
     front = yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---")[1])
     assert front["models"] == ["me/birds"] and "license" not in front
     assert "peft==" in (tmp_path / "space" / "requirements.txt").read_text()
+
+
+def test_a_space_of_older_code_is_refused(run, saved, tmp_path):
+    code = (saved / "modeling_megl.py").read_text()
+    (saved / "modeling_megl.py").write_text(code.replace("def probabilities(", "def scores("))
+    with pytest.raises(SystemExit, match="code that lies with .*birds, which a Space runs, has no `probabilities`"):
+        run("demo", saved, "--space", tmp_path / "space")
+    assert not (tmp_path / "space").exists()

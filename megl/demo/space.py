@@ -94,7 +94,12 @@ def write_space(folder, names, explainers, examples):
         folder (`Path`): An empty folder.
         names (`list[str]`), explainers (`list[Explainer]`): The models, as they were named and as they were loaded.
         examples (`list[Path]`): Files of pictures.
+
+    Raises:
+        `ValueError`: where the code of a model is older than the page, which runs it.
     """
+    for name in names:
+        _check_code(name)
     (folder / "demo").mkdir()
     for name in CODE:
         shutil.copyfile(Path(__file__).with_name(name), folder / "demo" / name)
@@ -115,6 +120,17 @@ def write_space(folder, names, explainers, examples):
     (folder / "README.md").write_text(_card(names, models), encoding="utf-8")
 
 
+def _check_code(name):
+    path = cached_file(name, "modeling_megl.py", _raise_exceptions_for_missing_entries=False)
+    code = Path(path).read_text(encoding="utf-8") if path else ""
+    missing = [method for method in ASKED if f"def {method}(" not in code]
+    if missing:
+        raise ValueError(
+            f"`--space`: the code that lies with {name}, which a Space runs, has no `{missing[0]}`: it is of an older "
+            "version. Load model and processor, and save both, with this one."
+        )
+
+
 def _place_model(folder, name, explainer, number):
     """Copy a model, where it is a folder; its entry in `demo.json`."""
     source, revision = f"model-{number}", None
@@ -130,7 +146,7 @@ def _place_model(folder, name, explainer, number):
 def _card(names, models):
     """The README of a Space, with the front matter that the Hub reads."""
     title = f"What {' and '.join(model['name'] for model in models)} sees, and why"
-    licenses = {license for license in map(_license, names) if license}
+    licenses = [license for license in map(_license, names) if license]  # each a text, or a list of them
     front = {
         "title": title,
         "sdk": "gradio",
@@ -138,7 +154,7 @@ def _card(names, models):
         "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
         "app_file": "app.py",
         "models": [model["source"] for model in models if model["revision"]],
-        "license": licenses.pop() if len(licenses) == 1 else None,
+        "license": licenses[0] if licenses and licenses.count(licenses[0]) == len(licenses) else None,
     }
     front = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False, allow_unicode=True)
     about = "An image classifier that shows and says why: label, saliency map, rationale. Written by `megl demo`."
