@@ -75,6 +75,8 @@ def main():
             show_help(script)
         import_module(f"megl.scripts.{script}").main()
     except ModuleNotFoundError as error:
+        if error.name == "megl.scripts":
+            sys.exit(f"megl {name}: this is a checkout that is not installed: pip install -e '.[{extra}]' in it.")
         missing = error.name or getattr(error.__cause__, "name", None) or "a package"
         sys.exit(f"megl {name}: `{missing}` is not installed: pip install 'megl[{extra}]'")
     except KeyboardInterrupt:

@@ -64,7 +64,7 @@ def model_files(folder, needs_card=True):
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{name} lies outside of {folder}, or is a link to what does: put the file itself there.")
         if not path.is_file():
-            raise ValueError(f"{folder} is no whole model: it has no {name}{_ADVICE.get(name, '')}.")
+            raise ValueError(f"{folder} is not complete: it has no {name}{_ADVICE.get(name, '')}.")
     return files
 
 

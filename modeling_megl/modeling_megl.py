@@ -168,6 +168,15 @@ class MeglGrounding(nn.Module):
         self.earlier_norms = nn.ModuleList(nn.LayerNorm(size) for size in config.evidence_sizes)
         self.earlier_projections = nn.ModuleList(nn.Linear(size, hidden_size) for size in config.evidence_sizes)
 
+    @torch.no_grad()
+    def leave_zero(self, value):
+        """
+        Begin with tokens of this value in place of zeros where the map is zero: at a zero an RMSNorm has the steepest
+        gradient, and those of the many layers of a pretrained language model together overflow.
+        """
+        for layer in (self.expansion, self.position_projection, *self.earlier_projections):
+            layer.bias.fill_(value)
+
     def forward(self, features, saliency):
         """
         Args:
@@ -884,6 +893,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         language_model.generation_config = GenerationConfig.from_model_config(text_config)
         model = cls(config)
         model.vision_model, model.language_model = vision_model, language_model
+        if isinstance(text, str):
+            model.grounding.leave_zero(config.initializer_range)
         model.probe_language_model()
         return model.eval()
 

@@ -182,6 +182,11 @@ def make_trainer(script_args, columns, training_args):
     eval_dataset = opened(
         script_args.eval_split, class_names=class_names(model), option="--eval_split", optional=optional
     )
+    if eval_dataset is None and training_args.eval_strategy != "no":
+        raise ValueError(
+            f"`--eval_strategy {training_args.eval_strategy.value}` needs a split to evaluate on, and there is no "
+            f"{script_args.eval_split!r}: name one by `--eval_split`; `train` shows how the training goes, no more."
+        )
     trainer = MeglTrainer(
         model=model,
         args=training_args,

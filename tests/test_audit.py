@@ -353,6 +353,9 @@ def test_who_looks_at_the_rim_is_found_out_and_who_looks_at_the_object_acquitted
     assert all(image["src"].startswith("data:image/jpeg") for image in page.all("img"))
     said = capsys.readouterr().out
     assert said.count("background gap  ") == 2 and "failed: background_gap>0.1: it is 1.000" in said
+    assert "What would mend it" in text
+    audited(run, middle, data, tmp_path / "fine", "--trust_remote_code", "--examples", 0)
+    assert "What would mend it" not in (tmp_path / "fine" / "index.html").read_text(encoding="utf-8")
 
 
 def test_without_masks_there_is_the_accuracy_and_what_masks_would_tell(run, own_cache, modules_cache, tmp_path):

@@ -154,6 +154,18 @@ def test_a_missing_extra_is_named(monkeypatch):
         main()
 
 
+def test_a_checkout_that_is_not_installed_is_told(monkeypatch):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name="megl.scripts")
+
+    monkeypatch.setattr("megl.cli.import_module", absent)
+    monkeypatch.setattr(sys, "argv", ["megl", "push"])
+    with pytest.raises(
+        SystemExit, match=r"^megl push: this is a checkout that is not installed: pip install -e '\.\[eva"
+    ):
+        main()
+
+
 @pytest.mark.parametrize(("environment", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
 def test_threads_wait_asleep_unless_told_otherwise(monkeypatch, environment, policy):
     seen = []

@@ -5,6 +5,7 @@ import torch
 from conftest import LABELS
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from modeling_megl import MeglForImageClassification
 from modeling_megl.language_megl import max_positions, place_evidence, probe_language_model
 from modeling_megl.training_megl import add_lora
 
@@ -228,3 +229,23 @@ def test_language_model_whose_config_has_no_padding_token(make, processor):
 )
 def test_positions_that_a_language_model_has(name, settings, limit):
     assert max_positions(AutoConfig.for_model(name, **settings)) == limit
+
+
+def test_a_map_of_zeros_has_a_finite_gradient_in_a_deep_pretrained_model(tmp_path):
+    torch.manual_seed(0)
+    sizes = {**LLAMA, "num_hidden_layers": 30, "vocab_size": 32, "initializer_range": 0.1}
+    text = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes))
+    text.save_pretrained(tmp_path)
+    vision = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "image_size": 32}
+    model = MeglForImageClassification.from_vision_text_pretrained(vision, str(tmp_path), ["a", "b"])
+
+    def gradients():
+        ids = torch.tensor([[4, 5, 6, 7]])
+        evidence = {"features": torch.rand(1, 8, 4, 4), "saliency": torch.zeros(1, 4, 4)}
+        model.zero_grad()
+        model(**evidence, input_ids=ids, rationale_labels=ids).loss_text.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.language_model.parameters()])
+
+    assert gradients().isfinite().all()
+    model.grounding.leave_zero(0.0)
+    assert not gradients().isfinite().all()

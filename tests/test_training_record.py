@@ -68,6 +68,16 @@ def test_without_anything_logged_there_is_no_figure(tmp_path):
     assert "Nothing was logged" in text and "Under way" in text and "--resume_from_checkpoint True" in text
 
 
+def test_figures_of_pictures_that_were_trained_on_are_called_so(tmp_path):
+    state = SimpleNamespace(log_history=HISTORY, global_step=1000, max_steps=1000)
+    for split, words in (
+        ("train", "On the pictures that it was trained on"),
+        ("validation", "On the evaluation split"),
+    ):
+        write_training(tmp_path / "training.html", state, {"train_split": "train", "eval_split": split}, [], [])
+        assert words in (tmp_path / "training.html").read_text()
+
+
 def test_the_page_has_settings_sheets_figures_and_what_is_next(tmp_path):
     sheets = []
     for step in (1, 2, 3, 4, 5, 6, 7, 8, 100):

@@ -145,7 +145,8 @@ def _place_model(folder, name, explainer, number):
 
 def _card(names, models):
     """The README of a Space, with the front matter that the Hub reads."""
-    title = f"What {' and '.join(model['name'] for model in models)} sees, and why"
+    verb = "sees" if len(models) == 1 else "see"
+    title = f"What {' and '.join(model['name'] for model in models)} {verb}, and why"
     licenses = [license for license in map(_license, names) if license]  # each a text, or a list of them
     front = {
         "title": title,

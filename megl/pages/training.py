@@ -108,6 +108,7 @@ def write_training(path, state, settings, sheets, next_commands):
         evaluations=_evaluations(state.log_history),
         sheets=[_sheet(sheet) for sheet in shown],
         all_sheets=len(sheets),
+        trained_on=settings.get("eval_split") == settings.get("train_split") is not None,
         settings=(["", "value"], [[name, str(value)] for name, value in settings.items() if value is not None]),
         next_commands=next_commands,
     )
