@@ -12,6 +12,14 @@ from megl.terminal import uninterrupted
 from megl.training_record import TrainingRecord
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """As in a terminal: shells have what they run in the background take no notice of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     from dataset_builders import ObjectMe, build_dataset

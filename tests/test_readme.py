@@ -139,7 +139,7 @@ def test_a_newcomer_is_told_of_the_environment_and_what_to_pass():
     for line in ("--text_loss_weight 0", "--visual_loss_weight 0", "--visual_loss_weight 0 --text_loss_weight 0"):
         assert f"| `{line}` |" in training
     named = re.findall(r"`--(\w+)", training.split("## What to choose")[1].split("## Incomplete")[0])
-    command = {"mask_share", "rationale_share", "share_seed", "config"}  # of the command
+    command = {"eval_split", "mask_share", "rationale_share", "share_seed", "config"}  # of the command
     assert {"activation_checkpointing", "fp16"} <= set(named) <= options | command
 
 
