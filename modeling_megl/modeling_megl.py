@@ -423,15 +423,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
     def _open_tap(self, pixel_values, create_graph, evidence_layers):
         reads = SALIENCY_METHODS[self.config.saliency_method].reads
         shape = tuple(pixel_values.shape[-2:])
-        return open_tap(
-            self._active_vision_model,
-            self._tap_name,
-            shape,
-            create_graph,
-            reads,
-            evidence_layers,
-            self._class_token_alone,
-        )
+        options = {"evidence_layers": evidence_layers, "class_token_alone": self._class_token_alone}
+        return open_tap(self._active_vision_model, self._tap_name, shape, create_graph, reads, **options)
 
     def forward(
         self,

@@ -534,9 +534,8 @@ class MeglTrainer(Trainer):
             check_checkpoint(resume_from_checkpoint)
         self._warn_of_idle_weights()
         if not self.args.freeze_vision:
-            self.accelerator.unwrap_model(
-                self.model
-            ).config.score_temperature = 1.0  # fitted to the weights as they were
+            model = self.accelerator.unwrap_model(self.model)
+            model.config.score_temperature = 1.0  # fitted to the weights as they were
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _warn_of_idle_weights(self):

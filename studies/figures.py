@@ -29,7 +29,12 @@ PLACES = {
 # Of the study paper, and of the study interventions.
 CONVOLUTIONAL, TRANSFORMERS = list(PLACES.values())[:4], list(PLACES.values())[4:7]
 RECOMBINED = [
-    *("sample, ViT", "photographs", "photographs, DINOv2", "photographs, ViT", "photographs, from scratch", "sample"),
+    "sample, ViT",
+    "photographs",
+    "photographs, DINOv2",
+    "photographs, ViT",
+    "photographs, from scratch",
+    "sample",
 ]
 GREY, ORANGE, GREEN, BLUE, PURPLE = "#555555", "#c2570c", "#1a7f37", "#0b5cad", "#8250df"
 # Method of the study paper: its name in words, colour and marker.

@@ -53,10 +53,10 @@ def test_evidence_of_the_last_layer_is_read_as_well(layer):
     assert not probe_class_token(model, None, 32, [layer])
 
 
-def step(model, name, alone, method):
+def step(model, alone, method):
     """Logits, maps, and the gradients of a step of both losses."""
     images, labels = random_images(2, 3, *infer_image_size(model.config)), torch.tensor([0, 2])
-    with open_tap(model, name, images.shape[2:], True, class_token_alone=alone) as tap:
+    with open_tap(model, None, images.shape[2:], True, class_token_alone=alone) as tap:
         logits = tap(images)
         maps = compute_saliency(tap, logits.gather(1, labels[:, None])[:, 0], method)
     loss = torch.nn.functional.cross_entropy(logits, labels) + gradia(maps, random_images(*maps.shape).round()).sum()
@@ -69,8 +69,8 @@ def step(model, name, alone, method):
 def test_a_step_is_the_same(model_type, method):
     model = make(model_type)
     model.eval()
-    expected = step(copy.deepcopy(model), None, False, method)
-    found = step(model, None, True, method)
+    expected = step(copy.deepcopy(model), False, method)
+    found = step(model, True, method)
     assert len(found) == len(expected) > 10
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
@@ -88,7 +88,7 @@ def test_the_other_tokens_are_left_out_and_nothing_stays_behind():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-        step(model, None, True, "grad_cam")
+        step(model, True, "grad_cam")
     assert queries == [17, 1] and rows == [(2, 1, 16)]
     assert layer.attention.config is model.config and model.config._attn_implementation == "sdpa"
     with torch.no_grad():

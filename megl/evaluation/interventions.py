@@ -14,7 +14,7 @@ from megl.evaluation.predictions import (
     evidence_maps,
     in_all_processes,
     own_batches,
-    picture_checksum,
+    picture_checksums,
     read_batch,
     write_rationales,
 )
@@ -102,7 +102,9 @@ def find_objects(processor, dataset, batch_size):
         colours = (sums / outside.sum(dim=(2, 3))).numpy()
         usable = has_object(inputs["visual_explanations"]).tolist()
         found = zip(places, colours, usable, strict=True)
-        return [(place, (picture_checksum(dataset, place).hex(), colour)) for place, colour, use in found if use]
+        found = [(place, colour) for place, colour, use in found if use]
+        checksums = picture_checksums(dataset, [place for place, _ in found])
+        return [(place, (file.hex(), colour)) for (place, colour), file in zip(found, checksums, strict=True)]
 
     batches = own_batches(len(given), batch_size, "objects")
     found = dict(in_all_processes(lambda: [pair for batch in batches for pair in find(given[batch].tolist())]))

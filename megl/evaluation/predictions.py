@@ -127,7 +127,7 @@ def _predict_batch(model, processor, dataset, places, max_new_tokens, seed, scor
         )
     ]
     parts = {name: score(items, places, pixel_values) for name, score in scorers.items()}
-    files = [picture_checksum(dataset, place) for place in places]
+    files = picture_checksums(dataset, places)
     return {"places": places, "items": items, "maps": list(maps.cpu()), "files": files, "parts": parts}
 
 
@@ -162,9 +162,13 @@ def write_rationales(model, processor, class_names, evidence, max_new_tokens):
     return processor.batch_decode_rationales(tokens)
 
 
-def picture_checksum(dataset, place):
-    """Of the picture's file as it is stored."""
-    stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))[place]["image"]
+def picture_checksums(dataset, places):
+    """Of the pictures' files as they are stored, a list of `bytes`."""
+    files = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+    return [_checksum(files[place]["image"]) for place in places]
+
+
+def _checksum(stored):
     content = stored["bytes"]
     if content is None:
         path = Path(stored["path"])
