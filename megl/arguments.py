@@ -182,7 +182,9 @@ class InitArguments:
     )
     vision: str | None = option("Hub id or folder of a pretrained vision model.")
     model: str | None = option("Hub id or folder of a trained MEGL model, to be taken to the new classes.")
-    text: str | None = option("Language model to put behind --vision, `llama-small` by default, or behind --preset.")
+    text: str | None = option(
+        "Language model to put behind --vision, `llama-small` by default, or in place of that of --preset or --model."
+    )
     dataset: str = required("Data set whose classes and rationales the model is made for.")
     train_split: str = option("Split that has them.", "train")
     output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
@@ -219,8 +221,6 @@ class InitArguments:
             raise ValueError(
                 f"one of `--preset`, `--vision` and `--model` is needed, got {' and '.join(given) or 'none'}"
             )
-        if self.text and self.model:
-            raise ValueError("`--text` goes with `--vision` or `--preset`: a trained model has its language model")
         if self.chat_template and not self.text:
             raise ValueError("`--chat_template` goes with a pretrained `--text`, which has one")
         if self.evidence_layers and self.model:

@@ -852,13 +852,11 @@ class MeglForImageClassification(MeglPreTrainedModel):
         if isinstance(vision, str):
             check_remote_code(read_config(vision), vision, trust_remote_code)
         vision_model = _load_vision_model(vision, id2label, trust_remote_code)
-        with faults(f"{text} cannot be loaded as its config.json says", but=ValueError):
-            language_model = load_language_model(text)
+        language_model, base = _load_language_model(text)
         vision_config, text_config = vision_model.config, language_model.config
+        config_kwargs |= base
         if isinstance(vision, str):
             config_kwargs |= {"vision_base_model": vision}
-        if isinstance(text, str):
-            config_kwargs |= {"text_base_model": text, "text_base_checksum": checksum(language_model.state_dict())}
         saliency_layer = config_kwargs.get("saliency_layer") or getattr(vision_config, "saliency_layer", None)
         image_size = _picture_size(vision, vision_config, trust_remote_code)
         found = {"feature_size": probe_tap(vision_model, saliency_layer, image_size)}
@@ -882,11 +880,35 @@ class MeglForImageClassification(MeglPreTrainedModel):
             id2label=id2label,
             label2id={name: label for label, name in id2label.items()},
         )
+        return cls._join(config, vision_model, language_model)
+
+    def with_language_model(self, text):
+        """
+        This vision model with another language model; the grounding between them begins at random.
+
+        Args:
+            text (`str`, `dict` or `PreTrainedConfig`): The language model, as in
+                [`~MeglForImageClassification.from_vision_text_pretrained`].
+
+        Returns:
+            [`MeglForImageClassification`]: A new model, which shares the vision model's weights with this one.
+
+        Raises:
+            `ValueError`: where the language model cannot be used, with the reason.
+        """
+        language_model, base = _load_language_model(text)
+        config = copy.deepcopy(self.config)
+        config.text_config = language_model.config
+        config.text_base_model, config.text_base_checksum = base.get("text_base_model"), base.get("text_base_checksum")
+        return self._join(config, self.vision_model, language_model)
+
+    @classmethod
+    def _join(cls, config, vision_model, language_model):
         # What a chat model is to generate with is no matter of rationales, and no part of a MEGL checkpoint.
-        language_model.generation_config = GenerationConfig.from_model_config(text_config)
+        language_model.generation_config = GenerationConfig.from_model_config(language_model.config)
         model = cls(config)
         model.vision_model, model.language_model = vision_model, language_model
-        if isinstance(text, str):
+        if config.text_base_model is not None:
             model.grounding.leave_zero(config.initializer_range)
         model.probe_language_model()
         return model.eval()
@@ -921,6 +943,15 @@ class MeglForImageClassification(MeglPreTrainedModel):
             text_config.eos_token_id = eos
         elif eos not in (known if isinstance(known, list) else [known]):
             text_config.eos_token_id = [eos, *(known if isinstance(known, list) else [known])]
+
+
+def _load_language_model(text):
+    """The language model, and what the config says of where a pretrained one is from."""
+    with faults(f"{text} cannot be loaded as its config.json says", but=ValueError):
+        language_model = load_language_model(text)
+    if not isinstance(text, str):
+        return language_model, {}
+    return language_model, {"text_base_model": text, "text_base_checksum": checksum(language_model.state_dict())}
 
 
 def _load_vision_model(vision, id2label, trust_remote_code):

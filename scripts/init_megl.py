@@ -4,12 +4,14 @@
 megl init --preset megl-resnet-tiny --dataset object_me --output megl-tiny
 megl init --vision microsoft/resnet-18 --text smollm2 --dataset object_me --output megl-resnet18
 megl init --model megl-trained --dataset action_me --output megl-action
+megl init --model megl-trained --text smollm2 --dataset object_me --output megl-writer
 ```
 
 `--text` takes a Hub id, a local folder, a GGUF file in a local folder, `smollm2` for SmolLM2-135M-Instruct, or the
 name of a small Llama to be trained from scratch on the data set's rationales: `llama-small` or `llama-tiny`. Beside
 `--preset` it takes the place of the preset's language model. Of `--model`, everything is kept but the vision model's
-head, which is new: classes that both data sets name keep their rows of it.
+head, which is new: classes that both data sets name keep their rows of it. `--text` beside it gives a trained
+classifier another writer, to be trained by `--freeze_vision --visual_loss_weight 0`: label and map stay.
 """
 
 import copy
@@ -61,6 +63,13 @@ def make_model(arguments, labels, rationales):
         raise ValueError(
             f"{arguments.vision} is a MEGL model: take it to the new classes by `--model` in place of `--vision`."
         )
+    text, processor = make_text(arguments, parts, labels, rationales, texts)
+    model = MeglForImageClassification.from_vision_text_pretrained(**parts, text=text, labels=labels, **settings)
+    return model, processor
+
+
+def make_text(arguments, parts, labels, rationales, texts):
+    """What `--text` names as the model takes it, and the processor of vision model and language model."""
     text = arguments.text or "llama-small"
     if text in TEXT_PRESETS:
         if arguments.chat_template:
@@ -73,8 +82,7 @@ def make_model(arguments, labels, rationales):
             **parts, text=text, chat_template=arguments.chat_template, **texts
         )
     processor.check_prompts(labels)  # before the models are loaded
-    model = MeglForImageClassification.from_vision_text_pretrained(**parts, text=text, labels=labels, **settings)
-    return model, processor
+    return text, processor
 
 
 def make_preset(arguments, labels, rationales, settings, texts):
@@ -93,17 +101,28 @@ def make_preset(arguments, labels, rationales, settings, texts):
     return MeglForImageClassification(config), processor
 
 
-def take_to_classes(arguments, labels):
+def take_over(arguments, labels, rationales):
     """
     A trained model and its processor with other classes: the vision model's body, the grounding and the language model
-    stay, and the head is new but for the rows of classes that stay.
+    stay, and the head is new but for the rows of classes that stay. With `--text`, grounding and language model are
+    new ones too.
     """
     settings, texts = chosen(arguments)
     old_processor = MeglProcessor.from_pretrained(arguments.model)
+    if arguments.text:
+        texts = {"rationale_prompt": old_processor.rationale_prompt, **texts}
+        parts = {"vision": arguments.model, "trust_remote_code": arguments.trust_remote_code}
+        text, processor = make_text(arguments, parts, labels, rationales, texts)
+        return with_classes(arguments, labels, settings).with_language_model(text), processor
     texts = {option: texts.get(option, getattr(old_processor, option)) for option in PROCESSED}
     processor = MeglProcessor(
         old_processor.image_processor, old_processor.tokenizer, chat_turns=old_processor.chat_turns, **texts
     )
+    return with_classes(arguments, labels, settings), processor
+
+
+def with_classes(arguments, labels, settings):
+    """The trained model with other settings and classes; the head has its rows of those that stay."""
     trained = MeglForImageClassification.from_pretrained(
         arguments.model, dtype=torch.float32, trust_remote_code=arguments.trust_remote_code
     )
@@ -127,7 +146,7 @@ def take_to_classes(arguments, labels):
             f"`--saliency_layer {config.saliency_layer}` has {channels} channels, the trained "
             f"grounding takes {config.feature_size}: leave the option out."
         )
-    return model, processor
+    return model
 
 
 def head_names(config):
@@ -167,7 +186,7 @@ def main():
             ]
             label_names, rationales = [name for name, _ in pairs], [text for _, text in pairs]
             if arguments.model:
-                model, processor = take_to_classes(arguments, labels)
+                model, processor = take_over(arguments, labels, rationales)
             else:
                 model, processor = make_model(arguments, labels, rationales)
             model.match_processor(processor)

@@ -26,7 +26,7 @@ from studies import figures
 from studies.cells import RECORD, fetch_cells, published_cells
 from studies.findings import Findings
 from studies.results import markdown, read_groups
-from studies.study import make_cells, model_type, read_study, study_name
+from studies.study import FILES, make_cells, model_type, read_study, study_name
 
 
 FOLDER = Path(__file__).resolve().parent
@@ -100,9 +100,7 @@ def _without_borrowed(runs):
 
 def identity(dataset, architecture, seed, split, settings):
     """What names a cell wherever its data and models lie. A LLaVA takes nothing of an architecture but settings."""
-    settings = {
-        name: Path(value).name if name in ("vision", "text", "clip") else value for name, value in settings.items()
-    }
+    settings = {name: Path(value).name if name in FILES else value for name, value in settings.items()}
     if model_type(settings) == "llava":
         architecture = None
     return dataset, architecture, seed, split, json.dumps(settings, sort_keys=True)

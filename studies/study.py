@@ -36,6 +36,11 @@ PLACED = {
     *("dataset", "output", "seed", "model_name_or_path", "dataset_name", "output_dir", "model", "split", "help"),
     *("train_split", "eval_split"),
 }
+# A setting of the study alone: the folder of a trained model that `init` takes over, whose option `--model` is that of
+# `evaluate` too.
+TRAINED = "trained"
+# Settings that may be local files: cells are known by what these hold, pages by their names.
+FILES = ("vision", "text", "clip", TRAINED)
 # A cell is trained to its end, selects nothing on the way, and shows no pictures. A study may set these otherwise.
 QUIET = {
     "eval_strategy": "no",
@@ -119,10 +124,7 @@ class Cell:
         """
         llava = model_type(self.settings) == "llava"
         name = Path(self.settings.get("vision", "llava")).name if llava else self.architecture
-        settings = {
-            name: fingerprint(value) if name in ("vision", "text", "clip") else value
-            for name, value in self.settings.items()
-        }
+        settings = {name: fingerprint(value) if name in FILES else value for name, value in self.settings.items()}
         content = {"settings": settings, "data": fingerprint(self.path), "seed": self.seed, "split": self.split}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.dataset}-{name}-{self.seed}-{digest[:12]}"
@@ -145,6 +147,8 @@ class Cell:
             | {"seed": self.seed},
             "evaluate": {"model": model, "dataset": self.path, "split": self.split, "output": evaluation},
         }
+        if TRAINED in self.settings:
+            placed["init"] |= {"model": self.settings[TRAINED], "evidence_layers": None}
         if self.settings.get("text_loss_weight") == 0:
             placed["evaluate"]["max_new_tokens"] = 1  # an untrained language model writes noise, and much of it
         return {
@@ -412,17 +416,18 @@ def check_settings(settings, place):
         if name in PLACED:
             raise ValueError(f"{place}: the study itself sets `{name}`: leave it out of the settings.")
     programs = [kinds for steps in STEPS.values() for _, kinds in steps.values()]
-    _known(settings, {"model_type"}.union(*map(options, programs)) - PLACED, place)
+    own = {"model_type", TRAINED}
+    _known(settings, own.union(*map(options, programs)) - PLACED, place)
     _known([model_type(settings)], STEPS, f"{place}, `model_type`")
-    parsed = {name: settings[name] for name in ("model_type",) if name in settings}
+    parsed = {name: settings[name] for name in own if name in settings}
     cell = Cell("", "", "", 0, "data", "test", settings)
     for step, arguments in cell.commands(Path("cell")).items():
-        own, *_ = kinds = cell.steps[step][1]
+        main, *_ = kinds = cell.steps[step][1]
         parser = CommandParser(kinds)
         parser.error = partial(_refuse, place)
         found = vars(parser.parse_args(arguments))
         try:
-            own(**{option.name: found[option.name] for option in fields(own)})
+            main(**{option.name: found[option.name] for option in fields(main)})
         except ValueError as error:
             _refuse(place, error)
         parsed |= found

@@ -122,6 +122,31 @@ def test_commands_have_the_options_of_the_scripts(place):
     assert commands["evaluate"][-2:] == ["--trust_remote_code", "True"]
 
 
+def test_cells_that_begin_with_a_trained_model(place):
+    trained = place / "trained"
+    trained.mkdir()
+    (trained / "model.safetensors").write_bytes(b"1")
+    study = changed(
+        seeds=[0],
+        methods={"writer": {"text": "llama-tiny", "freeze_vision": True, "visual_loss_weight": 0}},
+        architectures={"own": {"trained": str(trained)}},
+    )
+    (cell,) = cells_of(study)
+    key, commands = cell.key, cell.commands(Path("cell"))
+    assert commands["init"][:4] == ["--model", str(trained), "--text", "llama-tiny"]
+    assert "--evidence_layers" not in commands["init"]  # a trained model has its own
+    assert commands["train"][:2] == ["--model_name_or_path", "cell/untrained"]
+    assert commands["evaluate"][:2] == ["--model", "cell/model"]
+    # Known by its files' bytes, wherever they are.
+    moved = trained.rename(place / "moved")
+    study["architectures"]["own"]["trained"] = str(moved)
+    studies.fingerprint.cache_clear()
+    assert cells_of(study)[0].key == key
+    (moved / "model.safetensors").write_bytes(b"2")
+    studies.fingerprint.cache_clear()
+    assert cells_of(study)[0].key != key
+
+
 def test_a_run_is_named_by_all_that_decides_its_outcome(place):
     keys = [cell.key for cell in cells_of(STUDY)]
     assert len(set(keys)) == 6 and all(re.fullmatch(r"pictures-resnet-[01]-[0-9a-f]{12}", key) for key in keys)

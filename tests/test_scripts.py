@@ -248,10 +248,34 @@ def test_language_models_that_do_not_fit_are_refused_before_anything_is_written(
         init(run, dataset, tmp_path / "model", *options[:2], "--text", tmp_path / "vision")
 
 
-def test_a_trained_model_has_its_language_model(run, dataset, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        init(run, dataset, tmp_path / "model", "--model", tmp_path, "--text", "llama-tiny")
-    assert "`--text` goes with `--vision` or `--preset`" in capsys.readouterr().err
+def test_a_trained_model_gets_another_language_model(run, dataset, parts, tokenizer, tmp_path):
+    labels = load_dataset(str(dataset), split="train").features["label"].names
+    settings = ("--rationale_prompt", "A {label}, as", "--saliency_method", "layer_cam")
+    init(run, dataset, tmp_path / "old", "--preset", "megl-resnet-tiny", *settings)
+    old, before = (kind.from_pretrained(tmp_path / "old") for kind in (MeglForImageClassification, MeglProcessor))
+    picture = load_dataset(str(dataset), split="train")[0]["image"]
+    parts("gpt2", tokenizer, **GPT2)
+    new, scratch = tmp_path / "new", tmp_path / "scratch"
+    init(run, dataset, new, "--model", tmp_path / "old", "--text", tmp_path / "text")
+    init(run, dataset, scratch, "--model", new, "--text", "llama-tiny", "--rationale_prompt", "A {label}. ")
+    for folder, kind, base in ((new, "gpt2", str(tmp_path / "text")), (scratch, "llama", None)):
+        model, processor = (part.from_pretrained(folder) for part in (MeglForImageClassification, MeglProcessor))
+        config = model.config
+        assert config.text_config.model_type == kind and config.text_base_model == base
+        assert (config.text_base_checksum is None) == (base is None)
+        assert list(config.id2label.values()) == labels and config.saliency_method == "layer_cam"
+        assert config.evidence_layers == old.config.evidence_layers
+        assert all(
+            torch.equal(old.state_dict()[f"vision_model.{k}"], v) for k, v in model.vision_model.state_dict().items()
+        )
+        pixels = [part.image_processor(picture, return_tensors="pt")["pixel_values"] for part in (processor, before)]
+        assert torch.equal(*pixels)
+        assert processor.rationale_prompt == ("A {label}, as" if kind == "gpt2" else "A {label}. ")
+    text = AutoModelForCausalLM.from_pretrained(tmp_path / "text").state_dict()
+    model = MeglForImageClassification.from_pretrained(new)
+    assert all(torch.equal(text[name], value) for name, value in model.language_model.state_dict().items())
+    with pytest.raises(SystemExit, match="old is a model with code of its own"):
+        init(run, dataset, tmp_path / "other", "--model", new, "--text", tmp_path / "old")
 
 
 def test_a_short_name_stands_for_a_pretrained_language_model(
