@@ -261,7 +261,14 @@ def _read_yaml(path):
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(content[name], dict) for name in content if name != "base"):
         raise ValueError(f"{path} is no study: expected sections, such as `small:`, with a study in each.")
-    return content
+    return _apart(content)
+
+
+def _apart(part):
+    """A copy in which what YAML's `*name` repeats is there once for each place: one can be set without the others."""
+    if isinstance(part, dict):
+        return {name: _apart(value) for name, value in part.items()}
+    return [_apart(value) for value in part] if isinstance(part, list) else part
 
 
 def _override(study, override):

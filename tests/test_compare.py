@@ -289,11 +289,15 @@ def test_shipped_studies_name_what_there_is_and_share_their_runs(place, name, se
 
 
 def test_the_study_of_worse_masks_names_what_there_is(place):
-    study = studies.read_study(ROOT / "studies" / "interventions_worse.yaml", "small")
-    assert list(study["datasets"]) == list(worse_masks.KINDS)
-    for kind, data in study["datasets"].items():
-        study["datasets"][kind] = {**data, "path": "data"}
-    assert len(studies.make_cells(study, "worse", {"seed": ["0"]})) == 5 * 2 * 3
+    folders = {kind: place / kind for kind in worse_masks.KINDS}
+    for folder in folders.values():
+        folder.mkdir()
+    # The data sets are one entry of the file, repeated by YAML's `*worse`: each gets a path of its own.
+    options = [f"datasets.{kind}.path={folder}" for kind, folder in folders.items()]
+    study = studies.read_study(ROOT / "studies" / "interventions_worse.yaml", "small", options)
+    cells = studies.make_cells(study, "worse", {"seed": ["0"]})
+    assert len(cells) == 5 * 2 * 3
+    assert {cell.dataset: cell.path for cell in cells} == {kind: str(folder) for kind, folder in folders.items()}
 
 
 def test_options_of_several_words_are_given_as_such():
