@@ -314,7 +314,8 @@ def test_a_short_name_stands_for_a_pretrained_language_model(
     assert plain.chat_turns is None and plain.max_rationale_length == 64
     capsys.readouterr()
     init(run, dataset, tmp_path / "scratch", *options[:-1], "llama-tiny")
-    assert "lora_rank" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "lora_rank" not in printed and "--warmup_steps 50 --learning_rate 3e-3 ..." in printed
     with pytest.raises(SystemExit, match="`--chat_template` goes with a pretrained `--text`, llama-tiny has none"):
         init(run, dataset, tmp_path / "other", *options[:-1], "llama-tiny", "--chat_template")
     with pytest.raises(SystemExit):
