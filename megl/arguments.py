@@ -223,8 +223,10 @@ class InitArguments:
             )
         if self.chat_template and not self.text:
             raise ValueError("`--chat_template` goes with a pretrained `--text`, which has one")
-        if self.evidence_layers and self.model:
-            raise ValueError("`--evidence_layers` is for a new model: a trained one was trained with those it has")
+        if self.evidence_layers and self.model and not self.text:
+            raise ValueError(
+                "`--evidence_layers` goes beside `--model` with `--text` alone: a trained text part keeps its own"
+            )
         if len(self.evidence_layers or []) > 1 and {"auto", "none"} & set(self.evidence_layers):
             raise ValueError(f"`--evidence_layers` takes names, or `auto` or `none` alone, got {self.evidence_layers}")
 

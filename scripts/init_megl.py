@@ -98,11 +98,17 @@ def make_preset(arguments, labels, rationales, settings, texts):
         setattr(config, name, value)
     if arguments.saliency_layer:  # which may have another width
         config.feature_size = MeglForImageClassification(config).probe_saliency_layer()
-    if layers is not None:
-        found = MeglForImageClassification(config).probe_evidence_layers(layers)
-        config.evidence_layers, config.evidence_sizes = found
-        config.num_evidence_tokens = max(config.num_evidence_tokens, 2 + len(found[0]))
+    read_from(layers, config)
     return MeglForImageClassification(config), processor
+
+
+def read_from(layers, config):
+    """Have the rationale written from these earlier layers as well; `None` leaves the config as it is."""
+    if layers is None:
+        return
+    found = MeglForImageClassification(config).probe_evidence_layers(layers)
+    config.evidence_layers, config.evidence_sizes = found
+    config.num_evidence_tokens = max(config.num_evidence_tokens, 2 + len(found[0]))
 
 
 def take_over(arguments, labels, rationales):
@@ -117,7 +123,10 @@ def take_over(arguments, labels, rationales):
         texts = {"rationale_prompt": old_processor.rationale_prompt, **texts}
         parts = {"vision": arguments.model, "trust_remote_code": arguments.trust_remote_code}
         text, processor = make_text(arguments, parts, labels, rationales, texts)
-        return with_classes(arguments, labels, settings).with_language_model(text), processor
+        layers = settings.pop("evidence_layers", None)
+        model = with_classes(arguments, labels, settings)
+        read_from(layers, model.config)
+        return model.with_language_model(text), processor
     texts = {option: texts.get(option, getattr(old_processor, option)) for option in PROCESSED}
     processor = MeglProcessor(
         old_processor.image_processor, old_processor.tokenizer, chat_turns=old_processor.chat_turns, **texts

@@ -148,7 +148,7 @@ class Cell:
             "evaluate": {"model": model, "dataset": self.path, "split": self.split, "output": evaluation},
         }
         if TRAINED in self.settings:
-            placed["init"] |= {"model": self.settings[TRAINED], "evidence_layers": None}
+            placed["init"]["model"] = self.settings[TRAINED]
         if self.settings.get("text_loss_weight") == 0:
             placed["evaluate"]["max_new_tokens"] = 1  # an untrained language model writes noise, and much of it
         return {

@@ -134,7 +134,6 @@ def test_cells_that_begin_with_a_trained_model(place):
     (cell,) = cells_of(study)
     key, commands = cell.key, cell.commands(Path("cell"))
     assert commands["init"][:4] == ["--model", str(trained), "--text", "llama-tiny"]
-    assert "--evidence_layers" not in commands["init"]  # a trained model has its own
     assert commands["train"][:2] == ["--model_name_or_path", "cell/untrained"]
     assert commands["evaluate"][:2] == ["--model", "cell/model"]
     # Known by its files' bytes, wherever they are.

@@ -140,7 +140,7 @@ def test_evidence_of_earlier_layers(run, dataset, tmp_path, capsys):
         init(run, dataset, tmp_path / "other", *options[:-1], "stem")
     with pytest.raises(SystemExit):
         init(run, dataset, tmp_path / "other", "--model", tmp_path / "model", *options[2:])
-    assert "`--evidence_layers` is for a new model" in capsys.readouterr().err
+    assert "`--evidence_layers` goes beside `--model` with `--text` alone" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     train(run, tmp_path / "model", dataset, tmp_path / "trained")
     run("evaluate_megl", "--model", tmp_path / "trained", "--dataset", dataset, "--output", tmp_path / "evaluation")
@@ -257,14 +257,26 @@ def test_a_trained_model_gets_another_language_model(run, dataset, parts, tokeni
     parts("gpt2", tokenizer, **GPT2)
     new, scratch = tmp_path / "new", tmp_path / "scratch"
     init(run, dataset, new, "--model", tmp_path / "old", "--text", tmp_path / "text")
-    init(run, dataset, scratch, "--model", new, "--text", "llama-tiny", "--rationale_prompt", "A {label}. ")
+    init(
+        run,
+        dataset,
+        scratch,
+        "--model",
+        new,
+        "--text",
+        "llama-tiny",
+        "--rationale_prompt",
+        "A {label}. ",
+        "--evidence_layers",
+        "none",
+    )
     for folder, kind, base in ((new, "gpt2", str(tmp_path / "text")), (scratch, "llama", None)):
         model, processor = (part.from_pretrained(folder) for part in (MeglForImageClassification, MeglProcessor))
         config = model.config
         assert config.text_config.model_type == kind and config.text_base_model == base
         assert (config.text_base_checksum is None) == (base is None)
         assert list(config.id2label.values()) == labels and config.saliency_method == "layer_cam"
-        assert config.evidence_layers == old.config.evidence_layers
+        assert config.evidence_layers == (old.config.evidence_layers if kind == "gpt2" else [])
         assert all(
             torch.equal(old.state_dict()[f"vision_model.{k}"], v) for k, v in model.vision_model.state_dict().items()
         )
