@@ -240,7 +240,6 @@ TRAINED = ("--model_name_or_path", "m", "--dataset_name", "d")
         (TrainArguments, (*TRAINED, "--mask_share", 2), "`--mask_share` must lie in [0, 1], got 2.0"),
         (InitArguments, PLACED, "one of `--preset`, `--vision` and `--model` is needed, got none"),
         (InitArguments, (*PLACED, "--vision", "v", "--model", "m"), "is needed, got `--vision` and `--model`"),
-        (InitArguments, (*PLACED, "--model", "m", "--text", "t"), "`--text` goes with `--vision`"),
         (EvaluateArguments, ("--model", "m", *PLACED, "--seed", -1), "`--seed` must be 0 or more, got -1"),
         (InspectArguments, ("d", *PLACED[2:], "--examples", -1), "`--examples` must be 0 or more, got -1"),
         (AuditArguments, ("m", "d", *PLACED[2:], "--resamples", 0), "`--resamples` must be 1 or more, got 0"),
