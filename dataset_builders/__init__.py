@@ -4,9 +4,10 @@ from .card import counts_table
 from .hub import HubTarget
 from .object_me import ObjectMe
 from .scenes import COLOURS, PLACES, place_of
+from .waterbirds import Waterbirds
 
 
-BUILDERS = {"object_me": ObjectMe, "action_me": ActionMe}
+BUILDERS = {"object_me": ObjectMe, "action_me": ActionMe, "waterbirds": Waterbirds}
 
 __all__ = [
     "BUILDERS",
@@ -16,6 +17,7 @@ __all__ = [
     "ActionMe",
     "HubTarget",
     "ObjectMe",
+    "Waterbirds",
     "build_dataset",
     "counts_table",
     "place_of",

@@ -70,6 +70,7 @@ class ActX(Source):
     NEEDS = "textual/exp_{train,val,test}_split.json"
     BUILDER = "action_me"
     IMAGES = ("images", "Images")
+    OPTIONS = ("activity_level",)
     citation = CITATION
 
     def __init__(self, root: str | Path, activity_level: str = "full", **options):

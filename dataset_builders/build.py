@@ -1,4 +1,4 @@
-"""Building a data set: the builder that Object-ME and Action-ME share, and the folder that it becomes."""
+"""Building a data set: what all builders share, and the folder that one becomes."""
 
 import hashlib
 import os
@@ -29,6 +29,7 @@ from datasets.utils import tqdm
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from .act_x import ActX
+from .birds import WaterbirdsRelease
 from .card import CITATION, CardText, Counts, card
 from .coco import CocoInstances
 from .files import check_apart, new_folder
@@ -41,7 +42,9 @@ from .sources import Source
 from .vqa_x import VqaX
 
 
-LAYOUTS = {layout.NAME: layout for layout in (Release, ActX, VqaX, ImageFolder, CocoInstances)}
+LAYOUTS = {layout.NAME: layout for layout in (Release, ActX, VqaX, ImageFolder, CocoInstances, WaterbirdsRelease)}
+# What some layouts take and others do not.
+OPTIONS = sorted({name for layout in LAYOUTS.values() for name in layout.OPTIONS})
 
 
 @dataclass
@@ -57,20 +60,25 @@ class ExplainedImagesConfig(BuilderConfig):
         validation_share, test_share, on_error, images, scratch: as in [`Source`].
         activity_level (`str`, *optional*): as in [`ActX`].
         explain_category (`bool`): as in [`CocoInstances`].
+        masks, captions (`str`, *optional*): as in [`BirdRelease`].
+        four_groups (`bool`): as in [`WaterbirdsRelease`].
     """
 
     source: str = "sample"
     layout: str | None = None
     seed: int = 0
     sample_sizes: dict | None = None
-    validation_share: float = 0.1
-    test_share: float = 0.2
+    validation_share: float | None = None
+    test_share: float | None = None
     on_error: str = "stop"
     num_proc: int = 1
     images: str | None = None
     scratch: str | None = None
     activity_level: str | None = None
     explain_category: bool = False
+    masks: str | None = None
+    captions: str | None = None
+    four_groups: bool = False
 
 
 class ExplainedImages(GeneratorBasedBuilder):
@@ -78,7 +86,7 @@ class ExplainedImages(GeneratorBasedBuilder):
 
     A source has `label_names`, `description`, `selection`, `license`, `citation`, `OWN`, `splits`,
     `parts(split, limit)`, `rows(part, refused)`, `skipped`, `dropped` and `unread_keys`; a subclass names the data set
-    and the subjects that its sample draws.
+    and the subjects that its sample draws, or the one `LAYOUT` that it is made of.
 
     Attributes:
         counts (`dict`): split to class name to the numbers of pictures, visual explanations and rationales written.
@@ -90,6 +98,7 @@ class ExplainedImages(GeneratorBasedBuilder):
     PRETTY_NAME = None
     SUMMARY = None
     SUBJECTS = None
+    LAYOUT = None
 
     def _info(self) -> DatasetInfo:
         self.source = self.open_source()
@@ -101,20 +110,25 @@ class ExplainedImages(GeneratorBasedBuilder):
         if config.num_proc < 1:
             raise ValueError(f"expected `num_proc` to be at least 1, got {config.num_proc}.")
         if config.source == "sample":
-            for name in ("layout", "images", "activity_level", "explain_category"):
+            if self.SUBJECTS is None:
+                expected = f"`source` to be a folder with {LAYOUTS[self.LAYOUT].NEEDS}"
+                raise ValueError(f"expected {expected}, got the sample, which {self.name} does not have.")
+            for name in ("layout", "images", *OPTIONS):
                 if getattr(config, name):
                     raise ValueError(f"expected `{name}` with a source folder alone, got the sample. Leave it out.")
             return Scenes(self.SUBJECTS, config.seed, config.sample_sizes)
-        layout = find_layout(Path(config.source), config.layout)
+        layout = find_layout(Path(config.source), config.layout or self.LAYOUT)
+        if self.LAYOUT not in (None, layout.NAME):
+            raise ValueError(f"expected the layout {self.LAYOUT} for the builder {self.name}, got {layout.NAME}.")
         if layout.BUILDER not in (None, self.name):
             raise ValueError(f"expected the builder {layout.BUILDER} for the layout {layout.NAME}, got {self.name}.")
         names = ("validation_share", "test_share", "seed", "on_error", "images", "scratch")
         options = {name: getattr(config, name) for name in names}
-        for owner, name in ((ActX, "activity_level"), (CocoInstances, "explain_category")):
-            if getattr(config, name) and layout is not owner:
-                raise ValueError(f"expected `{name}` with the layout {owner.NAME} alone, got {layout.NAME}.")
-            if getattr(config, name):
-                options[name] = getattr(config, name)
+        for name in filter(partial(getattr, config), OPTIONS):
+            if name not in layout.OPTIONS:
+                owners = " or ".join(owner.NAME for owner in LAYOUTS.values() if name in owner.OPTIONS)
+                raise ValueError(f"expected `{name}` with the layout {owners} alone, got {layout.NAME}.")
+            options[name] = getattr(config, name)
         return layout(config.source, **options)
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
@@ -216,7 +230,7 @@ def build_dataset(
     half-written. On any failure the temporary folder is removed and `output` is as it was.
 
     Args:
-        builder_class (`type`): `ObjectMe` or `ActionMe`.
+        builder_class (`type`): one of `BUILDERS`.
         source (`str` or `Path`): a folder in one of the layouts, or `"sample"`.
         output (`str` or `Path`): the folder to write.
         overwrite (`bool`, defaults to `False`): whether to replace `output` where it exists and is not empty.
@@ -253,7 +267,8 @@ def build_folder(
     """As [`build_dataset`], but returns the builder, whose `source` knows what was left out."""
     limit = shard_limit(max_shard_size)
     output = Path(os.path.realpath(output))
-    folders = [folder for folder in (source, options.get("images")) if folder and folder != "sample"]
+    folders = [source, *(options.get(name) for name in ("images", "masks", "captions"))]
+    folders = [folder for folder in folders if folder and folder != "sample"]
     check_apart(output, [Path(folder) for folder in folders])
     with (
         plain_errors(output),

@@ -52,6 +52,7 @@ class CocoInstances(ImageFolder):
 
     NAME = "coco"
     NEEDS = "annotations/instances_*.json"
+    OPTIONS = ("explain_category",)
 
     def __init__(self, root: str | Path, explain_category: bool = False, **options):
         super().__init__(root, **options)

@@ -45,7 +45,7 @@ class Item:
         id, label, group (`str`), rationales (`list[str]`): as they will be in the data set.
         where (`str`): what an error names: the annotation file and the item.
         image (`str`): path from the source's `image_root`.
-        visual_explanation (`str` or `dict`, *optional*): path from the source's `root`, or what the source reads.
+        visual_explanation (`str` or `dict`, *optional*): path from the source's `map_root`, or what the source reads.
         split (`str`, *optional*): the item's own split; one is drawn for the others.
         fields (`tuple[str, str]`): the names of `image` and `visual_explanation` in the annotation, for errors.
     """
@@ -175,7 +175,8 @@ class Source(ABC):
 
     Args:
         root (`str` or `Path`): the source's folder.
-        validation_share, test_share (`float`): shares of each class, for items without a split of their own.
+        validation_share, test_share (`float`, *optional*, default to `SHARES`): shares of each class, for items
+            without a split of their own.
         seed (`int`): draws that split.
         on_error (`str`): `"stop"` raises at the first bad item; `"skip"` leaves it out and notes it.
         images (`str`, *optional*): the folder that the pictures' paths start from, where the layout has another one.
@@ -196,24 +197,28 @@ class Source(ABC):
     BUILDER = None  # the only data set that it is for, if any
     OWN = False  # whether its pictures are the user's own, and the data set another than the builder's
     IMAGES = ()  # folders of `root` that may hold the pictures; else `root` itself does
+    OPTIONS = ()  # options that it takes and not every source does
+    SHARES = (0.1, 0.2)  # of validation and test, where they are drawn
     license = None
     citation = None
 
     def __init__(
         self,
         root: str | Path,
-        validation_share: float = 0.1,
-        test_share: float = 0.2,
+        validation_share: float | None = None,
+        test_share: float | None = None,
         seed: int = 0,
         on_error: str = "stop",
         images: str | None = None,
         scratch: str | None = None,
     ):
+        validation_share = self.SHARES[0] if validation_share is None else validation_share
+        test_share = self.SHARES[1] if test_share is None else test_share
         check_shares(validation_share, test_share)
         if on_error not in ("stop", "skip"):
             raise ValueError(f"expected `on_error` to be 'stop' or 'skip', got {on_error!r}.")
         real_folder.cache_clear()  # the folders may have changed since the last source
-        self.root = Path(root)
+        self.root = self.map_root = Path(root)
         folders = [self.root / name for name in self.IMAGES]
         self.image_root = Path(images) if images else next((path for path in folders if path.is_dir()), self.root)
         if not self.image_root.is_dir():
@@ -296,7 +301,7 @@ class Source(ABC):
         """
         picture = resolve_inside(self.image_root, item.image, item.fields[0], item.where)
         if isinstance(item.visual_explanation, str):
-            resolve_inside(self.root, item.visual_explanation, item.fields[1], item.where)
+            resolve_inside(self.map_root, item.visual_explanation, item.fields[1], item.where)
         name = picture.relative_to(real_folder(str(self.image_root))).as_posix()
         return os.path.getsize(picture), os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -345,7 +350,7 @@ class Source(ABC):
 
     def read_visual_explanation(self, item: Item, picture: Picture):
         """The name of an item's visual explanation and its `(H, W)` values in [0, 1]."""
-        path = self.root / on_disk(item.visual_explanation)
+        path = self.map_root / on_disk(item.visual_explanation)
         name = PurePosixPath(item.visual_explanation).stem
         return f"{name}.png", read_map(path, item.where, item.fields[1], picture)
 

@@ -110,18 +110,23 @@ class ColumnArguments:
 class PrepareArguments:
     """What to make a data set of."""
 
-    builder: Literal["action_me", "object_me"] = required("The data set to build.", positional=True)
+    builder: Literal["action_me", "object_me", "waterbirds"] = required("The data set to build.", positional=True)
     source: str = required("Folder in one of the layouts, or the word `sample`.")
     output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
-    layout: Literal["release", "act_x", "vqa_x", "image_folder", "coco"] | None = option(
+    layout: Literal["release", "act_x", "vqa_x", "image_folder", "coco", "waterbirds"] | None = option(
         "The source's layout; told from its files by default."
     )
     images: str | None = option("Folder of the pictures, where they are not in the source folder.")
     seed: int = option("Draws the sample, or the split of a source without one.", 0)
-    validation_share: float = option("Share of each class in a drawn split.", 0.1)
-    test_share: float = option("Share of each class in a drawn split.", 0.2)
+    validation_share: float | None = option(
+        "Share of each class in a drawn split; 0.1 by default, 0 of what has published splits."
+    )
+    test_share: float | None = option("The same of the test split; 0.2 by default, 0 of what has published splits.")
     activity_level: Literal["full", "first"] | None = option("ACT-X: all of an answer, or its first part.")
     explain_category: bool = option("COCO: the label's masks explain it.", False)
+    masks: str | None = option("Birds: folder of CUB's `segmentations`, where it is not in the source folder.")
+    captions: str | None = option("Birds: folder of Reed et al.'s `text_c10`, where it is not in the source folder.")
+    four_groups: bool = option("Waterbirds: groups by label and place, as published worst-group figures have.", False)
     on_error: Literal["stop", "skip"] = option("What to do about a bad item.", "stop")
     num_proc: int = option("Processes, each of which writes files of its own.", 1)
     max_shard_size: str = option("Greatest size of a Parquet file.", "200MB")

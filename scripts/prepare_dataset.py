@@ -1,4 +1,4 @@
-"""Builds Object-ME or Action-ME as a folder of Parquet and a card, which `load_dataset` loads.
+"""Builds Object-ME, Action-ME or a published data set as a folder of Parquet and a card, which `load_dataset` loads.
 
 ```
 megl prepare object_me --source sample --output object_me
@@ -6,6 +6,7 @@ megl prepare object_me --source path/to/release --output object_me --overwrite
 megl prepare action_me --source ACT-X --images mpii/images --output action_me --num_proc 4
 megl prepare object_me --source birds --output birds_me --name "Birds of our garden" --language de
 megl prepare object_me --source own --output own_me --on_error skip --push_to_hub me/own_me
+megl prepare waterbirds --source waterbird_complete95_forest2water2 --masks segmentations --output waterbirds
 ```
 """
 

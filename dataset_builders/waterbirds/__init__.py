@@ -1,0 +1,4 @@
+from .waterbirds import Waterbirds
+
+
+__all__ = ["Waterbirds"]

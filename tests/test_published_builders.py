@@ -1,0 +1,268 @@
+"""Tests of the builders of published data sets, on small folders with the published names and forms of files."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from dataset_sources import REPOSITORY, digests, load, write_picture
+from datasets import Image
+from huggingface_hub import DatasetCard
+from PIL import Image as PILImage
+
+from dataset_builders import ObjectMe, Waterbirds, build_dataset
+
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+ALBATROSS = "001.Black_footed_Albatross/Black_Footed_Albatross_0046_18"
+LAYSAN = "002.Laysan_Albatross/Laysan_Albatross_0002_1027"
+BUNTING = "016.Painted_Bunting/Painted_Bunting_0001_16585"
+CARDINAL = "017.Cardinal/Cardinal_0001_17057"
+BIRDS = (ALBATROSS, LAYSAN, BUNTING, CARDINAL)
+# A mask of five people: what k of them put inside is k / 5 of white.
+SHARES = np.zeros((30, 40), dtype=np.uint8)
+SHARES[5:20, 10:25] = np.repeat([51, 102, 153, 204, 255], 3)
+CAPTIONS = b"this bird is brown with a long bill.\na dark bird, \xef\xbf\xbd\xef\xbf\xbdwith  long wings .\n\n"
+SAID = ["this bird is brown with a long bill.", "a dark bird, with long wings ."]
+
+
+def write_mask(path, values=SHARES):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PILImage.fromarray(values).save(path)
+
+
+def write_text(path, content: str | bytes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def write_masks_and_captions(root):
+    for bird in BIRDS:
+        write_mask(root / "segmentations" / f"{bird}.png")
+        write_text(root / "cvpr2016_cub" / "text_c10" / f"{bird}.txt", CAPTIONS)
+
+
+def published_parts(root) -> dict[str, str]:
+    return {"masks": str(root / "segmentations"), "captions": str(root / "cvpr2016_cub" / "text_c10")}
+
+
+def rows_of(folder, *splits) -> dict[str, dict]:
+    return {row["id"]: {**row, "split": split} for split in splits for row in load(folder, split)}
+
+
+def card_of(folder) -> DatasetCard:
+    return DatasetCard.load(folder / "README.md")
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# Waterbirds
+
+WATERBIRDS_TABLE = f"""img_id,img_filename,y,split,place,place_filename
+1,{ALBATROSS}.jpg,1,2,0,/b/bamboo_forest/00000045.jpg
+2,{LAYSAN}.jpg,1,0,1,/o/ocean/00002545.jpg
+850,{BUNTING}.jpg,0,1,0,/f/forest/broadleaf/00000013.jpg
+910,{CARDINAL}.jpg,0,0,1,/l/lake/natural/00000005.jpg
+"""
+
+
+def make_waterbirds(root, table=WATERBIRDS_TABLE):
+    folder = root / "waterbird_complete95_forest2water2"
+    write_text(folder / "metadata.csv", table)
+    for number, bird in enumerate(BIRDS):
+        write_picture(folder / f"{bird}.jpg", (number * 60, 90, 30))
+    write_masks_and_captions(root)
+    return folder
+
+
+def test_waterbirds(tmp_path):
+    root = make_waterbirds(tmp_path)
+    counts = build_dataset(Waterbirds, root, tmp_path / "out", **published_parts(tmp_path))
+    assert counts == {
+        "train": {"landbird": (1, 1, 2), "waterbird": (1, 1, 2)},
+        "validation": {"landbird": (1, 1, 2), "waterbird": (0, 0, 0)},
+        "test": {"landbird": (0, 0, 0), "waterbird": (1, 1, 2)},
+    }
+    rows = rows_of(tmp_path / "out", "train", "validation", "test")
+    assert [(key, row["label"], row["group"], row["split"]) for key, row in rows.items()] == [
+        (f"{LAYSAN}.jpg", 1, "aligned", "train"),
+        (f"{CARDINAL}.jpg", 0, "conflicting", "train"),
+        (f"{BUNTING}.jpg", 0, "aligned", "validation"),
+        (f"{ALBATROSS}.jpg", 1, "conflicting", "test"),
+    ]
+    for row in rows.values():
+        # A majority is three of five.
+        np.testing.assert_array_equal(np.asarray(row["visual_explanation"]), np.where(SHARES >= 153, 255, 0))
+        assert row["textual_explanations"] == SAID
+    raw = load(tmp_path / "out", "test").cast_column("image", Image(decode=False))[0]["image"]
+    assert raw == {"bytes": (root / f"{ALBATROSS}.jpg").read_bytes(), "path": "Black_Footed_Albatross_0046_18.jpg"}
+
+
+def test_the_card_of_waterbirds(tmp_path):
+    root = make_waterbirds(tmp_path)
+    build_dataset(Waterbirds, root, tmp_path / "out", **published_parts(tmp_path))
+    card = card_of(tmp_path / "out")
+    text = one_line(card.text)
+    assert (card.data.license, card.data.pretty_name, card.data.language) == ("other", "Waterbirds", ["en"])
+    for part in (
+        "restrict the use to non-commercial research and education",
+        "never on the published files themselves",
+        "4,795 training pictures",
+        "`group` is `aligned` where the place is the label's, else `conflicting`.",
+        "1 where more than half of those who drew it say so.",
+        "captions of Reed et al. (2016)",
+        "sagawa2020distributionally",
+        "wah2011cub",
+        "reed2016learning",
+    ):
+        assert part in text, part
+    build_dataset(Waterbirds, root, tmp_path / "bare", four_groups=True)
+    text = one_line(card_of(tmp_path / "bare").text)
+    assert "`group` is the label on the place" in text and "There are no masks." in text and "reed2016" not in text
+
+
+def test_waterbirds_in_the_four_published_groups(tmp_path):
+    counts = build_dataset(Waterbirds, make_waterbirds(tmp_path), tmp_path / "out", four_groups=True)
+    assert counts["train"] == {"landbird": (1, 0, 0), "waterbird": (1, 0, 0)}
+    rows = rows_of(tmp_path / "out", "train", "validation", "test")
+    groups = ["waterbird on water", "landbird on water", "landbird on land", "waterbird on land"]
+    assert [row["group"] for row in rows.values()] == groups
+    assert {row["visual_explanation"] for row in rows.values()} == {None}
+    assert [row["textual_explanations"] for row in rows.values()] == [[]] * 4
+
+
+def test_masks_and_captions_are_found_inside_the_source(tmp_path):
+    root = make_waterbirds(tmp_path)
+    for name in ("segmentations", "cvpr2016_cub"):
+        (tmp_path / name).rename(root / name)
+    assert build_dataset(Waterbirds, root, tmp_path / "out")["test"]["waterbird"] == (1, 1, 2)
+
+
+def test_waterbirds_by_the_command_in_two_processes(tmp_path):
+    root = make_waterbirds(tmp_path)
+    command = [sys.executable, REPOSITORY / "scripts" / "prepare_dataset.py", "waterbirds", "--source", root]
+    for name, more in (("one", []), ("two", ["--num_proc", "2", "--max_shard_size", "100"])):
+        options = ["--masks", tmp_path / "segmentations", "--output", tmp_path / name, *more]
+        subprocess.run([str(word) for word in [*command, *options]], check=True, cwd=REPOSITORY, capture_output=True)
+    assert rows_of(tmp_path / "one", "train").keys() == rows_of(tmp_path / "two", "train").keys()
+    assert len([name for name in digests(tmp_path / "two") if "train-" in name]) == 2
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        (
+            "img_filename,y,split,place,",
+            "img_filename,y,split,background,",
+            r"columns \['img_filename', 'y', 'split', ",
+        ),
+        ("1,2,0,/b", "1,3,0,/b", r"line 2: expected `split` to be one of \['0', '1', '2'\], got '3'"),
+        ("1,2,0,/b", "waterbird,2,0,/b", r"line 2: expected `y` to be one of \['0', '1'\], got 'waterbird'"),
+        ("1,2,0,/b", "1,2,,/b", r"line 2: expected `place` to be one of \['0', '1'\], got ''"),
+        (",1,2,0,/b/bamboo_forest/00000045.jpg", ",1,2", "line 2: expected a cell for each of .*, got another number"),
+        ("0045.jpg\n", "0045.jpg,more\n", "line 2: expected a cell for each of .*, got another number"),
+        (f"1,{ALBATROSS}.jpg", "1,", "line 2: expected `img_filename` to be a name, got ''"),
+        (f"1,{ALBATROSS}", "1,no/bird", "expected the file that `img_filename` names, got no file 'no/bird.jpg'"),
+        (f"1,{ALBATROSS}", "1,../bird", "expected `img_filename` to be a path inside the source folder"),
+        (LAYSAN, ALBATROSS, "line 3: expected an id of its own, got '001.Black.*', which occurs twice"),
+    ],
+)
+def test_a_bad_table_of_waterbirds(tmp_path, old, new, message):
+    assert WATERBIRDS_TABLE.count(old) == 1
+    root = make_waterbirds(tmp_path, WATERBIRDS_TABLE.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        build_dataset(Waterbirds, root, tmp_path / "out", masks=str(tmp_path / "segmentations"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_that_is_missing_or_no_text(tmp_path):
+    root = make_waterbirds(tmp_path)
+    (root / "metadata.csv").write_bytes(b"img_filename,y,split,place\n\xff,0,0,0\n")
+    with pytest.raises(ValueError, match="metadata.csv: expected a CSV table in UTF-8, got text that is not"):
+        build_dataset(Waterbirds, root, tmp_path / "out")
+    (root / "metadata.csv").unlink()
+    with pytest.raises(ValueError, match="metadata.csv: expected a text file, got no such file"):
+        build_dataset(Waterbirds, root, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (SHARES[:, :30], r"picture's aspect ratio \(40 x 30 pixels\), got .*_0046_18.png of 30 x 30"),
+        (np.minimum(SHARES, 102), "expected a mask with a pixel above one half, got .*_0046_18.png, which has none"),
+        (SHARES // 255, "expected an integer visual explanation in 0..255, got .* with 0 and 1 only"),
+        (SHARES * 0, "expected a visual explanation that points somewhere, got .*, all zero"),
+        (None, r"the file that `segmentations` names, got no file '001.Black_footed_Albatross/.*_0046_18.png'"),
+    ],
+)
+def test_a_bad_mask_of_a_bird(tmp_path, values, message):
+    root = make_waterbirds(tmp_path)
+    path = tmp_path / "segmentations" / f"{ALBATROSS}.png"
+    path.unlink() if values is None else write_mask(path, values)
+    with pytest.raises(ValueError, match=f"line 2: .*{message}"):
+        build_dataset(Waterbirds, root, tmp_path / "out", masks=str(tmp_path / "segmentations"))
+    options = {"masks": str(tmp_path / "segmentations"), "on_error": "skip"}
+    build_dataset(Waterbirds, root, tmp_path / "out", **options)
+    assert sorted(rows_of(tmp_path / "out", "train", "validation")) == sorted(f"{bird}.jpg" for bird in BIRDS[1:])
+    assert "skipped: 1" in card_of(tmp_path / "out").text
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a bird\xff", "expected captions in UTF-8"),
+        (b" \n\n", "expected a caption, got none in Black_Footed_Albatross_0046_18.txt"),
+        (None, "the file that `text_c10` names, got no file"),
+    ],
+)
+def test_bad_captions(tmp_path, content, message):
+    root = make_waterbirds(tmp_path)
+    path = tmp_path / "cvpr2016_cub" / "text_c10" / f"{ALBATROSS}.txt"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"line 2: .*{message}" if content is None else message):
+        build_dataset(Waterbirds, root, tmp_path / "out", captions=str(tmp_path / "cvpr2016_cub" / "text_c10"))
+
+
+def test_a_picture_with_colours_as_its_mask_counts_as_grey(tmp_path):
+    root = make_waterbirds(tmp_path)
+    stream = io.BytesIO()
+    PILImage.fromarray(SHARES).convert("RGBA").save(stream, format="PNG")
+    (tmp_path / "segmentations" / f"{ALBATROSS}.png").write_bytes(stream.getvalue())
+    build_dataset(Waterbirds, root, tmp_path / "out", masks=str(tmp_path / "segmentations"))
+    mask = rows_of(tmp_path / "out", "test")[f"{ALBATROSS}.jpg"]["visual_explanation"]
+    np.testing.assert_array_equal(np.asarray(mask), np.where(SHARES >= 153, 255, 0))
+
+
+# What a builder is for
+
+
+def test_a_builder_of_published_files_takes_these_alone(tmp_path):
+    root = make_waterbirds(tmp_path)
+    for options, message in (
+        ({"layout": "coco"}, "expected the layout waterbirds for the builder waterbirds, got coco"),
+        (
+            {"masks": str(tmp_path / "nowhere")},
+            "nowhere: expected the folder `segmentations`.*`--masks`",
+        ),
+        ({"captions": str(tmp_path / "nowhere")}, "expected the folder `text_c10`.*`--captions`"),
+        ({"activity_level": "first"}, "expected `activity_level` with the layout act_x alone, got waterbirds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_dataset(Waterbirds, root, tmp_path / "out", **options)
+    with pytest.raises(ValueError, match="expected `source` to be a folder with metadata.csv .*, got the sample"):
+        build_dataset(Waterbirds, "sample", tmp_path / "out")
+    with pytest.raises(ValueError, match="expected the builder waterbirds for the layout waterbirds, got object_me"):
+        build_dataset(ObjectMe, root, tmp_path / "out")
+    with pytest.raises(ValueError, match="expected `four_groups` with a source folder alone, got the sample"):
+        build_dataset(ObjectMe, "sample", tmp_path / "out", four_groups=True)
+    with pytest.raises(ValueError, match="a folder of its own, got .*, which is in the source .*segmentations"):
+        build_dataset(Waterbirds, root, tmp_path / "segmentations" / "out", masks=str(tmp_path / "segmentations"))
+
+
+def test_a_table_of_other_columns_is_not_taken_for_waterbirds(tmp_path):
+    write_text(tmp_path / "source" / "metadata.csv", "file_name,label\na.jpg,cat\n")
+    with pytest.raises(ValueError, match="expected the files of one layout .*, got none of them"):
+        build_dataset(ObjectMe, tmp_path / "source", tmp_path / "out")
