@@ -1,13 +1,14 @@
 from .action_me import ActionMe
 from .build import LAYOUTS, build_dataset
 from .card import counts_table
+from .cub import Cub
 from .hub import HubTarget
 from .object_me import ObjectMe
 from .scenes import COLOURS, PLACES, place_of
 from .waterbirds import Waterbirds
 
 
-BUILDERS = {"object_me": ObjectMe, "action_me": ActionMe, "waterbirds": Waterbirds}
+BUILDERS = {"object_me": ObjectMe, "action_me": ActionMe, "waterbirds": Waterbirds, "cub": Cub}
 
 __all__ = [
     "BUILDERS",
@@ -15,6 +16,7 @@ __all__ = [
     "LAYOUTS",
     "PLACES",
     "ActionMe",
+    "Cub",
     "HubTarget",
     "ObjectMe",
     "Waterbirds",

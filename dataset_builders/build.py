@@ -29,7 +29,7 @@ from datasets.utils import tqdm
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from .act_x import ActX
-from .birds import WaterbirdsRelease
+from .birds import CubRelease, WaterbirdsRelease
 from .card import CITATION, CardText, Counts, card
 from .coco import CocoInstances
 from .files import check_apart, new_folder
@@ -42,7 +42,8 @@ from .sources import Source
 from .vqa_x import VqaX
 
 
-LAYOUTS = {layout.NAME: layout for layout in (Release, ActX, VqaX, ImageFolder, CocoInstances, WaterbirdsRelease)}
+ALL_LAYOUTS = (Release, ActX, VqaX, ImageFolder, CocoInstances, WaterbirdsRelease, CubRelease)
+LAYOUTS = {layout.NAME: layout for layout in ALL_LAYOUTS}
 # What some layouts take and others do not.
 OPTIONS = sorted({name for layout in LAYOUTS.values() for name in layout.OPTIONS})
 

@@ -215,6 +215,8 @@ class Source(ABC):
         validation_share = self.SHARES[0] if validation_share is None else validation_share
         test_share = self.SHARES[1] if test_share is None else test_share
         check_shares(validation_share, test_share)
+        if test_share and not self.SHARES[1]:
+            raise ValueError(f"expected no `test_share`, as the test split is published, got {test_share}.")
         if on_error not in ("stop", "skip"):
             raise ValueError(f"expected `on_error` to be 'stop' or 'skip', got {on_error!r}.")
         real_folder.cache_clear()  # the folders may have changed since the last source
@@ -267,6 +269,14 @@ class Source(ABC):
             f"by picture, stratified by class: test {self.test_share:.0%}, validation {self.validation_share:.0%}, "
             f"seed {self.seed}"
         )
+
+    @property
+    def validation_rule(self) -> str:
+        """Whether a validation split is drawn from a published training split, for the card."""
+        if not self.validation_share:
+            return "Here `--validation_share` can draw one from the training split; none is."
+        share = f"{self.validation_share:.0%} of each class of the training split"
+        return f"Here {share}, drawn with seed {self.seed}, are the validation split."
 
     @property
     def skip_log(self) -> Path:

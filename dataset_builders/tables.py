@@ -28,6 +28,38 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]
         raise bad_source(path, "a CSV table in UTF-8", f"text that is not: {error}", PUBLISHED) from error
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number and the words of each line of a text file, but for blank ones and those that begin with `#`.
+
+    Raises:
+        `ValueError`: if the file is missing or is no text.
+    """
+    check_file(path)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                words = line.split()
+                if words and not line.startswith("#"):
+                    yield number, words
+    except UnicodeError as error:
+        raise bad_source(path, "text in UTF-8", f"bytes that are not: {error}", PUBLISHED) from error
+
+
+def read_pairs(path: Path) -> dict[str, str]:
+    """The words by id of a text file of `<id> <word>` lines.
+
+    Raises:
+        `ValueError`: if the file is missing, has another line or an id twice.
+    """
+    pairs = {}
+    for number, words in read_lines(path):
+        if len(words) != 2 or words[0] in pairs:
+            expected = "an id that occurs once and one word"
+            raise bad_source(f"{path}: line {number}", expected, shown(" ".join(words)), PUBLISHED)
+        pairs[words[0]] = words[1]
+    return pairs
+
+
 def check_file(path: Path):
     """Raises `ValueError` unless there is such a file."""
     if not path.is_file():
@@ -40,8 +72,8 @@ def check_cells(row: dict, where: str):
         raise bad_item(where, f"a cell for each of {[*filter(None, row)]}", "another number of them", PUBLISHED)
 
 
-def meaning(codes: dict[str, str], code: str, where: str, field: str) -> str:
+def meaning(codes: dict[str, str], code: str | None, where: str, field: str) -> str:
     """What the code in a field stands for, or `ValueError` if it is not one of `codes`."""
     if code not in codes:
-        raise bad_item(where, f"`{field}` to be one of {list(codes)}", shown(code), PUBLISHED)
+        raise bad_item(where, f"`{field}` to be one of {shown(list(codes))}", shown(code), PUBLISHED)
     return codes[code]

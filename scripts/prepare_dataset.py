@@ -7,6 +7,7 @@ megl prepare action_me --source ACT-X --images mpii/images --output action_me --
 megl prepare object_me --source birds --output birds_me --name "Birds of our garden" --language de
 megl prepare object_me --source own --output own_me --on_error skip --push_to_hub me/own_me
 megl prepare waterbirds --source waterbird_complete95_forest2water2 --masks segmentations --output waterbirds
+megl prepare cub --source birds --validation_share 0.1 --output cub
 ```
 """
 

@@ -11,7 +11,8 @@ from datasets import Image
 from huggingface_hub import DatasetCard
 from PIL import Image as PILImage
 
-from dataset_builders import ObjectMe, Waterbirds, build_dataset
+from dataset_builders import Cub, ObjectMe, Waterbirds, build_dataset
+from dataset_builders.birds import attribute_sentences, class_name
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -108,7 +109,7 @@ def test_the_card_of_waterbirds(tmp_path):
     text = one_line(card.text)
     assert (card.data.license, card.data.pretty_name, card.data.language) == ("other", "Waterbirds", ["en"])
     for part in (
-        "restrict the use to non-commercial research and education",
+        "WILDS restricts the use to non-commercial research and education",
         "never on the published files themselves",
         "4,795 training pictures",
         "`group` is `aligned` where the place is the label's, else `conflicting`.",
@@ -234,6 +235,182 @@ def test_a_picture_with_colours_as_its_mask_counts_as_grey(tmp_path):
     build_dataset(Waterbirds, root, tmp_path / "out", masks=str(tmp_path / "segmentations"))
     mask = rows_of(tmp_path / "out", "test")[f"{ALBATROSS}.jpg"]["visual_explanation"]
     np.testing.assert_array_equal(np.asarray(mask), np.where(SHARES >= 153, 255, 0))
+
+
+# CUB-200-2011
+
+CUB_TABLES = {
+    "images.txt": f"1 {ALBATROSS}.jpg\n61 {LAYSAN}.jpg\n850 {BUNTING}.jpg\n",
+    "image_class_labels.txt": "1 1\n61 2\n850 16\n",
+    "train_test_split.txt": "1 0\n61 1\n850 1\n",
+    "classes.txt": "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n16 016.Painted_Bunting\n",
+    "attributes/certainties.txt": "1 not visible\n2 guessing\n3 probably\n4 definitely\n",
+    # <image> <attribute> <present> <certainty> <time>; a few lines of the published file have a word more.
+    "attributes/image_attribute_labels.txt": """1 2 1 4 27.7080
+1 6 1 3 1.8
+1 7 1 2 1.8
+1 11 1 4 1.8
+1 9 0 4 27.7080
+61 9 1 4 0 1.509
+61 10 1 3 3.5
+61 11 1 1 3.5
+850 1 1 4 5.115
+""",
+}
+ATTRIBUTES = """1 has_bill_shape::curved_(up_or_down)
+2 has_bill_shape::dagger
+6 has_bill_length::about_the_same_as_head
+7 has_bill_color::grey
+9 has_upper_tail_color::brown
+10 has_upper_tail_color::grey
+11 has_size::medium_(9_-_16_in)
+"""
+
+
+def make_cub(root, **tables):
+    """The folder that holds CUB_200_2011, with attributes.txt beside it, as the archive has it."""
+    for name, content in {**CUB_TABLES, **tables}.items():
+        write_text(root / "CUB_200_2011" / name, content)
+    write_text(root / "attributes.txt", ATTRIBUTES)
+    for number, bird in enumerate(BIRDS[:3]):
+        write_picture(root / "CUB_200_2011" / "images" / f"{bird}.jpg", (number * 60, 90, 30))
+        write_mask(root / "segmentations" / f"{bird}.png")
+    return root
+
+
+def test_cub(tmp_path):
+    counts = build_dataset(Cub, make_cub(tmp_path / "cub"), tmp_path / "out")
+    assert counts == {
+        "train": {"Black footed Albatross": (0, 0, 0), "Laysan Albatross": (1, 1, 1), "Painted Bunting": (1, 1, 1)},
+        "test": {"Black footed Albatross": (1, 1, 2), "Laysan Albatross": (0, 0, 0), "Painted Bunting": (0, 0, 0)},
+    }
+    rows = rows_of(tmp_path / "out", "train", "test")
+    assert [(key, row["label"], row["split"], row["group"]) for key, row in rows.items()] == [
+        (f"{LAYSAN}.jpg", 1, "train", None),
+        (f"{BUNTING}.jpg", 2, "train", None),
+        (f"{ALBATROSS}.jpg", 0, "test", None),
+    ]
+    assert [row["textual_explanations"] for row in rows.values()] == [
+        ["The color of the upper tail is brown and grey."],
+        ["The shape of the bill is curved (up or down)."],
+        [
+            "The shape of the bill is dagger, its length is about the same as head.",
+            "The size of the bird is medium (9 - 16 in).",
+        ],
+    ]
+    for row in rows.values():
+        np.testing.assert_array_equal(np.asarray(row["visual_explanation"]), np.where(SHARES >= 153, 255, 0))
+
+
+def test_the_card_of_cub(tmp_path):
+    build_dataset(Cub, make_cub(tmp_path / "cub"), tmp_path / "out")
+    card = card_of(tmp_path / "out")
+    text = one_line(card.text)
+    assert (card.data.license, card.data.pretty_name) == ("unknown", "CUB-200-2011")
+    for part in (
+        "Its README names no licence",
+        "never on the published files themselves",
+        "5,994 training and 5,794 test pictures",
+        "CUB has no validation split: papers choose by the test split",
+        "`--validation_share` can draw one from the training split; none is.",
+        "sentences written by code",
+        "wah2011cub",
+    ):
+        assert part in text, part
+
+
+def test_a_validation_split_is_drawn_from_the_training_split_alone(tmp_path):
+    root = make_cub(tmp_path / "cub")
+    counts = build_dataset(Cub, root, tmp_path / "out", validation_share=0.5)
+    assert {split: sum(number for number, *_ in of.values()) for split, of in counts.items()} == {
+        "validation": 2,  # half of one picture of each of two classes, rounded up
+        "test": 1,
+    }
+    assert list(rows_of(tmp_path / "out", "test")) == [f"{ALBATROSS}.jpg"]
+    text = one_line(card_of(tmp_path / "out").text)
+    assert "50% of each class of the training split, drawn with seed 0, are the validation split." in text
+    with pytest.raises(ValueError, match="expected no `test_share`, as the test split is published, got 0.2"):
+        build_dataset(Cub, root, tmp_path / "out2", test_share=0.2)
+
+
+def test_cub_with_captions_has_no_sentences_of_attributes(tmp_path):
+    root = make_cub(tmp_path / "cub")
+    write_masks_and_captions(root)
+    (root / "attributes.txt").unlink()  # which is not read then
+    build_dataset(Cub, root, tmp_path / "out")
+    assert [row["textual_explanations"] for row in rows_of(tmp_path / "out", "train", "test").values()] == [SAID] * 3
+    text = one_line(card_of(tmp_path / "out").text)
+    assert "captions of Reed et al. (2016)" in text and "sentences written by code" not in text
+
+
+def test_the_folder_of_cub_itself_is_a_source(tmp_path):
+    root = make_cub(tmp_path / "cub")
+    options = {"masks": str(root / "segmentations")}
+    with pytest.raises(ValueError, match="attributes: expected a file attributes.txt, got none. Copy it from beside"):
+        build_dataset(Cub, root / "CUB_200_2011", tmp_path / "out", **options)
+    (root / "attributes.txt").rename(root / "CUB_200_2011" / "attributes" / "attributes.txt")
+    assert build_dataset(Cub, root / "CUB_200_2011", tmp_path / "out", **options)["train"]["Laysan Albatross"] == (
+        1,
+        1,
+        1,
+    )
+    with pytest.raises(ValueError, match="expected the builder cub for the layout cub, got object_me"):
+        build_dataset(ObjectMe, root / "CUB_200_2011", tmp_path / "out2")
+
+
+def test_cub_without_masks_and_attributes(tmp_path):
+    root = make_cub(tmp_path / "cub")
+    (root / "CUB_200_2011" / "attributes" / "image_attribute_labels.txt").unlink()
+    counts = build_dataset(Cub, root / "CUB_200_2011", tmp_path / "out")
+    assert counts["train"]["Laysan Albatross"] == (1, 0, 0)
+    assert "There are no masks." in one_line(card_of(tmp_path / "out").text)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("image_class_labels.txt", "1 1\n850 16\n", "image 61: expected `image_class_labels.txt` to be .*, got None"),
+        ("image_class_labels.txt", "1 1\n61 3\n850 16\n", r"to be one of \['1', '2', '16'\], got '3'"),
+        ("train_test_split.txt", "1 0\n61 2\n850 1\n", r"image 61: .*split.txt` to be one of \['0', '1'\], got '2'"),
+        ("images.txt", f"1 {ALBATROSS}.jpg\n1 {LAYSAN}.jpg\n", "line 2: expected an id that occurs once and one word"),
+        (
+            "images.txt",
+            "1 a b.jpg\n",
+            "images.txt: line 1: expected an id that occurs once and one word, got '1 a b.jpg'",
+        ),
+        ("images.txt", "1 no/bird.jpg\n", "expected the file that `images.txt` names, got no file 'no/bird.jpg'"),
+        ("images.txt", b"1 \xff.jpg\n", "images.txt: expected text in UTF-8"),
+        ("classes.txt", "1 001.A\n2 002.A\n", "classes.txt: expected a name of its own for each class, got .*'A'"),
+        ("attributes/image_attribute_labels.txt", "1 8 1 4 2.0\n", "line 1: expected an image, an attribute, 0 or 1"),
+        ("attributes/image_attribute_labels.txt", "1 1 1\n", "line 1: expected an image, an attribute, 0 or 1"),
+        ("attributes/image_attribute_labels.txt", "1 1 4 1\n", "line 1: expected an image, an attribute, 0 or 1"),
+        (
+            "attributes/attributes.txt",
+            "1 bill\n",
+            "attributes.txt: expected attributes such as has_bill_shape::dagger",
+        ),
+    ],
+)
+def test_a_bad_table_of_cub(tmp_path, name, content, message):
+    root = make_cub(tmp_path / "cub", **{name: content})
+    with pytest.raises(ValueError, match=message):
+        build_dataset(Cub, root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["image_class_labels.txt", "train_test_split.txt", "classes.txt", "images.txt"])
+def test_a_missing_table_of_cub(tmp_path, name):
+    root = make_cub(tmp_path / "cub")
+    (root / "CUB_200_2011" / name).unlink()
+    with pytest.raises(ValueError, match=f"{name}: expected a text file, got no such file"):
+        build_dataset(Cub, root, tmp_path / "out")
+
+
+def test_sentences_of_attributes():
+    assert attribute_sentences([]) == []
+    assert attribute_sentences(
+        [("wing", "color", "blue"), ("bird", "size", "small"), ("wing", "color", "grey"), ("wing", "shape", "long")]
+    ) == ["The color of the wing is blue and grey, its shape is long.", "The size of the bird is small."]
+    assert class_name("029.American_Crow") == "American Crow" and class_name("crow") == "crow"
 
 
 # What a builder is for

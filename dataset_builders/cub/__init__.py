@@ -1,0 +1,4 @@
+from .cub import Cub
+
+
+__all__ = ["Cub"]
