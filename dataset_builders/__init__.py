@@ -4,11 +4,12 @@ from .card import counts_table
 from .cub import Cub
 from .hub import HubTarget
 from .object_me import ObjectMe
+from .pets import Pets
 from .scenes import COLOURS, PLACES, place_of
 from .waterbirds import Waterbirds
 
 
-BUILDERS = {"object_me": ObjectMe, "action_me": ActionMe, "waterbirds": Waterbirds, "cub": Cub}
+BUILDERS = {"object_me": ObjectMe, "action_me": ActionMe, "waterbirds": Waterbirds, "cub": Cub, "pets": Pets}
 
 __all__ = [
     "BUILDERS",
@@ -19,6 +20,7 @@ __all__ = [
     "Cub",
     "HubTarget",
     "ObjectMe",
+    "Pets",
     "Waterbirds",
     "build_dataset",
     "counts_table",

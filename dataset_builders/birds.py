@@ -37,15 +37,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .card import UNVERIFIED
 from .items import Picture, bad_item, bad_source, check_name, check_rationales, resolve_inside, shown
 from .sources import Item, Source, find
 from .tables import PUBLISHED, check_cells, meaning, read_csv, read_lines, read_pairs
 
 
-UNVERIFIED = (
-    "The builder was tested on small folders with the published names and forms of files, never on the published "
-    "files themselves: compare the counts below with the published ones."
-)
 BIRDS_CITATION = """@techreport{wah2011cub,
   title       = {The Caltech-UCSD Birds-200-2011 Dataset},
   author      = {Wah and Branson and Welinder and Perona and Belongie},

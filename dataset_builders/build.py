@@ -35,6 +35,7 @@ from .coco import CocoInstances
 from .files import check_apart, new_folder
 from .image_folder import ImageFolder
 from .items import as_text, bad_source
+from .oxford_pets import PetsRelease
 from .release import Release
 from .scenes import Scenes
 from .shards import SHARD_BYTES, Shard, in_order, write_part, write_shard
@@ -42,7 +43,7 @@ from .sources import Source
 from .vqa_x import VqaX
 
 
-ALL_LAYOUTS = (Release, ActX, VqaX, ImageFolder, CocoInstances, WaterbirdsRelease, CubRelease)
+ALL_LAYOUTS = (Release, ActX, VqaX, ImageFolder, CocoInstances, WaterbirdsRelease, CubRelease, PetsRelease)
 LAYOUTS = {layout.NAME: layout for layout in ALL_LAYOUTS}
 # What some layouts take and others do not.
 OPTIONS = sorted({name for layout in LAYOUTS.values() for name in layout.OPTIONS})

@@ -20,6 +20,10 @@ CITATION = """@article{megl2024,
   year    = {2024}
 }"""
 OWN_SUMMARY = "Pictures with a class each, and visual and textual explanations of it where there are any."
+UNVERIFIED = (
+    "The builder was tested on small folders with the published names and forms of files, never on the published "
+    "files themselves: compare the counts below with the published ones."
+)
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 # Pictures, visual explanations and rationales, by split and class.

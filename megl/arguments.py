@@ -110,10 +110,12 @@ class ColumnArguments:
 class PrepareArguments:
     """What to make a data set of."""
 
-    builder: Literal["action_me", "object_me", "waterbirds", "cub"] = required("What to build.", positional=True)
+    builder: Literal["action_me", "object_me", "waterbirds", "cub", "pets"] = required(
+        "What to build.", positional=True
+    )
     source: str = required("Folder in one of the layouts, or the word `sample`.")
     output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
-    layout: Literal["release", "act_x", "vqa_x", "image_folder", "coco", "waterbirds", "cub"] | None = option(
+    layout: Literal["release", "act_x", "vqa_x", "image_folder", "coco", "waterbirds", "cub", "pets"] | None = option(
         "The source's layout; told from its files by default."
     )
     images: str | None = option("Folder of the pictures, where they are not in the source folder.")

@@ -1,17 +1,17 @@
 """Tests of the builders of published data sets, on small folders with the published names and forms of files."""
 
 import io
-import subprocess
+import shutil
 import sys
 
 import numpy as np
 import pytest
-from dataset_sources import REPOSITORY, digests, load, write_picture
+from dataset_sources import load, write_picture
 from datasets import Image
 from huggingface_hub import DatasetCard
 from PIL import Image as PILImage
 
-from dataset_builders import Cub, ObjectMe, Waterbirds, build_dataset
+from dataset_builders import Cub, ObjectMe, Pets, Waterbirds, build_dataset
 from dataset_builders.birds import attribute_sentences, class_name
 
 
@@ -142,14 +142,19 @@ def test_masks_and_captions_are_found_inside_the_source(tmp_path):
     assert build_dataset(Waterbirds, root, tmp_path / "out")["test"]["waterbird"] == (1, 1, 2)
 
 
-def test_waterbirds_by_the_command_in_two_processes(tmp_path):
-    root = make_waterbirds(tmp_path)
-    command = [sys.executable, REPOSITORY / "scripts" / "prepare_dataset.py", "waterbirds", "--source", root]
-    for name, more in (("one", []), ("two", ["--num_proc", "2", "--max_shard_size", "100"])):
-        options = ["--masks", tmp_path / "segmentations", "--output", tmp_path / name, *more]
-        subprocess.run([str(word) for word in [*command, *options]], check=True, cwd=REPOSITORY, capture_output=True)
-    assert rows_of(tmp_path / "one", "train").keys() == rows_of(tmp_path / "two", "train").keys()
-    assert len([name for name in digests(tmp_path / "two") if "train-" in name]) == 2
+def test_waterbirds_by_the_command_in_two_processes(tmp_path, monkeypatch, capsys):
+    from megl.scripts import prepare_dataset
+
+    command = ["prepare_dataset", "waterbirds", "--source", make_waterbirds(tmp_path), "--output", tmp_path / "out"]
+    command += ["--masks", tmp_path / "segmentations", "--num_proc", 2, "--max_shard_size", 100]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+    prepare_dataset.main()
+    assert "| landbird | 1 (1, 0) | 1 (1, 0) | 0 (0, 0) |" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out" / "data").glob("train-*")) == [
+        "train-00000-of-00002.parquet",
+        "train-00001-of-00002.parquet",
+    ]
+    assert list(rows_of(tmp_path / "out", "train")) == [f"{LAYSAN}.jpg", f"{CARDINAL}.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -411,6 +416,103 @@ def test_sentences_of_attributes():
         [("wing", "color", "blue"), ("bird", "size", "small"), ("wing", "color", "grey"), ("wing", "shape", "long")]
     ) == ["The color of the wing is blue and grey, its shape is long.", "The size of the bird is small."]
     assert class_name("029.American_Crow") == "American Crow" and class_name("crow") == "crow"
+
+
+# Oxford-IIIT Pet
+
+PETS_TABLES = {
+    "list.txt": "#Image CLASS-ID SPECIES BREED ID\n#ID: 1:37 Class ids\nAbyssinian_100 1 1 1\n",
+    "trainval.txt": "Abyssinian_100 1 1 1\namerican_bulldog_100 2 2 1\n",
+    "test.txt": "Abyssinian_201 1 1 1\n",
+}
+TRIMAP = np.full((30, 40), 2, dtype=np.uint8)
+TRIMAP[4:21, 9:26] = 3
+TRIMAP[5:20, 10:25] = 1
+
+
+def make_pets(root, **tables):
+    for name, content in {**PETS_TABLES, **tables}.items():
+        write_text(root / "annotations" / name, content)
+    for number, pet in enumerate(("Abyssinian_100", "american_bulldog_100", "Abyssinian_201")):
+        write_picture(root / "images" / f"{pet}.jpg", (number * 60, 90, 30))
+        write_mask(root / "annotations" / "trimaps" / f"{pet}.png", TRIMAP)
+    return root
+
+
+def test_pets(tmp_path):
+    counts = build_dataset(Pets, make_pets(tmp_path / "pets"), tmp_path / "out")
+    assert counts == {
+        "train": {"Abyssinian": (1, 1, 0), "American Bulldog": (1, 1, 0)},
+        "test": {"Abyssinian": (1, 1, 0), "American Bulldog": (0, 0, 0)},
+    }
+    rows = rows_of(tmp_path / "out", "train", "test")
+    assert [(key, row["label"], row["group"], row["split"]) for key, row in rows.items()] == [
+        ("Abyssinian_100", 0, "cat", "train"),
+        ("american_bulldog_100", 1, "dog", "train"),
+        ("Abyssinian_201", 0, "cat", "test"),
+    ]
+    for row in rows.values():
+        np.testing.assert_array_equal(np.asarray(row["visual_explanation"]), np.where(TRIMAP == 1, 255, 0))
+        assert row["textual_explanations"] == []
+    card = card_of(tmp_path / "out")
+    assert (card.data.license, card.data.pretty_name) == ("cc-by-sa-4.0", "Oxford-IIIT Pet")
+    for part in ("3,680 pictures for training", "never on the published files", "parkhi2012cats", "trimap says pet"):
+        assert part in one_line(card.text), part
+
+
+def test_pets_without_trimaps_and_with_a_drawn_validation_split(tmp_path):
+    root = make_pets(tmp_path / "pets")
+    shutil.rmtree(root / "annotations" / "trimaps")
+    counts = build_dataset(Pets, root, tmp_path / "out", validation_share=0.5)
+    assert counts["validation"] == {"Abyssinian": (1, 0, 0), "American Bulldog": (1, 0, 0)}
+    assert counts["test"]["Abyssinian"] == (1, 0, 0)
+    assert "There are no masks." in one_line(card_of(tmp_path / "out").text)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("Abyssinian_100 1 1\n", "line 1: expected a picture, a class id, a species and a breed id"),
+        ("Abyssinian_100 one 1 1\n", "line 1: expected a picture, a class id, a species and a breed id"),
+        ("Abyssinian_100 1 3 1\n", r"line 1: expected `species` to be one of \['1', '2'\], got '3'"),
+        (
+            "Abyssinian_100 1 1 1\nBengal_1 1 1 1\n",
+            "line 2: expected a picture of the class 1, 'Abyssinian', got 'Bengal",
+        ),
+        ("Abyssinian 1 1 1\n", "line 1: expected a picture of the class 1, '', got 'Abyssinian'"),
+        ("Bengal_1 6 1 2\n", "line 1: expected the file that `images` names, got no file 'Bengal_1.jpg'"),
+        ("Abyssinian_201 1 1 1\n", "test.txt: line 1: expected an id of its own, got 'Abyssinian_201', which occurs"),
+    ],
+)
+def test_a_bad_line_of_pets(tmp_path, content, message):
+    root = make_pets(tmp_path / "pets", **{"trainval.txt": content})
+    with pytest.raises(ValueError, match=message):
+        build_dataset(Pets, root, tmp_path / "out")
+
+
+def test_pets_without_a_test_split(tmp_path):
+    root = make_pets(tmp_path / "pets")
+    (root / "annotations" / "test.txt").unlink()
+    with pytest.raises(ValueError, match="test.txt: expected a text file, got no such file"):
+        build_dataset(Pets, root, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (TRIMAP[:, :30], r"picture's aspect ratio \(40 x 30 pixels\), got Abyssinian_100.png of 30 x 30"),
+        (TRIMAP - 1, r"a trimap of 1 \(pet, somewhere\), 2 and 3, got Abyssinian_100.png with \[0, 1, 2\]"),
+        (np.maximum(TRIMAP, 2), r"a trimap of 1 \(pet, somewhere\), 2 and 3, got .* with \[2, 3\]"),
+        (np.dstack([TRIMAP] * 3), r"an integer visual explanation that reaches 16 of 255"),
+        (None, "the file that `trimaps` names, got no file 'Abyssinian_100.png'"),
+    ],
+)
+def test_a_bad_trimap(tmp_path, values, message):
+    root = make_pets(tmp_path / "pets")
+    path = root / "annotations" / "trimaps" / "Abyssinian_100.png"
+    path.unlink() if values is None else write_mask(path, values)
+    with pytest.raises(ValueError, match=f"trainval.txt: line 1: expected .*{message}"):
+        build_dataset(Pets, root, tmp_path / "out")
 
 
 # What a builder is for

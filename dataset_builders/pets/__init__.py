@@ -1,0 +1,4 @@
+from .pets import Pets
+
+
+__all__ = ["Pets"]
