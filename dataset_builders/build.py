@@ -34,6 +34,7 @@ from .card import CITATION, CardText, Counts, card
 from .coco import CocoInstances
 from .files import check_apart, new_folder
 from .image_folder import ImageFolder
+from .imagenet import HardImageNetRelease, ImageNetSRelease
 from .items import as_text, bad_source
 from .oxford_pets import PetsRelease
 from .release import Release
@@ -43,7 +44,8 @@ from .sources import Source
 from .vqa_x import VqaX
 
 
-ALL_LAYOUTS = (Release, ActX, VqaX, ImageFolder, CocoInstances, WaterbirdsRelease, CubRelease, PetsRelease)
+PUBLISHED_LAYOUTS = (WaterbirdsRelease, CubRelease, PetsRelease, HardImageNetRelease, ImageNetSRelease)
+ALL_LAYOUTS = (Release, ActX, VqaX, ImageFolder, CocoInstances, *PUBLISHED_LAYOUTS)
 LAYOUTS = {layout.NAME: layout for layout in ALL_LAYOUTS}
 # What some layouts take and others do not.
 OPTIONS = sorted({name for layout in LAYOUTS.values() for name in layout.OPTIONS})

@@ -348,7 +348,7 @@ class Source(ABC):
         explanation = None
         if item.visual_explanation is not None:
             name, values = self.read_visual_explanation(item, picture)
-            explanation = {"bytes": encode_map(values), "path": name}
+            explanation = None if values is None else {"bytes": encode_map(values), "path": name}
         return {
             "id": item.id,
             "image": {"bytes": picture.content, "path": PurePosixPath(item.image).name},
@@ -359,7 +359,7 @@ class Source(ABC):
         }
 
     def read_visual_explanation(self, item: Item, picture: Picture):
-        """The name of an item's visual explanation and its `(H, W)` values in [0, 1]."""
+        """The name of an item's visual explanation and its `(H, W)` values in [0, 1], or `None` if it may be empty."""
         path = self.map_root / on_disk(item.visual_explanation)
         name = PurePosixPath(item.visual_explanation).stem
         return f"{name}.png", read_map(path, item.where, item.fields[1], picture)

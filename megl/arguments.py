@@ -106,16 +106,18 @@ class ColumnArguments:
     group_column: str = option("Column of the items' groups, if any.", default="group")
 
 
+# Data sets that `megl prepare` reads as they are published: each has a builder and a layout of its own.
+PUBLISHED = Literal["waterbirds", "cub", "pets", "hard_imagenet", "imagenet_s"]
+
+
 @dataclass(kw_only=True)
 class PrepareArguments:
     """What to make a data set of."""
 
-    builder: Literal["action_me", "object_me", "waterbirds", "cub", "pets"] = required(
-        "What to build.", positional=True
-    )
+    builder: Literal["action_me", "object_me", PUBLISHED] = required("What to build.", positional=True)
     source: str = required("Folder in one of the layouts, or the word `sample`.")
     output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
-    layout: Literal["release", "act_x", "vqa_x", "image_folder", "coco", "waterbirds", "cub", "pets"] | None = option(
+    layout: Literal["release", "act_x", "vqa_x", "image_folder", "coco", PUBLISHED] | None = option(
         "The source's layout; told from its files by default."
     )
     images: str | None = option("Folder of the pictures, where they are not in the source folder.")

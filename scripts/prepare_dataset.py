@@ -8,6 +8,7 @@ megl prepare object_me --source birds --output birds_me --name "Birds of our gar
 megl prepare object_me --source own --output own_me --on_error skip --push_to_hub me/own_me
 megl prepare waterbirds --source waterbird_complete95_forest2water2 --masks segmentations --output waterbirds
 megl prepare cub --source birds --validation_share 0.1 --output cub
+megl prepare hard_imagenet --source hardImageNet --images ILSVRC2012 --output hard_imagenet
 ```
 """
 

@@ -11,7 +11,7 @@ from datasets import Image
 from huggingface_hub import DatasetCard
 from PIL import Image as PILImage
 
-from dataset_builders import Cub, ObjectMe, Pets, Waterbirds, build_dataset
+from dataset_builders import Cub, HardImageNet, ImageNetS, ObjectMe, Pets, Waterbirds, build_dataset
 from dataset_builders.birds import attribute_sentences, class_name
 
 
@@ -513,6 +513,184 @@ def test_a_bad_trimap(tmp_path, values, message):
     path.unlink() if values is None else write_mask(path, values)
     with pytest.raises(ValueError, match=f"trainval.txt: line 1: expected .*{message}"):
         build_dataset(Pets, root, tmp_path / "out")
+
+
+# Hard ImageNet
+
+SLED, MONKEY = "n03218198", "n02492660"
+HARD = {
+    "train": [(SLED, f"{SLED}_10.JPEG"), (MONKEY, f"{MONKEY}_7.JPEG")],
+    "val": [(SLED, "ILSVRC2012_val_00000023.JPEG")],
+}
+SYNSETS = f"{MONKEY} howler monkey, howler\n{SLED} dogsled, dog sled, dog sleigh\n"
+
+
+def make_hard_imagenet(root):
+    """The masks in `hardImageNet`, the pictures in `ILSVRC2012`."""
+    write_text(root / "hardImageNet" / "meta" / "hard_imagenet_idx.pkl", "never read")
+    for split, pictures in HARD.items():
+        for wnid, name in pictures:
+            write_picture(root / "ILSVRC2012" / split / wnid / name)
+            PILImage.fromarray(SHARES // 51).save(
+                write_folder(root / "hardImageNet" / split) / f"{wnid}_{name}", "PNG"
+            )
+    return root / "hardImageNet", {"images": str(root / "ILSVRC2012")}
+
+
+def write_folder(path):
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_hard_imagenet(tmp_path):
+    root, images = make_hard_imagenet(tmp_path)
+    write_text(tmp_path / "ILSVRC2012" / "LOC_synset_mapping.txt", SYNSETS)
+    counts = build_dataset(HardImageNet, root, tmp_path / "out", **images)
+    assert counts == {
+        "train": {"howler monkey": (1, 1, 0), "dogsled": (1, 1, 0)},
+        "test": {"howler monkey": (0, 0, 0), "dogsled": (1, 1, 0)},
+    }
+    rows = rows_of(tmp_path / "out", "train", "test")
+    assert [(key, row["label"], row["split"]) for key, row in rows.items()] == [
+        (f"train/{MONKEY}/{MONKEY}_7.JPEG", 0, "train"),
+        (f"train/{SLED}/{SLED}_10.JPEG", 1, "train"),
+        (f"val/{SLED}/ILSVRC2012_val_00000023.JPEG", 1, "test"),
+    ]
+    for row in rows.values():  # values of 1 to 5 of 255 are inside
+        np.testing.assert_array_equal(np.asarray(row["visual_explanation"]), np.where(SHARES > 0, 255, 0))
+    card = card_of(tmp_path / "out")
+    assert (card.data.license, card.data.pretty_name) == ("other", "Hard ImageNet")
+    for part in (
+        "750 test pictures",
+        "never on the published files",
+        "moayeri2022hard",
+        "1 where the mask is above 0",
+    ):
+        assert part in one_line(card.text), part
+
+
+def test_an_empty_mask_of_hard_imagenet_is_none_and_classes_may_lack_a_name(tmp_path):
+    root, images = make_hard_imagenet(tmp_path)
+    PILImage.fromarray(SHARES * 0).save(root / "train" / f"{MONKEY}_{MONKEY}_7.JPEG", "PNG")
+    counts = build_dataset(HardImageNet, root, tmp_path / "out", validation_share=0.5, **images)
+    assert counts == {
+        "validation": {MONKEY: (1, 0, 0), SLED: (1, 1, 0)},
+        "test": {MONKEY: (0, 0, 0), SLED: (1, 1, 0)},
+    }
+
+
+def test_bad_files_of_hard_imagenet(tmp_path):
+    root, images = make_hard_imagenet(tmp_path)
+    with pytest.raises(
+        ValueError, match="expected `images` to be ImageNet's folder, .*got none. Name it by `--images`"
+    ):
+        build_dataset(HardImageNet, root, tmp_path / "out")
+    with pytest.raises(ValueError, match="expected masks in train/ and val/, got none"):
+        build_dataset(HardImageNet, root / "meta", tmp_path / "out", **images)
+    mask = root / "train" / f"{MONKEY}_{MONKEY}_7.JPEG"
+    PILImage.fromarray(SHARES[:, :30]).save(mask, "PNG")
+    with pytest.raises(ValueError, match=r"picture 'train/n02492660/.*aspect ratio \(40 x 30 pixels\), got n02492660"):
+        build_dataset(HardImageNet, root, tmp_path / "out", **images)
+    mask.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="expected `masks` to be a whole picture, got n02492660_n02492660_7.JPEG"):
+        build_dataset(HardImageNet, root, tmp_path / "out", **images)
+    (tmp_path / "ILSVRC2012" / "train" / MONKEY / f"{MONKEY}_7.JPEG").unlink()
+    with pytest.raises(
+        ValueError, match="the file that `images` names, got no file 'train/n02492660/n02492660_7.JPEG'"
+    ):
+        build_dataset(HardImageNet, root, tmp_path / "out", **images)
+    (root / "val" / "stray.png").write_bytes(b"")
+    mask.rename(root / "train" / MONKEY)
+    with pytest.raises(ValueError, match=f"expected a mask named <wnid>_<picture>, got '{MONKEY}'"):
+        build_dataset(HardImageNet, root, tmp_path / "out", **images)
+
+
+# ImageNet-S
+
+WNIDS = sorted([SLED, MONKEY, *(f"n{number:08d}" for number in range(1440764, 1440812))])
+# Numbers above 255 in two channels: the label's class, another one, ignored and none.
+CLASS_NUMBERS = np.zeros((30, 40), dtype=int)
+CLASS_NUMBERS[5:20, 10:25] = WNIDS.index(MONKEY) + 1
+CLASS_NUMBERS[20:25, 10:25] = 3
+CLASS_NUMBERS[:, :2] = 1000
+
+
+def write_segmentation(path, numbers=CLASS_NUMBERS):
+    write_mask(path, np.dstack([numbers % 256, numbers // 256, numbers * 0]).astype(np.uint8))
+
+
+def make_imagenet_s(root, train="train"):
+    """ImageNetS50: pictures of one class, folders of all 50."""
+    for wnid in WNIDS:
+        write_folder(root / "validation" / wnid)
+    for folder, name in (
+        (train, f"{MONKEY}_7"),
+        (train, f"{MONKEY}_8"),
+        ("validation", "ILSVRC2012_val_00000003"),
+        ("test", "ILSVRC2012_val_00000008"),
+    ):
+        write_picture(root / folder / MONKEY / f"{name}.JPEG")
+    write_segmentation(root / "train-semi-segmentation" / MONKEY / f"{MONKEY}_7.png")
+    write_segmentation(root / "validation-segmentation" / MONKEY / "ILSVRC2012_val_00000003.png")
+    return root
+
+
+@pytest.mark.parametrize("train", ["train", "train-semi"])
+def test_imagenet_s(tmp_path, train):
+    root = make_imagenet_s(tmp_path / "ImageNetS50", train)
+    write_text(root / "LOC_synset_mapping.txt", SYNSETS + "n01440764 crane\nn01440765 crane\n")
+    counts = build_dataset(ImageNetS, root, tmp_path / "out")
+    assert {split: of["howler monkey"] for split, of in counts.items()} == {
+        "train": (2, 1, 0),
+        "validation": (1, 1, 0),
+        "test": (1, 0, 0),
+    }
+    names = list(counts["train"])
+    assert names[:3] == ["crane (n01440764)", "crane (n01440765)", "n01440766"] and len(names) == 50
+    rows = rows_of(tmp_path / "out", "train", "validation", "test")
+    assert [(key, names[row["label"]], row["visual_explanation"] is None) for key, row in rows.items()] == [
+        (f"{train}/{MONKEY}/{MONKEY}_7.JPEG", "howler monkey", False),
+        (f"{train}/{MONKEY}/{MONKEY}_8.JPEG", "howler monkey", True),
+        (f"validation/{MONKEY}/ILSVRC2012_val_00000003.JPEG", "howler monkey", False),
+        (f"test/{MONKEY}/ILSVRC2012_val_00000008.JPEG", "howler monkey", True),
+    ]
+    expected = np.zeros((30, 40))
+    expected[5:20, 10:25] = 255
+    for row in list(rows.values())[::2]:
+        np.testing.assert_array_equal(np.asarray(row["visual_explanation"]), expected)
+    card = card_of(tmp_path / "out")
+    assert (card.data.license, card.data.pretty_name) == ("other", "ImageNet-S")
+    for part in ("ImageNet-S of 50 classes", "never on the published files", "gao2021luss", "1 on the label's class"):
+        assert part in one_line(card.text), part
+
+
+def test_a_segmentation_without_the_label_is_none(tmp_path):
+    root = make_imagenet_s(tmp_path / "ImageNetS50")
+    write_segmentation(root / "validation-segmentation" / MONKEY / "ILSVRC2012_val_00000003.png", CLASS_NUMBERS * 0)
+    assert build_dataset(ImageNetS, root, tmp_path / "out")["validation"][MONKEY] == (1, 0, 0)
+
+
+def test_bad_files_of_imagenet_s(tmp_path):
+    root = make_imagenet_s(tmp_path / "ImageNetS50")
+    path = root / "validation-segmentation" / MONKEY / "ILSVRC2012_val_00000003.png"
+    write_segmentation(path, CLASS_NUMBERS + 48)
+    with pytest.raises(
+        ValueError, match=r"expected numbers of 50 classes, or 1000, got .*00000003.png with \[48, 51, "
+    ):
+        build_dataset(ImageNetS, root, tmp_path / "out")
+    write_segmentation(path, CLASS_NUMBERS[:, :30])
+    with pytest.raises(
+        ValueError, match=r"aspect ratio \(40 x 30 pixels\), got ILSVRC2012_val_00000003.png of 30 x 30"
+    ):
+        build_dataset(ImageNetS, root, tmp_path / "out")
+    path.unlink()
+    with pytest.raises(
+        ValueError, match="the file that `masks` names, got no file 'validation-segmentation/n02492660"
+    ):
+        build_dataset(ImageNetS, root, tmp_path / "out")
+    (root / "validation" / WNIDS[0]).rmdir()
+    with pytest.raises(ValueError, match="expected 50, 300, 919 classes, since masks number them all, got 49 folders"):
+        build_dataset(ImageNetS, root, tmp_path / "out")
 
 
 # What a builder is for

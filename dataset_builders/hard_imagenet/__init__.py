@@ -1,0 +1,4 @@
+from .hard_imagenet import HardImageNet
+
+
+__all__ = ["HardImageNet"]

@@ -1,0 +1,4 @@
+from .imagenet_s import ImageNetS
+
+
+__all__ = ["ImageNetS"]
