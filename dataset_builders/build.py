@@ -30,7 +30,7 @@ from datasets.utils.py_utils import convert_file_size_to_int
 
 from .act_x import ActX
 from .birds import CubRelease, WaterbirdsRelease
-from .card import CITATION, CardText, Counts, card
+from .card import CardText, Counts, card
 from .coco import CocoInstances
 from .files import check_apart, new_folder
 from .image_folder import ImageFolder
@@ -101,13 +101,15 @@ class ExplainedImages(GeneratorBasedBuilder):
     BUILDER_CONFIG_CLASS = ExplainedImagesConfig
     PRETTY_NAME = None
     SUMMARY = None
+    CITATION = None  # beside the source's
     SUBJECTS = None
     LAYOUT = None
 
     def _info(self) -> DatasetInfo:
         self.source = self.open_source()
         self.counts, self.silent, self.checksum = {}, 0, hashlib.sha256()
-        return DatasetInfo(description=self.SUMMARY, citation=CITATION, features=features(self.source.label_names))
+        citation = self.CITATION or self.source.citation
+        return DatasetInfo(description=self.SUMMARY, citation=citation, features=features(self.source.label_names))
 
     def open_source(self) -> Source | Scenes:
         config = self.config

@@ -75,7 +75,7 @@ def card(builder, finished: Path, folder: str, text: CardText) -> str:
     maps = sum(number for classes in builder.counts.values() for _, number, _ in classes.values())
     told = rows - builder.silent
     metadata = _metadata(builder, finished, text, name, (rows, maps, told))
-    citations = "\n\n".join(filter(None, (CITATION, source.citation)))
+    citations = "\n\n".join(filter(None, (builder.CITATION, source.citation)))
     return f"""---
 {metadata.to_yaml()}
 ---
@@ -131,7 +131,7 @@ def _metadata(builder, finished, text, name, numbers):
     data = DatasetCardData(
         pretty_name=name,
         license=text.license or source.license or "unknown",
-        language=text.language or (None if source.OWN else ["en"]),
+        language=text.language or (["en"] if told and not source.OWN else None),
         task_categories=["image-classification", *(["image-to-text"] if told else [])],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
         tags=["explanation-guided-learning", *(["saliency"] if maps else []), *(["rationales"] if told else [])],

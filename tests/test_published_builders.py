@@ -121,7 +121,9 @@ def test_the_card_of_waterbirds(tmp_path):
     ):
         assert part in text, part
     build_dataset(Waterbirds, root, tmp_path / "bare", four_groups=True)
-    text = one_line(card_of(tmp_path / "bare").text)
+    card = card_of(tmp_path / "bare")
+    text = one_line(card.text)
+    assert card.data.language is None and "megl2024" not in text  # no rationales; not this project's data
     assert "`group` is the label on the place" in text and "There are no masks." in text and "reed2016" not in text
 
 

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from ..build import ExplainedImages
+from ..card import CITATION
 from ..scenes import Pen, Subject, shade
 
 
@@ -158,6 +159,7 @@ class ActionMe(ExplainedImages):
 
     PRETTY_NAME = "Action-ME"
     SUMMARY = "Pictures labelled with the action that a person performs, with visual and textual explanations of it."
+    CITATION = CITATION
     SUBJECTS = (
         subject("running", "sand", RUNNING, "runs with long strides", "one leg swings far behind the other"),
         subject("waving", "sea", WAVING, "waves with a raised hand", "one hand is raised beside the head"),

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..build import ExplainedImages
+from ..card import CITATION
 from ..scenes import Pen, Subject, shade
 
 
@@ -82,6 +83,7 @@ class ObjectMe(ExplainedImages):
 
     PRETTY_NAME = "Object-ME"
     SUMMARY = "Pictures labelled with the kind of object they show, with visual and textual explanations of the label."
+    CITATION = CITATION
     SUBJECTS = (
         subject("house", "sand", draw_house, "a pointed roof", tilt=6),
         subject("fish", "sea", draw_fish, "a forked tail", tilt=18),
