@@ -20,7 +20,7 @@ import torch
 
 from dataset_builders.files import write_file
 from megl.machine import KEEP_MEMORY, Page, machine, table, timed_header
-from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification
+from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, compile_parts
 from modeling_megl.losses_megl import distribution_consistency, gradia
 from modeling_megl.saliency_megl import SALIENCY_METHODS, normalize_map
 
@@ -45,7 +45,7 @@ def parse_arguments():
     parser.add_argument("--repeats", type=int, default=7, help="timed pairs of each comparison, after one warm-up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: by autocast")
-    parser.add_argument("--compile", action="store_true", help="compile the transformers' layers before the tap")
+    parser.add_argument("--compile", action="store_true", help="compile, for training, what lies before the tap")
     parser.add_argument("--output", required=True, help="Markdown file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace --output")
     return parser.parse_args()
@@ -59,7 +59,7 @@ class Bench:
 
     memory_steps = 3  # the optimizer's state comes with the first
 
-    def __init__(self, name, arguments, batch_size=None, image_size=None, saliency_method="grad_cam"):
+    def __init__(self, name, arguments, batch_size=None, image_size=None, saliency_method="grad_cam", compiled=False):
         self.device = torch.device(arguments.device)
         self.size = image_size or arguments.image_size
         config = MeglConfig(
@@ -73,9 +73,8 @@ class Bench:
         self.model = MeglForImageClassification(config).to(self.device)
         self.model.probe_class_token()  # as the Trainer does
         self.model.vision_model.to(memory_format=torch.channels_last)
-        if arguments.compile and config.vision_config.model_type == "vit":
-            for layer in self.model.vision_model.vit.layers[:-1]:
-                layer.compile()
+        if arguments.compile or compiled:
+            compile_parts(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         batch_size = batch_size or arguments.batch_size
         self.images = torch.randn(batch_size, 3, self.size, self.size, device=self.device)
@@ -102,6 +101,17 @@ class Bench:
             output = self.model(self.images, labels=self.labels, target=self.labels)
             loss = output.loss_classification + self._guidance(output.saliency, self.masks, self.annotated)
         self._update(loss)
+
+    def eager_step(self):
+        """The guided step without what is compiled of it."""
+        with torch.compiler.set_stance("force_eager"):
+            self.guided_step()
+
+    def checkpointed_step(self):
+        """The guided step, the stem's layers computed again in the backward pass."""
+        self.model.gradient_checkpointing_enable()
+        self.guided_step()
+        self.model.gradient_checkpointing_disable()
 
     def one_at_a_time_step(self):
         """The guided step image by image: the same gradient, in one graph."""
@@ -182,6 +192,11 @@ def write_page(arguments):
     models = arguments.models
     guided = [[name, *page.ratio(name, "guided_step", "plain_step")] for name in models]
     memory = [[name, *page.memory_ratio(name, "guided_step", "plain_step")] for name in models]
+    compiled = [[name, *page.ratio(name, "guided_step", "eager_step", compiled=True)] for name in models]
+    # The networks of convolutions have no layers that could be computed again.
+    vits = [name for name in models if name.startswith("vit")]
+    checkpointed = [[name, *page.ratio(name, "checkpointed_step", "guided_step")] for name in vits]
+    smaller = [[name, *page.memory_ratio(name, "checkpointed_step", "guided_step")] for name in vits]
     inference = [[name, *page.ratio(name, "label_and_map", "label")] for name in models]
     resnets = [name for name in models if name.startswith("resnet")]
     loops = [
@@ -216,6 +231,11 @@ def write_page(arguments):
         table(timed_header("model", "guided", "plain"), guided),
         "## Peak memory of that step",
         table(["model", "ratio", "guided, MiB", "plain, MiB"], memory),
+        "## Guided step compiled: stem by `--torch_compile`, over the same as it is",
+        table(timed_header("model", "compiled", "as it is"), compiled),
+        "## Guided step with `--activation_checkpointing`: time, then peak memory",
+        table(timed_header("model", "checkpointed", "as it is"), checkpointed),
+        table(["model", "ratio", "checkpointed, MiB", "as it is, MiB"], smaller),
         "## Inference: label and map, over the label",
         table(timed_header("model", "label and map", "label"), inference),
         "## One image at a time, over the batched guided step",

@@ -27,6 +27,7 @@ from megl.evaluation.metrics import load
 from megl.parser import OTHER_TRAINING, USUAL_TRAINING, CommandParser
 from modeling_megl import (
     collator_megl,
+    compile_megl,
     losses_megl,
     recombination_megl,
     saliency_megl,
@@ -65,6 +66,7 @@ SECTIONS = {
     "Training arguments": (training_arguments_megl, ("MeglTrainingArguments",)),
     "Trainer": (training_megl, ("MeglTrainer", "MeglTrainer.train", "MeglTrainer.save_model", "MeglTrainer.end")),
     "Collator": (collator_megl, ("MeglDataCollator", "TellEpoch", "check_labels")),
+    "Compiling": (compile_megl, ("compile_parts",)),
     "Recombination": (recombination_megl, ("Recombination", "recombine", "fill_in")),
     "Visual losses": (losses_megl, tuple(sorted(losses_megl.VISUAL_LOSSES)) + ("res_kernel", "res_threshold")),
     "VEDC and text loss": (

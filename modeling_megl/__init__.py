@@ -17,6 +17,7 @@ _TRAINING = {
     "TellEpoch": "collator_megl",
     "add_lora": "lora_megl",
     "check_labels": "collator_megl",
+    "compile_parts": "compile_megl",
     "save_adapter": "lora_megl",
 }
 # Listed where they can be imported: `from modeling_megl import *` and inspection take all that is listed.

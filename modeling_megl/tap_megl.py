@@ -372,6 +372,40 @@ def probe_class_token(vision_model, name, image_size, evidence_layers=()):
     return same and not any(answer.isnan().any() for answer in lost)
 
 
+def probe_stem(vision_model, name, image_size, apart=()):
+    """
+    The parts of a vision model whose work is done when the tap's output is made, so that a map that is trained
+    differentiates them once, as any training does.
+
+    Args:
+        vision_model, name, image_size: As in [`probe_tap`].
+        apart (`list[str]`, *optional*): Names of modules that hooks are on: no part has one of them inside.
+
+    Returns:
+        `list[str]`: the outermost modules of which that holds.
+    """
+    ended, name = [], name or find_tap(vision_model)
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: ended.append(name))
+        for name, module in vision_model.named_modules()
+    ]
+    try:
+        with _evaluation(vision_model):
+            vision_model(_probe_images(vision_model, image_size)[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    end = len(ended) - ended[::-1].index(name)
+    whole = set(ended[:end]) - set(ended[end:])  # and not what runs once more behind the tap
+    whole -= {module for module in whole if any(inside.startswith(f"{module}.") for inside in apart)}
+    return [module for module in dict.fromkeys(ended) if module in whole and not _is_in(whole, module)]
+
+
+def _is_in(modules, name):
+    """Whether one of the modules has the one of that name inside."""
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
 def probe_evidence_layers(vision_model, name, image_size, layers):
     """
     Try evidence layers as [`probe_tap`] tries the tap, which `name` and `image_size` are of.

@@ -16,7 +16,8 @@ class MeglTrainingArguments(TrainingArguments):
     L = L_cls + λ_visual L_visual + λ_text L_text + λ_dist L_dist.
 
     With every weight at 0 this is plain fine-tuning of the classifier, at its plain cost. `remove_unused_columns`
-    defaults to `False`, as the collator reads the data set's own columns.
+    defaults to `False`, as the collator reads the data set's own columns. `torch_compile` compiles what is
+    differentiated once, see [`compile_parts`].
 
     Args:
         visual_loss_weight (`float`, *optional*, defaults to 3.0): λ_visual, on images with a visual explanation.
@@ -154,11 +155,6 @@ _FROZEN = {
 }
 # Options of `TrainingArguments` that cannot be honoured: what they may be, and why.
 _FIXED = {
-    "torch_compile": (
-        (False,),
-        "maps are gradients that are taken inside the forward pass, which cannot be compiled. Compile the layers "
-        "before the tap by their own `compile()`.",
-    ),
     "parallelism_config": ((None,), "tensor, context and sequence parallelism would split the map's gradient."),
     "average_tokens_across_devices": (
         (True,),

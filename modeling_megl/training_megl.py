@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import TorchDynamoPlugin
 from datasets import Dataset, Image
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -22,6 +23,7 @@ from transformers.utils import PushInProgress, hf_api, logging
 
 from .checkpoints_megl import TRAINING_STATE, check_checkpoint, last_whole_checkpoint
 from .collator_megl import MeglDataCollator, TellEpoch, check_labels
+from .compile_megl import compile_parts
 from .frozen_megl import FrozenLayers, encode_evidence
 from .lora_megl import add_lora
 from .losses_megl import (
@@ -187,6 +189,9 @@ class MeglTrainer(Trainer):
             model.vision_model.requires_grad_(False)
         if args.lora_rank is not None:
             model = add_lora(model, args.lora_rank, args.freeze_vision)
+        if args.torch_compile:
+            apart = [args.frozen_layer] if args.frozen_layer else []
+            compile_parts(model, apart, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         self.statistic = VisualExplanationStatistic(args.distribution_statistic).to(args.device)
         # The convolution of RES-L: part of the training, not of the model.
         learnt = {"kernel": res_kernel(args.device)} if args.visual_loss == "res_l" else {}
@@ -195,6 +200,17 @@ class MeglTrainer(Trainer):
 
     def call_model_init(self, trial=None):
         return self._ready(super().call_model_init(trial), self.args)
+
+    def create_accelerator_and_postprocess(self):
+        """As `Trainer`'s, without its way to compile, of the whole model: [`compile_parts`] compiles what can be."""
+        super().create_accelerator_and_postprocess()
+        state, whole = self.accelerator.state, TorchDynamoPlugin(backend="no")
+        if state.dynamo_plugin.backend != whole.backend and not self.args.torch_compile:
+            raise ValueError(
+                "Accelerate's `dynamo_backend` compiles the model as a whole, which a gradient inside the forward "
+                "pass forbids: leave it out, and pass `torch_compile`, which compiles the parts that can be."
+            )
+        state.dynamo_plugin = whole
 
     def _check_sharding(self):
         """Refuse what cannot be sharded as asked, with what can."""

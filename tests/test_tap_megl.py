@@ -22,6 +22,7 @@ from modeling_megl.tap_megl import (
     find_tap,
     open_tap,
     probe_evidence_layers,
+    probe_stem,
     probe_tap,
     token_grid,
 )
@@ -111,6 +112,28 @@ def test_compiled_layers_of_the_stem_change_nothing():
     assert graphs
     with torch.no_grad():
         torch.testing.assert_close(run(compiled, images)[0], run(plain, images)[0], rtol=1e-4, atol=1e-5)
+
+
+class Twice(torch.nn.Module):
+    """Convolutions, with one activation that runs before the tap and behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.activation = torch.nn.Linear(4, 2), torch.nn.ReLU()
+        self.stages = torch.nn.ModuleList(torch.nn.Conv2d(size, 4, 3, padding=1) for size in (3, 4))
+
+    def forward(self, pixel_values):
+        features = self.stages[1](self.activation(self.stages[0](pixel_values)))
+        return self.head(self.activation(features).mean(dim=(2, 3)))
+
+
+def test_the_stem_is_what_has_run_for_the_last_time_when_the_tap_ends():
+    assert probe_stem(Twice(), "stages.1", 8) == ["stages.0", "stages.1"]
+    vit = make_vision_model("vit", num_hidden_layers=3)
+    parts = ["vit.embeddings", "vit.layers.0", "vit.layers.1", "vit.layers.2.layernorm_before"]
+    assert probe_stem(vit, None, 32) == parts
+    apart = probe_stem(vit, None, 32, ["vit.layers.0.mlp", "vit.layers.1"])
+    assert "vit.layers.1" in apart and "vit.layers.0.mlp" in apart and "vit.layers.0" not in apart
 
 
 @pytest.mark.parametrize("model_type", ["vit", "resnet"])

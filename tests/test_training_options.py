@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LABELS
-from explained_rows import ALL_OFF, make_dataset, make_rows, weights
+from explained_rows import ALL_OFF, make_dataset, make_rows, trained, weights
 from transformers import TrainingArguments
 
 from modeling_megl.training_megl import MeglDataCollator, MeglTrainer, MeglTrainingArguments
@@ -27,7 +27,7 @@ TRAINERS_OWN = """
     restore_callback_states_from_checkpoint seed data_seed use_cpu accelerator_config dataloader_pin_memory
     dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order length_column_name
     ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug skip_memory_metrics
-    do_train do_eval do_predict local_rank torch_compile_backend torch_compile_mode activation_checkpointing_kwargs
+    do_train do_eval do_predict local_rank torch_compile_mode activation_checkpointing_kwargs
     gradient_checkpointing_kwargs
 """.split()
 # Values that train and evaluate as without them, which is the test's.
@@ -47,6 +47,7 @@ WITHOUT_EFFECT = {
     "label_names": ["labels"],
     "activation_checkpointing": True,
     "gradient_checkpointing": True,
+    "torch_compile_backend": "aot_eager",
 }
 # Values that change the result, and the test that says how.
 TESTED = {
@@ -65,10 +66,10 @@ TESTED = {
     "fsdp": "test_killed_and_resumed_by_two_processes_is_one_process_alone",
     "fsdp_config": "test_killed_and_resumed_by_two_processes_is_one_process_alone",
     "deepspeed": "test_killed_and_resumed_by_two_processes_is_one_process_alone",
+    "torch_compile": "test_the_trainer_compiles_beside_adapters_and_frozen_layers",
 }
 # Values that cannot be honoured.
 REFUSED = {
-    "torch_compile": True,
     "average_tokens_across_devices": False,
     "parallelism_config": "any",
 }
@@ -252,6 +253,19 @@ def test_half_precision_trains_and_evaluates(make, usual, settings):
     _, metrics = outcome(make(predict_with_generate=True, generation_max_new_tokens=3, **settings))
     for name in ("eval_loss_classification", "eval_loss_visual", "eval_loss_text"):
         assert metrics[name] == pytest.approx(usual[1][name], rel=0.05, abs=0.02), name
+
+
+def test_the_fused_optimizer_is_the_same_optimizer(make):
+    """Also for what is trained beside the model, and at a learning rate of its own."""
+    options = {"max_steps": 3, "visual_loss": "res_l", "text_learning_rate": 3e-2, "adam_epsilon": 1e-4}
+    found = []
+    for optim in ("adamw_torch", "adamw_torch_fused"):
+        trainer = make(optim=optim, **options)
+        trainer.train()
+        assert all(group["fused"] is (True if "fused" in optim else None) for group in trainer.optimizer.param_groups)
+        found.append(trained(trainer))
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_evaluation_by_batches_and_by_loss_alone(make, usual):
