@@ -1076,3 +1076,30 @@ def test_checkpointing_computes_stem_and_language_model_again_with_the_same_grad
             torch.testing.assert_close(gradients[1][name], expected, rtol=1e-5, atol=1e-7, msg=name)
     model.gradient_checkpointing_disable()
     assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+# ---- Half precision ----
+
+
+@BOTH
+@pytest.mark.parametrize("dtype, bound", [(None, 0.0), (torch.float16, 0.02), (torch.bfloat16, 0.2)])
+def test_scaled_losses_have_scaled_gradients_in_half_precision_too(preset, dtype, bound, make_model, make_batch):
+    """Through the second derivative: the map's own gradient, inside the forward pass, is not scaled."""
+    batch, gradients = make_batch(), []
+    for scale, autocast in ((1.0, False), (2.0**10, dtype is not None)):
+        model = make_model(preset).train()
+        model.probe_class_token()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+            output = model(**batch)
+        assert output.saliency.dtype == torch.float32
+        # The map alone, so that all that reaches the vision model comes by the second derivative.
+        scaler.scale(output.loss_visual + output.loss_text).backward()
+        scaler.unscale_(optimizer)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    expected, found = gradients
+    assert (found - expected).norm() <= bound * expected.norm()
+    before = model.grounding.expansion.weight.detach().clone()
+    scaler.step(optimizer)  # which it leaves out where a gradient is not finite
+    assert not torch.equal(model.grounding.expansion.weight, before)
