@@ -1,5 +1,6 @@
 """Two processes that train as one, also where they are killed and go on, and however the model is sharded."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from modeling_megl import MeglForImageClassification
@@ -133,3 +139,38 @@ def test_sharding_that_cannot_be_is_refused_with_what_can(make_trainer, version,
             trainer._check_sharding()
     finally:
         del trainer.accelerator.state.fsdp_plugin
+
+
+# ---- Accelerate's files, and what processes exchange ----
+
+
+def test_accelerate_reads_the_examples(monkeypatch):
+    files = {path.stem: str(path) for path in (ROOT / "examples" / "accelerate").glob("*.yaml")}
+    kinds = {name: load_config_from_file(file).distributed_type.value for name, file in files.items()}
+    assert kinds == {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+    assert load_config_from_file(files["zero2"]).deepspeed_config["zero_stage"] == 2
+    command = ["--config_file", files["fsdp2"], "-m", "megl", "train"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+    assert arguments.num_processes == 8
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+
+
+def test_processes_exchange_gradients_and_little_else(folder):
+    done = start("exchanged_bytes.py", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((folder / "bytes.json").read_text())
+    model = MeglForImageClassification.from_pretrained(folder / "model")
+    parameters = list(model.parameters())
+    gradients, buffers = 4 * sum(map(torch.numel, parameters)), 4 * sum(map(torch.numel, model.buffers()))
+    # What the losses are divided by: 9 numbers. And which parameters were used, an integer for each.
+    counts = 8 * 9
+    assert found["ddp"] == {"allreduce": gradients + 4 * len(parameters) + counts, "broadcast": buffers}
+    # Shards of one length, which are filled up. Of the parameters, what is sharded by layer is gathered twice.
+    assert gradients <= found["fsdp"]["reduce_scatter"] < 1.02 * gradients
+    assert gradients < found["fsdp"]["allgather"] < 2 * found["fsdp"]["reduce_scatter"]
+    assert found["fsdp"]["allreduce"] == counts
