@@ -124,7 +124,7 @@ class Tap:
                 self.tail.enter_context(class_token_alone(*self.last_layer()))
         else:
             self.tail.enter_context(torch.inference_mode(False))
-            self.tail.enter_context(torch.enable_grad())
+        self.tail.enter_context(torch.enable_grad())
 
     def _leaf(self, tensor):
         """What the scores are differentiated by; at inference cut off from what came before."""
@@ -356,7 +356,8 @@ def probe_class_token(vision_model, name, image_size, evidence_layers=()):
         (gradient,) = torch.autograd.grad(scores[:, 0].sum(), tap.output)
         return [scores, gradient, *tap.evidence.values()]
 
-    with _evaluation(vision_model), torch.enable_grad():
+    # Gradients are on in the tail alone: graphs of the stem, of nine pictures each, would be the peak of a training.
+    with _evaluation(vision_model):
         with opened() as tap:
             if tap.last_layer() is None:
                 return False

@@ -40,6 +40,16 @@ def test_it_is_found_out_what_is_read(model_type, settings, alone):
     assert probe_class_token(model, None, infer_image_size(model.config)) is alone
 
 
+def test_finding_out_holds_no_graph_of_the_stem():
+    """Which would take more memory than the training itself."""
+    recorded = []
+    model = make_vision_model("vit", num_hidden_layers=3)
+    for layer in model.vit.layers:
+        layer.mlp.register_forward_hook(lambda module, args, output: recorded.append(output.requires_grad))
+    assert probe_class_token(model, None, 32)
+    assert recorded == 3 * [False, False, True]
+
+
 def test_weights_of_zero_do_not_hide_what_is_read():
     model = make_vision_model("dinov2")
     torch.nn.init.zeros_(model.classifier.weight[:, 16:])  # of the patches' mean
