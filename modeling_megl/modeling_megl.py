@@ -177,6 +177,16 @@ class MeglGrounding(nn.Module):
         for layer in (self.expansion, self.position_projection, *self.earlier_projections):
             layer.bias.fill_(value)
 
+    @torch.no_grad()
+    def match_words(self, size):
+        """
+        Begin with tokens of about this root mean square, that of a pretrained language model's word embeddings: it is
+        slow to learn from tokens that are much smaller.
+        """
+        nn.init.normal_(self.feature_projection.weight, std=self.feature_projection.in_features**-0.5)
+        for layer in (self.expansion, self.position_projection, *self.earlier_projections):
+            nn.init.normal_(layer.weight, std=size * layer.in_features**-0.5)
+
     def forward(self, features, saliency):
         """
         Args:
@@ -909,6 +919,8 @@ class MeglForImageClassification(MeglPreTrainedModel):
         model = cls(config)
         model.vision_model, model.language_model = vision_model, language_model
         if config.text_base_model is not None:
+            words = model.get_input_embeddings().weight.detach()
+            model.grounding.match_words(words.float().square().mean().sqrt().item())
             model.grounding.leave_zero(config.initializer_range)
         model.probe_language_model()
         return model.eval()

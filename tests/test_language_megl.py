@@ -231,6 +231,28 @@ def test_positions_that_a_language_model_has(name, settings, limit):
     assert max_positions(AutoConfig.for_model(name, **settings)) == limit
 
 
+@pytest.mark.parametrize("size", [0.02, 0.3])
+def test_evidence_begins_as_large_as_the_words_of_a_pretrained_model(tmp_path, size):
+    torch.manual_seed(0)
+    sizes = {**LLAMA, "hidden_size": 256, "vocab_size": 64, "initializer_range": size}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)).save_pretrained(tmp_path)
+    vision = {"model_type": "resnet", "embedding_size": 64, "hidden_sizes": [64, 64], "depths": [1, 1]}
+    vision |= {"image_size": 32, "layer_type": "basic"}
+    model = MeglForImageClassification.from_vision_text_pretrained(
+        vision, str(tmp_path), ["a", "b"], evidence_layers=["auto"]
+    )
+    # Whatever a picture's features are, the norms make them so; one cell has all of the map.
+    saliency = torch.zeros(16, 4, 4)
+    saliency[:, 1, 2] = 1
+    tokens = model.grounding(torch.randn(16, sum(model.grounding.channels), 4, 4), saliency)
+    assert len(model.config.evidence_layers) == 1
+    found = (tokens.square().mean(dim=(0, 2)).sqrt() / size).tolist()
+    # Beside the bias of 0.02; the position's sines and cosines have a root mean square of 0.7.
+    bias = (0.02 / size) ** 2
+    expected = [(1 + bias) ** 0.5] * (tokens.shape[1] - 1) + [(0.5 + bias) ** 0.5]
+    assert found == pytest.approx(expected, rel=0.15)
+
+
 def test_a_map_of_zeros_has_a_finite_gradient_in_a_deep_pretrained_model(tmp_path):
     torch.manual_seed(0)
     sizes = {**LLAMA, "num_hidden_layers": 30, "vocab_size": 32, "initializer_range": 0.1}
