@@ -66,6 +66,9 @@ def score_map(saliency, mask):
     below, up_to = (
         torch.searchsorted(outside, saliency[inside], right=right).double().mean() for right in (False, True)
     )
+    most_salient = saliency.flatten().topk(inside.sum()).indices
+    in_order = saliency.flatten().sort().values
+    weights = 2.0 * torch.arange(1, len(in_order) + 1).double() - len(in_order) - 1
     return {
         "iou": hits / (chosen | inside).sum().item(),
         "precision": precision,
@@ -78,6 +81,8 @@ def score_map(saliency, mask):
         "cc": torch.corrcoef(torch.stack([saliency.flatten(), mask.double().flatten()]))[0, 1].item(),
         "kl": (target * torch.log(2.2e-16 + target / (density + 2.2e-16))).sum().item(),
         "auc": ((below + up_to) / 2 / len(outside)).item(),
+        "relevance_rank_accuracy": inside.flatten()[most_salient].double().mean().item(),
+        "sparseness": (weights @ in_order / (in_order.sum() * len(in_order))).item(),
     }
 
 

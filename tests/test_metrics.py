@@ -52,6 +52,9 @@ def test_saliency_hand_computed(saliency):
     expected["kl"] = 0.5 * math.log(0.5 / 0.3) + 0.5 * math.log(0.5 / 0.1)
     # 0.75 exceeds three of the four outside, 0.25 two
     expected["auc"] = (3 + 2) / 8
+    # Two are inside, and of the two most salient ones one is. Sorted: 0, 0, 0.25, 0.5, 0.75, 1, whose sum is 2.5.
+    expected["relevance_rank_accuracy"] = 1 / 2
+    expected["sparseness"] = (-1 * 0.25 + 1 * 0.5 + 3 * 0.75 + 5 * 1) / (6 * 2.5)
     assert results == pytest.approx(expected | {"threshold": 0.5}, abs=1e-6)
 
 
@@ -124,7 +127,8 @@ def test_saliency_benchmarks_scores_at_their_ends(saliency):
     # A zero map says no more than a constant one.
     for value in (0.0, 0.7):
         chance = saliency.compute(predictions=np.full((1, 4, 4), value), references=masks)
-        assert [chance[name] for name in ("nss", "cc", "kl", "auc")] == pytest.approx([0, 0, math.log(4), 0.5])
+        found = [chance[name] for name in ("nss", "cc", "kl", "auc", "sparseness")]
+        assert found == pytest.approx([0, 0, math.log(4), 0.5, 0])
     # Of a mask without outside neither correlation nor curve are defined, and the means are of the other item.
     both = saliency.compute(predictions=[masks[0]] * 2, references=[masks[0], np.ones((4, 4))], per_item=True)
     assert both["per_item"]["cc"] == [pytest.approx(1), None] and both["per_item"]["auc"] == [1.0, None]
@@ -148,7 +152,7 @@ def test_saliency_takes_masks_of_zeros_and_ones_of_any_type(saliency, kind):
 
 def test_saliency_perfect_and_disjoint(saliency):
     _, masks = random_maps(3)
-    higher_is_better = ["iou", "precision", "recall", "f1", "energy", "pointing_game"]
+    higher_is_better = ["iou", "precision", "recall", "f1", "energy", "pointing_game", "relevance_rank_accuracy"]
     perfect = saliency.compute(predictions=masks, references=masks)
     disjoint = saliency.compute(predictions=1 - masks, references=masks)
     assert all(perfect[name] == 1 for name in higher_is_better) and perfect["mae"] == 0
@@ -251,12 +255,36 @@ def test_saliency_pointing_game_tolerance_and_ties(saliency):
     assert ties["per_item"]["pointing_game"] == [1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    "one_map, mask, expected",
+    [
+        ([0.9, 0.5, 0.5, 0.5, 0.1], [1, 1, 0, 0, 0], (1 + 1 / 3) / 2),  # one of three equals, one of them inside
+        ([0.9, 0.5, 0.5, 0.5, 0.1], [0, 1, 1, 0, 1], (0 + 2 * 2 / 3) / 3),
+        ([0.9, 0.0, 0.0, 0.0, 0.0], [1, 1, 0, 0, 0], (1 + 1 / 4) / 2),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], [1, 1, 0, 0, 0], 2 / 5),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], [1, 1, 0, 0, 0], 0),
+        ([0.0, 0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1, 1], 1),
+    ],
+)
+def test_saliency_rank_accuracy_where_pixels_are_equal(saliency, one_map, mask, expected):
+    results = saliency.compute(predictions=[[one_map]], references=[[np.array(mask, dtype=float).tolist()]])
+    assert results["relevance_rank_accuracy"] == pytest.approx(expected)
+
+
+def test_saliency_sparseness_at_its_ends(saliency):
+    mask = [[1.0] + [0.0] * 9]
+    # One of ten has everything: (2 * 10 - 10 - 1) / 10.
+    assert saliency.compute(predictions=[mask], references=[mask])["sparseness"] == pytest.approx(0.9)
+    assert saliency.compute(predictions=[[[0.2] * 10]], references=[mask])["sparseness"] == pytest.approx(0)
+
+
 def test_saliency_signed_masks_leave_unlabelled_pixels_out(saliency):
     maps = [[[1.0, 0.8, 0.6, 0.0]]]
     results = saliency.compute(predictions=maps, references=[[[0.0, 1.0, -1.0, -1.0]]], signed=True)
     assert results["precision"] == 0.5 and results["recall"] == 1 and results["iou"] == 0.5
     assert results["energy"] == pytest.approx(0.8 / 1.4) and results["mae"] == pytest.approx((0.2 + 0.6) / 3)
-    assert results["pointing_game"] == 1
+    assert results["pointing_game"] == 1 and results["relevance_rank_accuracy"] == 1
+    assert results["sparseness"] == pytest.approx((0 * 0.6 + 2 * 0.8) / (3 * 1.4))  # of 0, 0.6 and 0.8
 
 
 def test_saliency_add_batch(saliency):

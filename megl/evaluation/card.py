@@ -36,6 +36,7 @@ FIGURES = {
     ("saliency", "iou"): ("iou", "Saliency IoU at 0.5"),
     ("saliency", "energy"): ("energy", "Energy pointing game"),
     ("saliency", "pointing_game"): ("pointing_game", "Pointing game"),
+    ("saliency", "relevance_rank_accuracy"): ("relevance_rank_accuracy", "Relevance rank accuracy"),
     ("interventions", "other_accuracy"): ("other_background_accuracy", "Accuracy on another class's background"),
     ("interventions", "object_alone_accuracy"): ("object_alone_accuracy", "Accuracy on the object alone"),
     ("interventions", "background_alone_accuracy"): ("background_alone_accuracy", "Accuracy on the background alone"),

@@ -7,8 +7,9 @@ import numpy as np
 
 _DESCRIPTION = """
 Compares saliency maps with human masks: IoU, precision, recall and F1 of the thresholded map, the share of the map's
-energy inside the mask, the pointing game, the mean absolute error, and NSS, CC, KL and AUC-Judd as saliency benchmarks
-have them. Maps and masks may have any size: each map is resized to its mask.
+energy inside the mask, the pointing game, relevance rank accuracy, the mean absolute error, and NSS, CC, KL and
+AUC-Judd as saliency benchmarks have them; and how sparse the map is. Maps and masks may have any size: each map is
+resized to its mask.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -25,8 +26,12 @@ Args:
         unlabelled and left out of every count.
     per_item (`bool`, defaults to `False`): also return the scores of each item.
 Returns:
-    `iou`, `precision`, `recall`, `f1`, `energy`, `pointing_game` (in [0, 1], higher is better) and `mae` (in [0, 1],
-    lower is better): means over the items whose mask is not empty; `None` where there are no such items.
+    `iou`, `precision`, `recall`, `f1`, `energy`, `pointing_game`, `relevance_rank_accuracy` (in [0, 1], higher is
+    better) and `mae` (in [0, 1], lower is better): means over the items whose mask is not empty; `None` where there
+    are no such items. `energy` is the relevance mass accuracy of Arras et al. 2022; `relevance_rank_accuracy` the
+    share inside of the most salient pixels, as many of them as are inside.
+    `sparseness` (in [0, 1], neither end is better): the Gini index of the map, 0 where all pixels are equal and near 1
+        where one has everything.
     `nss` (0 is chance, higher is better): mean inside of the map standardised to mean 0 and standard deviation 1.
     `cc` (in [-1, 1], higher is better): Pearson's correlation of map and mask.
     `kl` (0 or more, lower is better): the divergence in nats of the map from the mask, each divided by its sum.
@@ -35,9 +40,9 @@ Returns:
     `threshold`: the threshold that was used; with `"adaptive"` its mean over the items.
     `n`: the number of items in the means.
     `n_undefined`: the number of items whose map is zero everywhere (they score 0, their `mae` is that of a zero map,
-        and `nss`, `cc`, `kl` and `auc` those of a constant one) or has one value everywhere (`nss` and `cc` are 0,
-        `auc` is 0.5), whose mask has nothing inside (they are left out), or whose mask is constant (`cc` is left out)
-        or has nothing outside (`nss` and `auc` are).
+        and `nss`, `cc`, `kl`, `auc` and `sparseness` those of a constant one) or has one value everywhere (`nss`, `cc`
+        and `sparseness` are 0, `auc` is 0.5), whose mask has nothing inside (they are left out), or whose mask is
+        constant (`cc` is left out) or has nothing outside (`nss` and `auc` are).
     `per_item`: with `per_item=True`, a dict of lists, `None` where an item is left out.
 Examples:
     >>> import evaluate
@@ -47,6 +52,8 @@ Examples:
     >>> results = saliency.compute(predictions=maps, references=masks)
     >>> results["iou"], results["precision"], results["recall"], results["energy"], results["mae"], results["auc"]
     (0.5, 0.5, 1.0, 0.5, 0.25, 1.0)
+    >>> results["relevance_rank_accuracy"], results["sparseness"]
+    (1.0, 0.4375)
     >>> saliency.compute(predictions=maps, references=masks, threshold="best")["threshold"]
     0.75
 
@@ -81,6 +88,18 @@ _CITATION = """
     booktitle={CVPR Workshops},
     year={2020}
 }
+@article{arras2022clevr,
+    title={{CLEVR-XAI}: A Benchmark Dataset for the Ground Truth Evaluation of Neural Network Explanations},
+    author={Arras, Leila and Osman, Ahmed and Samek, Wojciech},
+    journal={Information Fusion},
+    year={2022}
+}
+@inproceedings{chalasani2020concise,
+    title={Concise Explanations of Neural Networks using Adversarial Training},
+    author={Chalasani, Prasad and Chen, Jiefeng and Chowdhury, Amrita Roy and Wu, Xi and Jha, Somesh},
+    booktitle={ICML},
+    year={2020}
+}
 @article{bylinskii2019what,
     title={What Do Different Evaluation Metrics Tell Us About Saliency Models?},
     author={Bylinskii, Zoya and Judd, Tilke and Oliva, Aude and Torralba, Antonio and Durand, Fr{\\'e}do},
@@ -102,7 +121,8 @@ _CITATION = """
 """
 
 OVERLAPS = ["iou", "precision", "recall", "f1"]
-SCORES = [*OVERLAPS, "energy", "pointing_game", "mae", "nss", "cc", "kl", "auc"]
+OTHERS = ["energy", "pointing_game", "relevance_rank_accuracy", "mae", "nss", "cc", "kl", "auc", "sparseness"]
+SCORES = [*OVERLAPS, *OTHERS]
 THRESHOLDS = np.arange(1, 20) / 20  # what "best" chooses from
 EPSILON = np.finfo(np.float64).eps  # as in the MIT saliency benchmark's KL
 PIXELS_AT_ONCE = 2**18  # whose arrays fit into the processor's cache
@@ -129,7 +149,7 @@ class Saliency(evaluate.Metric):
         maps = to_arrays(predictions, "predictions", lowest=0)
         masks = to_arrays(references, "references", lowest=-1 if signed else 0)
 
-        scores = {name: np.full(len(maps), np.nan) for name in SCORES[len(OVERLAPS) :]}
+        scores = {name: np.full(len(maps), np.nan) for name in OTHERS}
         # A row for each threshold that "best" tries; there is one row otherwise.
         overlaps = {name: np.full((len(candidates(threshold)), len(maps)), np.nan) for name in OVERLAPS}
         thresholds = np.zeros((len(candidates(threshold)), len(maps)))
@@ -143,11 +163,13 @@ class Saliency(evaluate.Metric):
                     overlaps[name][row, items] = values
             scores["energy"][items] = energy(batch)
             scores["pointing_game"][items] = ~batch.zero & pointing_game(batch, tolerance)
+            scores["relevance_rank_accuracy"][items] = relevance_rank_accuracy(batch)
             scores["mae"][items] = mean_absolute_error(batch)
             scores["nss"][items] = normalized_scanpath_saliency(batch)
             scores["cc"][items] = correlation(batch)
             scores["kl"][items] = divergence(batch)
             scores["auc"][items] = auc_judd(batch)
+            scores["sparseness"][items] = sparseness(batch)
 
         best = np.argmax(overlaps["iou"][:, counted].sum(axis=1))
         scores = {name: overlaps[name][best] for name in OVERLAPS} | scores
@@ -210,6 +232,21 @@ class Batch:
         self.constant = ~self.standardized_target.any(axis=(1, 2))
         self.undefined = self.constant | self.without_outside | ~self.inside.any(axis=(1, 2))
         self.undefined |= ~self.standardized.any(axis=(1, 2))  # a map of one value, as a zero map is
+        self.ordered, self.ordered_inside, self.ordered_labelled = self.in_order()
+
+    def in_order(self):
+        """
+        The pixels of each item by saliency, the least first and of equals those outside first: their saliency in
+        single precision, in which what resizing makes of equals is equal again, whether they are inside, and whether
+        they are labelled. Three arrays of shape `(B, H * W)`.
+        """
+        inside, labelled = (values.reshape(len(self.scaled), -1) for values in (self.inside, self.labelled))
+        # The bits of such numbers in [0, 1] order as the numbers do and leave two free, so that what is known of the
+        # pixels is sorted along.
+        bits = self.scaled.reshape(inside.shape).astype(np.float32).view(np.uint32)
+        pixels = (bits << 2) | (inside.astype(np.uint32) << 1) | labelled
+        pixels.sort(axis=1)
+        return (pixels >> 2).view(np.float32), (pixels >> 1 & 1).astype(bool), (pixels & 1).astype(bool)
 
     def mean(self, values):
         """Mean over the labelled pixels of each item."""
@@ -334,6 +371,22 @@ def pointing_game(batch, tolerance):
     return (batch.inside & (distance <= tolerance)).any(axis=(1, 2))
 
 
+def relevance_rank_accuracy(batch):
+    """
+    The share inside of the k most salient pixels, where k is how many are inside (Arras et al. 2022). Of equals that
+    the k-th is one of, as many count as their share of what is left of the k; 0 of a zero map.
+    """
+    values, inside, labelled = batch.ordered, batch.ordered_inside, batch.ordered_labelled
+    count = inside.sum(axis=1)
+    as_salient = labelled[:, ::-1].cumsum(axis=1)[:, ::-1]  # how many of those labelled stand here or behind
+    last = (as_salient >= count[:, None]).sum(axis=1) - 1  # the place of the k-th
+    level = np.take_along_axis(values, last[:, None], axis=1)
+    above, equal = values > level, values == level
+    left = count - (above & labelled).sum(axis=1)
+    hits = (above & inside).sum(axis=1) + left * divide((equal & inside).sum(axis=1), (equal & labelled).sum(axis=1))
+    return np.where(batch.zero, 0, divide(hits, count))
+
+
 def mean_absolute_error(batch):
     return batch.mean(np.abs(batch.scaled - batch.target))
 
@@ -359,6 +412,16 @@ def divergence(batch):
     return (target * np.log(EPSILON + target / (EPSILON + density))).sum(axis=(1, 2))
 
 
+def sparseness(batch):
+    """The Gini index (Chalasani et al. 2020) of the labelled pixels; 0 of a zero map."""
+    labelled = batch.ordered_labelled
+    count = labelled.sum(axis=1)
+    places = labelled.cumsum(axis=1)  # of the labelled ones from 1, the least salient first
+    values = batch.ordered.astype(np.float64) * labelled
+    weights = 2 * places - count[:, None] - 1
+    return divide((weights * values).sum(axis=1), count * values.sum(axis=1))
+
+
 def auc_judd(batch):
     """
     AUC-Judd (Judd et al. 2009), every pixel inside being a fixation: the share of pairs of a pixel inside and one
@@ -366,20 +429,14 @@ def auc_judd(batch):
     of the curve at the pixels inside only, which adds at most 1 / (2 pixels inside) and changes when both are resized,
     and tells equals apart by noise. NaN where nothing is inside, or nothing outside.
     """
-    inside, labelled = (values.reshape(len(batch.scaled), -1) for values in (batch.inside, batch.labelled))
     # Not by `scipy.stats.rankdata`, which gives the same in 2.3 times the time and is no requirement else.
-    # In single precision, in which what resizing makes of equals is equal again. The bits of such numbers in [0, 1]
-    # order as the numbers do and leave two free, so that the labels are sorted along.
-    bits = batch.scaled.reshape(inside.shape).astype(np.float32).view(np.uint32)
-    pixels = (bits << 2) | (inside.astype(np.uint32) << 1) | labelled
-    pixels.sort(axis=1)
-    positive = (pixels >> 1 & 1).astype(np.int32)
-    negative = (pixels & 1).astype(np.int32) - positive
+    positive = batch.ordered_inside.astype(np.int32)
+    negative = batch.ordered_labelled.astype(np.int32) - positive
     up_to = negative.cumsum(axis=1, dtype=np.int32)
     # Of equals the negatives come first: how many are below is known at the first of them.
     below = up_to - negative
-    below[:, 1:][pixels[:, 1:] >> 2 == pixels[:, :-1] >> 2] = 0
+    below[:, 1:][batch.ordered[:, 1:] == batch.ordered[:, :-1]] = 0
     np.maximum.accumulate(below, axis=1, out=below)
     won = (positive * (below + up_to)).sum(axis=1, dtype=np.int64) / 2
     areas = divide(won, positive.sum(axis=1) * negative.sum(axis=1))
-    return np.where(batch.without_outside | ~inside.any(axis=1), np.nan, areas)
+    return np.where(batch.without_outside | ~positive.any(axis=1), np.nan, areas)
