@@ -41,8 +41,8 @@ from megl.evaluation.scores import (
     compute_scores,
     faithfulness_scores,
     joined,
+    map_checks,
     saliency_scores,
-    sanity_check,
     with_intervals,
 )
 from megl.pages.pictures import write_sheet
@@ -126,8 +126,8 @@ def evaluate(arguments, name, dataset, donors=None, calibration=None):
     scores = {part: joined(items, f"{part}.", found) for part, found in parts.items()}
     scores |= {"not_scored": not_scored, "temperature": model.config.score_temperature}
     if baseline and state.is_main_process:
-        check = sanity_check(items, dataset, model, processor, batch_size)
-        scores["faithfulness"] = {"baseline": baseline, **scores["faithfulness"], "sanity_check": check}
+        checks = map_checks(items, dataset, model, processor, batch_size)
+        scores["faithfulness"] = {"baseline": baseline, **scores["faithfulness"], **checks}
     if interventions is not None:
         scores["interventions"] = intervention_scores(items, dataset.features["label"].names)
         scores["interventions"]["backgrounds"] = arguments.interventions or arguments.split

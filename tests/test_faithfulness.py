@@ -478,6 +478,57 @@ def test_sanity_check_refuses(faithfulness, explain, options, message):
         faithfulness.sanity_check(network(), explain, **options)
 
 
+# sensitivity
+
+
+def test_max_sensitivity_by_hand(faithfulness):
+    """Maps of one cell: the image's sum, which noise changes by at most 3 x 0.5, of 1, of 4 and of nothing."""
+    images = torch.tensor([[[[1.0, 0.0, 0.0]]], [[[1.0, 2.0, 1.0]]], [[[1.0, -1.0, 0.0]]]])
+    sums = []
+
+    def explain(images):
+        sums.append(images.sum(dim=(1, 3))[:, :, None])
+        return sums[-1]
+
+    results = faithfulness.max_sensitivity(explain, images, radius=0.5, samples=7)
+    changes = torch.stack([one - sums[0] for one in sums[1:]]).abs().amax(dim=0).flatten()
+    assert len(sums) == 8 and torch.allclose(changes, changes[0]) and 0.5 < changes[0] < 1.5
+    expected = float(changes[0] * (1 / 1 + 1 / 4) / 2)
+    assert results == {"max_sensitivity": pytest.approx(expected, rel=1e-5), "n": 2, "n_undefined": 1}
+    # Of twice the radius twice the change; with more samples of the same noise, no less; by the seed.
+    twice = faithfulness.max_sensitivity(explain, images, radius=1.0, samples=7)["max_sensitivity"]
+    more = faithfulness.max_sensitivity(explain, images, radius=0.5, samples=60)["max_sensitivity"]
+    other = faithfulness.max_sensitivity(explain, images, radius=0.5, samples=7, seed=1)["max_sensitivity"]
+    assert twice == pytest.approx(2 * expected, rel=1e-5) and more > expected and other not in (expected, more)
+
+
+def test_max_sensitivity_of_zero_maps(faithfulness):
+    results = faithfulness.max_sensitivity(lambda images: torch.zeros(2, 1, 1), torch.ones(2, 1, 2, 2))
+    assert results == {"max_sensitivity": None, "n": 0, "n_undefined": 2}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"images": torch.ones(3, 4, 4)}, r"`images` must have the shape \(images, channels.*, got \(3, 4, 4\)"),
+        ({"radius": 0}, "`radius` must be above 0, got 0"),
+        ({"radius": float("nan")}, "`radius` must be above 0, got nan"),
+        ({"samples": 0}, "`samples` must be 1 or more, got 0"),
+        ({"explain": lambda images: images}, r"`explain` must return maps of shape .*, got \(2, 1, 4, 4\)"),
+        ({"explain": lambda images: images[:1, 0]}, "`explain` must return a map for each image, got 1 for 2"),
+        (
+            {"explain": lambda images: images[:, 0, : 3 + int(images.min() == 1)]},
+            "as many maps of one size at each call, got 2 of 12 cells after 2 of 16",
+        ),
+    ],
+)
+def test_max_sensitivity_refuses(faithfulness, changes, message):
+    with pytest.raises(ValueError, match=message):
+        faithfulness.max_sensitivity(
+            **{"explain": lambda images: images[:, 0], "images": torch.ones(2, 1, 4, 4), **changes}
+        )
+
+
 # evaluate_megl.py
 
 
@@ -499,7 +550,7 @@ def test_evaluate_megl_reports_faithfulness(run, own_cache, tmp_path, capsys):
     metrics = json.loads((tmp_path / "with" / "metrics.json").read_text())
     items = [json.loads(line) for line in (tmp_path / "with" / "predictions.jsonl").read_text().splitlines()]
     found = metrics["faithfulness"]
-    check = found.pop("sanity_check")
+    check, sensitivity = found.pop("sanity_check"), found.pop("sensitivity")
     assert found.pop("baseline") == "mean"
 
     # By the module itself. The saved maps are rounded to 4 digits, so maps are computed anew.
@@ -525,4 +576,10 @@ def test_evaluate_megl_reports_faithfulness(run, own_cache, tmp_path, capsys):
     assert all(step["layer"].startswith("vision_model.") for step in check["steps"])
     assert check["steps"][-1]["layer"] == "vision_model.resnet.embedder.embedder.convolution"
     assert -1 <= check["spearman"] < 0.9
+
+    chosen, classes = pixel_values[[0, 2, 3, 5]], output.logits[[0, 2, 3, 5]].argmax(dim=1)
+    directly = evaluate.load(str(ROOT / "metrics" / "faithfulness")).max_sensitivity(
+        lambda images: model(images, target=classes).saliency, chosen
+    )
+    assert sensitivity == pytest.approx(directly, rel=1e-4) and sensitivity["max_sensitivity"] > 0
     assert "map insertion AUC" in (tmp_path / "with" / "index.html").read_text()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 
 quantus = pytest.importorskip("quantus", reason="quantus is not installed: pip install quantus")
@@ -30,3 +31,28 @@ def test_scores_of_maps(load, name, theirs):
     expected = metric(model=None, a_batch=maps[:, None].astype(float), **inputs)
     found = load("saliency").compute(predictions=maps, references=masks.astype(float), per_item=True)["per_item"]
     assert found[name] == pytest.approx(expected, abs=1e-6) and np.std(expected) > 1e-3
+
+
+def test_max_sensitivity(load):
+    """With the noise that ours draws, a sample at a time and the same for all images."""
+    torch.manual_seed(0)
+    images, radius = torch.rand(5, 1, 6, 6), 0.3
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    generator = torch.Generator().manual_seed(0)
+
+    def explain(images):
+        images = images.clone().requires_grad_()
+        return torch.autograd.grad(model(images)[:, 1].sum(), images)[0][:, 0]
+
+    def as_quantus_has_it(model, inputs, targets, **options):
+        return explain(torch.as_tensor(inputs, dtype=torch.float32))[:, None].numpy()
+
+    def draw(arr, indices, **options):
+        return arr + (radius * (2 * torch.rand(1, 6, 6, generator=generator) - 1)).flatten().numpy()
+
+    metric = quantus.MaxSensitivity(nr_samples=10, perturb_func=draw, disable_warnings=True)
+    inputs = {"x_batch": images.numpy(), "y_batch": np.full(5, 1), "a_batch": explain(images)[:, None].numpy()}
+    expected = metric(model=model, explain_func=as_quantus_has_it, **inputs)
+    found = load("faithfulness").max_sensitivity(explain, images, radius=radius)
+    assert found == {"max_sensitivity": pytest.approx(np.mean(expected), rel=1e-5), "n": 5, "n_undefined": 0}
+    assert np.min(expected) > 0

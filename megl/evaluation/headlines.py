@@ -30,6 +30,7 @@ HEADLINES = {
     ("faithfulness", "sufficiency"): "map sufficiency",
     ("faithfulness", "random_sufficiency"): "  sufficiency, shuffled map",
     ("faithfulness", "sanity_check", "spearman"): "map after random weights, Spearman",
+    ("faithfulness", "sensitivity", "max_sensitivity"): "map changed by noise, at most",
     ("interventions", "accuracy"): "accuracy, with an object",
     ("interventions", "same_accuracy"): "accuracy, same-class background",
     ("interventions", "other_accuracy"): "accuracy, other-class background",

@@ -172,10 +172,10 @@ def faithfulness_scores(items, places, pixel_values, model, baseline, batch_size
     return keep_per_item(items, "faithfulness.", result)
 
 
-def sanity_check(items, dataset, model, processor, count):
+def map_checks(items, dataset, model, processor, count):
     """
-    The `sanity_check` of `metrics/faithfulness`, where the vision model's weights are randomised, on at most `count`
-    items, evenly spaced over the data set.
+    The `sanity_check` of `metrics/faithfulness`, where the vision model's weights are randomised, and its
+    `max_sensitivity`, under `sensitivity`, on at most `count` items, evenly spaced over the data set.
     """
     chosen = evenly_spaced(count, len(items))
     pictures = [processor(images=[read_row(dataset, place)["image"]])["pixel_values"] for place in chosen]
@@ -184,15 +184,19 @@ def sanity_check(items, dataset, model, processor, count):
     target = torch.tensor(classes, device=model.device)
 
     @torch.no_grad()
-    def explain(model):
-        return model(pixel_values, target=target).saliency
+    def explain(model, images=pixel_values):
+        return model(images, target=target).saliency
 
     layers = [
         f"vision_model.{name}"
         for name, module in model.vision_model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
-    return load("faithfulness").sanity_check(model, explain, layers[::-1])
+    metric = load("faithfulness")
+    return {
+        "sanity_check": metric.sanity_check(model, explain, layers[::-1]),
+        "sensitivity": metric.max_sensitivity(partial(explain, model), pixel_values),
+    }
 
 
 def text_scores(items, references, class_names):

@@ -13,7 +13,8 @@ import torch
 _DESCRIPTION = """
 Measures whether an image classifier decides by what its saliency maps show: deletion and insertion AUC, sufficiency
 and comprehensiveness. Pixels are replaced in the order of the map, and the classifier is asked again. As a control,
-the same is done with each map's cells in random order. `sanity_check` tells whether maps depend on the weights at all.
+the same is done with each map's cells in random order. `sanity_check` tells whether maps depend on the weights at all,
+`max_sensitivity` how far noise in the images changes them.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -98,6 +99,12 @@ _CITATION = """
         and Kim, Been},
     booktitle={NeurIPS},
     year={2018}
+}
+@inproceedings{yeh2019fidelity,
+    title={On the (In)fidelity and Sensitivity of Explanations},
+    author={Yeh, Chih-Kuan and Hsieh, Cheng-Yu and Suggala, Arun Sai and Inouye, David I. and Ravikumar, Pradeep},
+    booktitle={NeurIPS},
+    year={2019}
 }
 """
 
@@ -234,18 +241,69 @@ class Faithfulness(evaluate.Metric):
         for names in np.array_split(layers, min(steps, len(layers))):
             for name in names:
                 permute_weights(randomized.get_submodule(name), generator)
-            maps = checked_maps(explain(randomized))
-            if maps.shape != expected.shape:
-                raise ValueError(
-                    f"`explain` must return as many maps of one size at each call, got {len(maps)} of "
-                    f"{maps.shape[1]} cells after {len(expected)} of {expected.shape[1]}."
-                )
+            maps = checked_maps(explain(randomized), expected)
             values = spearman(expected, maps)
             defined = ~np.isnan(values)
             mean = float(values[defined].mean()) if defined.any() else None
             counted = {"n": int(defined.sum()), "n_undefined": int((~defined).sum())}
             found.append({"layer": str(names[-1]), "spearman": mean, **counted})
         return {**{key: value for key, value in found[-1].items() if key != "layer"}, "steps": found}
+
+    def max_sensitivity(self, explain, images, radius=0.2, samples=10, seed=0):
+        """
+        How far do maps change where the images hardly do? Uniform noise in [-`radius`, `radius`] is added to each
+        value of the images, and the maps are compared: the max-sensitivity of Yeh et al. 2019, estimated by some
+        samples of the noise, and divided by the norm of the map, as Quantus does.
+
+        Args:
+            explain (`callable`): The maps of images, `explain(images)`: of shape `(B, h, w)`, of the same classes at
+                each call.
+            images (`torch.Tensor` of shape `(B, C, H, W)`): What `explain` takes.
+            radius (`float`, defaults to 0.2): In the units of the images' values.
+            samples (`int`, defaults to 10): How often noise is drawn; the more often, the greater is the greatest
+                change. Quantus draws 200 times by default.
+            seed (`int`, defaults to 0): Draws the noise, the same for all images.
+
+        Returns:
+            `dict`: `max_sensitivity` (0 or more, lower is more stable), the greatest Euclidean norm of the change of
+            a map over the norm of that map, mean over the items; `n`, the items in the mean, and `n_undefined`, those
+            whose map is zero everywhere.
+
+        Examples:
+            A map that is the image itself changes as the image does, and one that is always the same never:
+
+            >>> import evaluate
+            >>> import torch
+            >>> faithfulness = evaluate.load("metrics/faithfulness")
+            >>> images = torch.ones(2, 1, 8, 8)
+            >>> results = faithfulness.max_sensitivity(lambda images: images[:, 0], images, radius=0.1)
+            >>> 0.05 < results["max_sensitivity"] < 0.1, results["n"]
+            (True, 2)
+            >>> faithfulness.max_sensitivity(lambda images: torch.ones(2, 4, 4), images)["max_sensitivity"]
+            0.0
+        """
+        images = torch.as_tensor(images)
+        if images.ndim != 4:
+            raise ValueError(
+                f"`images` must have the shape (images, channels, height, width), got {tuple(images.shape)}."
+            )
+        if not 0 < radius < math.inf:
+            raise ValueError(f"`radius` must be above 0, got {radius}.")
+        if samples < 1:
+            raise ValueError(f"`samples` must be 1 or more, got {samples}.")
+        maps = checked_maps(explain(images))
+        if len(maps) != len(images):
+            raise ValueError(f"`explain` must return a map for each image, got {len(maps)} for {len(images)}.")
+        generator = torch.Generator().manual_seed(seed)
+        changes = np.zeros(len(maps))
+        for _ in range(samples):
+            noise = radius * (2 * torch.rand(images.shape[1:], generator=generator) - 1)
+            noisy = checked_maps(explain(images + noise.to(images)), maps)
+            changes = np.maximum(changes, np.linalg.norm(noisy - maps, axis=1))
+        norms = np.linalg.norm(maps, axis=1)
+        values = changes[norms > 0] / norms[norms > 0]
+        mean = float(values.mean()) if len(values) else None
+        return {"max_sensitivity": mean, "n": len(values), "n_undefined": len(norms) - len(values)}
 
 
 def check_whole(name, value):
@@ -470,14 +528,20 @@ def permute_weights(module, generator):
         weights.copy_(weights.flatten()[order].view_as(weights))
 
 
-def checked_maps(maps):
-    """What `explain` gave, as an array of shape `(B, h * w)`."""
+def checked_maps(maps, first=None):
+    """What `explain` gave, as an array of shape `(B, h * w)`, which is that of what it gave `first`."""
     maps = torch.as_tensor(maps).detach().double().cpu()
     if maps.ndim != 3:
         raise ValueError(f"`explain` must return maps of shape (images, height, width), got {tuple(maps.shape)}.")
     if not maps.isfinite().all():
         raise ValueError("`explain` must return finite maps, got NaN or infinity.")
-    return maps.flatten(1).numpy()
+    maps = maps.flatten(1).numpy()
+    if first is not None and maps.shape != first.shape:
+        raise ValueError(
+            f"`explain` must return as many maps of one size at each call, got {len(maps)} of {maps.shape[1]} cells "
+            f"after {len(first)} of {first.shape[1]}."
+        )
+    return maps
 
 
 def spearman(first, second):
