@@ -288,8 +288,8 @@ class EvaluateArguments:
     output: str = required("Folder to write; it must be new or empty.", metavar="FOLDER")
     clip: str | None = option("CLIP model for CLIPScore and grounding; none is downloaded unless asked.")
     faithfulness: Literal["blur", "mean", "noise"] | None = option(
-        "Also score the maps by deleting and inserting pixels, with this in their place, `blur` if none is named; "
-        "takes 82 passes through the vision model for each image.",
+        "Also score the maps by deleting and inserting pixels, with this in their place, `blur` if none is named, and "
+        "by filling them in (ROAD); takes 92 passes through the vision model for each image.",
         nargs="?",
         const="blur",
     )

@@ -322,6 +322,8 @@ def test_constant_maps_delete_and_insert_nothing(faithfulness):
         for index in (1, 2, 3):
             found = [results["per_item"][prefix + name][index] for name in SCORES]
             assert found == pytest.approx([0.55, 0.5, 0, 0.05]), (prefix, index)
+    kept = compute(faithfulness, maps, [image] * 4, road=[50], per_item=True)["per_item"]
+    assert kept["road"][:3] == kept["random_road"][:3] == [1.0, 1.0, 1.0]
     alone = compute(faithfulness, maps[:1], [image])
     assert results["per_item"]["deletion"][0] == pytest.approx(alone["deletion"])
     assert results["deletion"] == pytest.approx((alone["deletion"] + 3 * 0.55) / 4)
@@ -336,6 +338,72 @@ def test_no_items(faithfulness):
         None,
         None,
     )
+
+
+# road
+
+
+def test_road_by_hand(faithfulness):
+    """
+    A row of four pixels, 1 0 0 0, of which the first decides. Without it, its neighbour fills it in: 0. Without the
+    first two, a and b: a = b and (1/6 + 1/6) b = (a + 0) / 6, so 0 as well. Another map leaves the first one in.
+    """
+    image = [[[1.0, 0.0, 0.0, 0.0]]]
+    model = linear([1.0, 0.0, 0.0, 0.0])
+    right, wrong = [[4.0, 3.0, 2.0, 1.0]], [[1.0, 2.0, 3.0, 4.0]]
+    results = compute(faithfulness, [right, wrong], [image] * 2, model, road=[25, 50, 74, 75, 99], per_item=True)
+    # 74 % are two pixels, 99 % three, which leave the least salient one.
+    assert results["per_item"]["road"] == [0.0, 1.0]
+    assert (results["road"], results["road_25"], results["road_99"]) == (0.5, 0.5, 0.5)
+    assert results["per_item"]["random_road"] != [0.0, 0.0] and "road_50" in results["per_item"]
+    # A class that is not the predicted one is not the label, whatever is removed.
+    first = compute(faithfulness, [right], [image], model, road=[25], references=[1], control=False)
+    assert (first["road"], first["random_road"], first["random_road_25"]) == (1.0, None, None)
+    assert compute(faithfulness, [wrong], [image], model, road=[25], references=[1])["road"] == 0.0
+    assert "road" not in compute(faithfulness, [right], [image], model)
+
+
+def test_filled_in_pixels_by_hand(faithfulness):
+    impute = sys.modules[module_of(faithfulness).road_scores.__module__].impute
+    # A corner: sides 2 and 4 weigh 1/6, the diagonal 9 1/12. The middle of a side: 5 neighbours of 1/6 and 1/12.
+    image = torch.tensor([[[[7.0, 2.0, 0.0], [4.0, 9.0, 0.0], [0.0, 6.0, 0.0]]]])
+    values = {
+        (0, 0): (2 / 6 + 4 / 6 + 9 / 12) / (2 / 6 + 1 / 12),
+        (1, 0): ((7 + 9 + 0) / 6 + (2 + 6) / 12) / (3 / 6 + 2 / 12),
+    }
+    for place, value in values.items():
+        removed, expected = torch.zeros(1, 1, 3, 3, dtype=torch.bool), image.clone()
+        removed[0, 0][place], expected[0, 0][place] = True, value
+        torch.testing.assert_close(impute(image, removed), expected)
+    # Two in a row between 0 and 3 that run on above and below: 1 and 2, as a straight line has it.
+    line = torch.tensor([0.0, 5.0, 5.0, 3.0]).expand(2, 3, 6, 4)
+    removed = torch.zeros(2, 1, 6, 4, dtype=torch.bool)
+    removed[..., 1:3] = True
+    removed[1] = False  # and an image of which nothing was removed
+    filled = impute(line, removed)
+    torch.testing.assert_close(filled[0], torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(3, 6, 4), atol=1e-4, rtol=0)
+    assert torch.equal(filled[1], line[1])
+
+
+def test_filled_in_pixels_solve_the_system(faithfulness):
+    """Against the dense system, in double precision, for holes of all sizes and sizes that halve unevenly."""
+    impute = sys.modules[module_of(faithfulness).road_scores.__module__].impute
+    rng = np.random.default_rng(0)
+    for height, width, share in ((13, 11, 0.3), (18, 7, 0.97), (9, 24, 0.7)):
+        pixels, size = rng.standard_normal((3, height * width)), height * width
+        rows, columns = np.divmod(np.arange(size), width)
+        down, right = (np.abs(np.subtract.outer(part, part)) for part in (rows, columns))
+        weights = np.select([np.maximum(down, right) != 1, down + right == 1], [0, 1 / 6], 1 / 12)
+        removed = rng.random(size) < share
+        system = np.diag(weights.sum(axis=1)) - weights
+        known = weights[removed][:, ~removed] @ pixels[:, ~removed].T
+        expected = pixels.copy()
+        expected[:, removed] = np.linalg.solve(system[np.ix_(removed, removed)], known).T
+        found = impute(
+            torch.from_numpy(pixels).float().view(1, 3, height, width),
+            torch.from_numpy(removed).view(1, 1, height, width),
+        )
+        np.testing.assert_allclose(found.flatten(2)[0], expected, atol=1e-4)
 
 
 # refusals
@@ -357,6 +425,8 @@ def test_no_items(faithfulness):
         ({"batch_size": -1}, "`batch_size` must be 1 or more, got -1"),
         ({"shares": []}, r"`shares` must be one or more shares of the pixels in \(0, 1\], got \[\]"),
         ({"shares": [0.5, 50]}, r"`shares` must be .*, got \[0.5, 50\]"),
+        ({"road": [10, 100]}, r"`road` must be whole percentages of the pixels from 1 to 99, got \[10, 100\]"),
+        ({"road": [2.5]}, r"`road` must be whole percentages .*, got \[2.5\]"),
         ({"references": [0, 1.5]}, r"`references\[1\]` must be a class id, an integer, got 1.5"),
         ({"references": [0, 4]}, r"`references\[1\]` must be a class id from 0 to 3, as `model` has 4 classes, got 4"),
         (
@@ -564,10 +634,12 @@ def test_evaluate_megl_reports_faithfulness(run, own_cache, tmp_path, capsys):
         images=pixel_values,
         model=lambda images: model(images).logits,
         baseline="mean",
+        road=[10, 30, 50, 70, 90],
     )
     assert found == pytest.approx(direct, abs=1e-5)
     assert found["n"] == 6 and found["full"] == pytest.approx(np.mean([item["score"] for item in items]), abs=1e-5)
-    for name in (*SCORES, *(f"random_{name}" for name in SCORES)):
+    scores = [*SCORES, "road", "road_10", "road_90"]
+    for name in (*scores, *(f"random_{name}" for name in scores)):
         assert np.mean([item["per_item"][f"faithfulness.{name}"] for item in items]) == pytest.approx(found[name])
         low, high = metrics["intervals"]["faithfulness"][name]
         assert low <= found[name] <= high

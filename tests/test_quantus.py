@@ -1,5 +1,7 @@
 """The scores that Quantus has too are its own. Skipped without it: `pip install quantus`, in no extra."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -56,3 +58,40 @@ def test_max_sensitivity(load):
     found = load("faithfulness").max_sensitivity(explain, images, radius=radius)
     assert found == {"max_sensitivity": pytest.approx(np.mean(expected), rel=1e-5), "n": 5, "n_undefined": 0}
     assert np.min(expected) > 0
+
+
+def network(channels):
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(channels, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(32, 6)).eval()
+
+
+def test_road(load):
+    """Of images of one channel, as Quantus counts pixels and channels together."""
+    maps, _ = unlike_maps(40, 14)
+    images, model, percentages = torch.randn(40, 1, 14, 14), network(1), [5, 20, 50, 80, 95]
+    with torch.no_grad():  # so that no class is all images'
+        model[-1].bias -= model(images).mean(dim=0)
+    labels = model(images).argmax(dim=1)
+    metric = quantus.ROAD(percentages=percentages, noise=0.01, disable_warnings=True)
+    np.random.seed(0)
+    inputs = {"x_batch": images.numpy(), "y_batch": labels.numpy(), "a_batch": maps[:, None]}
+    expected = metric(model=model, device="cpu", **inputs)
+    found = load("faithfulness").compute(
+        predictions=maps, images=images, references=labels, model=model, road=percentages, steps=1, control=False
+    )
+    assert [found[f"road_{one}"] for one in percentages] == pytest.approx([expected[one] for one in percentages])
+    assert len(set(expected.values())) > 3
+
+
+def test_noisy_linear_imputation(load):
+    impute = sys.modules[sys.modules[type(load("faithfulness")).__module__].road_scores.__module__].impute
+    maps, _ = unlike_maps(4, 19)
+    images = torch.randn(4, 3, 19, 19)
+    for share in (0.1, 0.5, 0.95):
+        removed = torch.from_numpy(maps > np.quantile(maps, 1 - share, axis=(1, 2), keepdims=True))[:, None]
+        found = impute(images, removed)
+        for image, hole, one in zip(images, removed, found, strict=True):
+            places = hole.flatten().nonzero()[:, 0].numpy()
+            expected = quantus.functions.perturb_func.noisy_linear_imputation(image.numpy(), places, noise=0.0)
+            np.testing.assert_allclose(one, expected, atol=1e-4)

@@ -29,6 +29,8 @@ HEADLINES = {
     ("faithfulness", "random_comprehensiveness"): "  comprehensiveness, shuffled map",
     ("faithfulness", "sufficiency"): "map sufficiency",
     ("faithfulness", "random_sufficiency"): "  sufficiency, shuffled map",
+    ("faithfulness", "road"): "label kept without pixels (ROAD)",
+    ("faithfulness", "random_road"): "  ROAD, shuffled map",
     ("faithfulness", "sanity_check", "spearman"): "map after random weights, Spearman",
     ("faithfulness", "sensitivity", "max_sensitivity"): "map changed by noise, at most",
     ("interventions", "accuracy"): "accuracy, with an object",

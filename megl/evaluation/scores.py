@@ -23,6 +23,7 @@ BINS = 10
 PIXELS_AT_ONCE = 2**20  # of masks that are scored together: a megapixel takes 100 MB as the module stores it
 MOST_PIXELS = 2**22  # of a mask as it is scored
 FOLDS = 5  # of the human texts that a reader of rationales learns from
+ROAD = (10, 30, 50, 70, 90)  # percentages of the pixels that are filled in
 MOST_CANDIDATES = 2000  # among which a rationale's picture is looked for: all pairs are compared
 
 
@@ -164,6 +165,7 @@ def faithfulness_scores(items, places, pixel_values, model, baseline, batch_size
         references=[model.config.label2id[item["prediction"]] for item in items],
         model=lambda images: model(images.to(model.dtype), output_saliency=False).logits,
         baseline=baseline,
+        road=ROAD,
         batch_size=batch_size,
         device=model.device,
         first=places[0],

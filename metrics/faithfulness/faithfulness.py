@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .road import check_percentages, road_names, road_scores
+
 
 _DESCRIPTION = """
 Measures whether an image classifier decides by what its saliency maps show: deletion and insertion AUC, sufficiency
-and comprehensiveness. Pixels are replaced in the order of the map, and the classifier is asked again. As a control,
-the same is done with each map's cells in random order. `sanity_check` tells whether maps depend on the weights at all,
-`max_sensitivity` how far noise in the images changes them.
+and comprehensiveness, and ROAD. Pixels are replaced in the order of the map, and the classifier is asked again. As a
+control, the same is done with each map's cells in random order. `sanity_check` tells whether maps depend on the
+weights at all, `max_sensitivity` how far noise in the images changes them.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -33,6 +35,9 @@ Args:
     steps (`int`, defaults to 20): equal steps of the deletion and the insertion curve.
     shares (`list` of `float`, defaults to `[0.01, 0.05, 0.1, 0.2, 0.5]`): the shares of the pixels, in (0, 1], over
         which sufficiency and comprehensiveness are averaged. A share is one pixel at least.
+    road (`list` of `int`, defaults to none): the percentages of the pixels, from 1 to 99, without which ROAD looks at
+        the label. Pixels are filled in from their neighbours (noisy linear imputation), so that what was removed shows
+        as little as can be.
     control (`bool`, defaults to `True`): also score each map with its cells in random order, at the same cost again.
     batch_size (`int`, defaults to 32): images that go through the model at once.
     device (`str`, *optional*): where images are put; that of the model's parameters if it is a `torch.nn.Module`, else
@@ -49,12 +54,17 @@ Returns:
     `comprehensiveness` (in [-1, 1], higher is better): by how much the probability falls without the most salient
         pixels; mean over `shares`.
     `sufficiency` (in [-1, 1], lower is better): by how much it falls with the most salient pixels alone.
-    `random_deletion`, `random_insertion`, `random_comprehensiveness`, `random_sufficiency`: the control, or `None`.
+    `road_10`, … (in [0, 1], lower is better): with `road`, the share of items whose predicted class is the explained
+        one without this percentage of the pixels, the most salient first.
+    `road`: the mean of these.
+    `random_deletion`, `random_insertion`, `random_comprehensiveness`, `random_sufficiency`, `random_road`, …: the
+        control, or `None`.
     `full`, `blank` (in [0, 1]): the probability for the whole image, and for its baseline.
     `n`: the number of items. All means are `None` where it is 0.
     `n_undefined`: the number of items whose map is zero everywhere or otherwise constant: it puts no pixel before
         another, so nothing is deleted and nothing inserted. Such items are in the means: `deletion` is `full`,
-        `insertion` is `blank`, `comprehensiveness` 0 and `sufficiency` `full` - `blank`, for the control as well.
+        `insertion` is `blank`, `comprehensiveness` 0, `sufficiency` `full` - `blank` and `road` 1 where the explained
+        class is the predicted one, for the control as well.
     `per_item`: with `per_item=True`, a dict of lists.
 Examples:
     A classifier that looks at the left pixel alone, and a map that says so:
@@ -92,6 +102,12 @@ _CITATION = """
         and Socher, Richard and Wallace, Byron C.},
     booktitle={ACL},
     year={2020}
+}
+@inproceedings{rong2022consistent,
+    title={A Consistent and Efficient Evaluation Strategy for Attribution Methods},
+    author={Rong, Yao and Leemann, Tobias and Borisov, Vadim and Kasneci, Gjergji and Kasneci, Enkelejda},
+    booktitle={ICML},
+    year={2022}
 }
 @inproceedings{adebayo2018sanity,
     title={Sanity Checks for Saliency Maps},
@@ -155,6 +171,7 @@ class Faithfulness(evaluate.Metric):
         baseline="blur",
         steps=20,
         shares=(0.01, 0.05, 0.1, 0.2, 0.5),
+        road=(),
         control=True,
         batch_size=32,
         device=None,
@@ -163,6 +180,7 @@ class Faithfulness(evaluate.Metric):
         per_item=False,
     ):
         check_options(outputs, baseline, steps, shares, batch_size)
+        check_percentages(road)
         classifier = Classifier(model, outputs, device)
         maps = to_arrays(predictions, "predictions", ["height", "width"])
         images = to_arrays(images, "images", ["channels", "height", "width"])
@@ -171,7 +189,8 @@ class Faithfulness(evaluate.Metric):
         orders = {"": maps}
         if control:
             orders["random_"] = [shuffle_cells(one_map, [seed, place]) for place, one_map in enumerate(maps, first)]
-        names = [prefix + name for prefix in orders for name in SCORES]
+        scores = [*SCORES, *road_names(road)]
+        names = [prefix + name for prefix in orders for name in scores]
         items = {name: np.zeros(len(maps)) for name in [*names, "full", "blank"]}
         constant = np.array([one_map.min() == one_map.max() for one_map in maps], dtype=bool)
         batches = list(batches_of_equal_sizes(maps, images, batch_size))
@@ -186,10 +205,13 @@ class Faithfulness(evaluate.Metric):
             for prefix, ordered in orders.items():
                 ranks = rank_pixels(np.stack([ordered[i] for i in places]), pixels.shape[2:], seed).to(pixels.device)
                 pair = curves(classifier, pixels, blanks, ranks, target, counts.inner, ends, batch_size)
-                for name, values in counts.scores(*pair, constant[places]).items():
+                found = counts.scores(*pair, constant[places])
+                if len(road):
+                    found |= road_scores(classifier, pixels, ranks, target, road, constant[places], seed)
+                for name, values in found.items():
                     items[prefix + name][places] = values
 
-        results = {f"{prefix}{name}": None for prefix in ("", "random_") for name in SCORES}
+        results = {f"{prefix}{name}": None for prefix in ("", "random_") for name in scores}
         results |= {name: float(values.mean()) if len(maps) else None for name, values in items.items()}
         results["n"], results["n_undefined"] = len(maps), int(constant.sum())
         if per_item:
