@@ -348,8 +348,8 @@ def test_who_looks_at_the_rim_is_found_out_and_who_looks_at_the_object_acquitted
     text = "".join(page.texts)
     assert f"{rim}:\nbackground." in text and f"{middle}:\nobject." in text and "Failed: background_gap>0.1" in text
     assert re.search(r"<i>\d+, it is: cat", text) and not page.all("i") and not page.all("u")
-    # As it is and four versions, the human map, and a map of each model: of two pictures of each kind.
-    assert len(page.all("img")) == 2 * 2 * 8 and len(page.all("pre")) == 1
+    # As it is and six versions, the human map, and a map of each model: of two pictures of each kind.
+    assert len(page.all("img")) == 2 * 2 * 10 and len(page.all("pre")) == 1
     assert all(image["src"].startswith("data:image/jpeg") for image in page.all("img"))
     said = capsys.readouterr().out
     assert said.count("background gap  ") == 2 and "failed: background_gap>0.1: it is 1.000" in said

@@ -1,6 +1,7 @@
 """Is the label the object's or the background's: the metric, the pictures, what is reported, and whether it tells."""
 
 import re
+import sys
 
 import evaluate
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from shortcut_models import draw_pictures, save_trained
 
 from megl.arguments import EvaluateArguments
-from megl.evaluation.bootstrap import paired_tests
+from megl.evaluation.bootstrap import counted_items, figures, paired_tests
 from megl.evaluation.comparison import read_evaluation
 from megl.evaluation.headlines import at, metrics_table
 from megl.evaluation.interventions import KINDS, Interventions, intervention_scores, label_interventions
@@ -30,6 +31,8 @@ BY_HAND = {
     "same": [0, 1, 1, None],
     "other": [2, 1, 2, 0],
     "object_alone": [0, 1, 2, 1],
+    "noisy_foreground": [0, 2, 1, None],
+    "noisy_background": [0, 1, 1, 1],
 }
 
 
@@ -48,16 +51,44 @@ def test_by_hand(metric):
     assert (found["chance"], found["commonest"]) == (1 / 3, 3 / 4)
     counts = {name: value for name, value in found.items() if name == "n" or name.endswith("_n")}
     expected = {"n": 4, "same_n": 3, "other_n": 4, "object_alone_n": 4, "background_alone_n": 0, "background_gap_n": 3}
+    expected |= {"noisy_foreground_n": 3, "noisy_background_n": 4, "relative_foreground_sensitivity_n": 3}
     assert counts == expected
     assert found["background_alone_accuracy"] is None and found["background_alone_agreement"] is None
     assert found["per_item"]["same_accuracy"] == [1, 1, 1, None]
+    assert (found["noisy_foreground_accuracy"], found["noisy_background_accuracy"]) == (2 / 3, 4 / 4)
+    # Of the three items that have both: 2/3 and 1, whose mean is 5/6.
+    assert found["relative_foreground_sensitivity"] == pytest.approx((1 - 2 / 3) / (2 * 1 / 6))
+
+
+@pytest.mark.parametrize(
+    "foreground, background, expected",
+    [(0.2, 0.4, 1 / 3), (0.4, 0.2, -1 / 3), (0.7, 0.9, 1 / 2), (0, 1, 1), (0, 0.5, 1), (0, 0, 0), (1, 1, 0)],
+)
+def test_relative_foreground_sensitivity_by_hand(metric, foreground, background, expected):
+    formula = sys.modules[type(metric).__module__].relative_foreground_sensitivity
+    assert formula(foreground, background) == pytest.approx(expected)
+
+
+def test_relative_foreground_sensitivity_of_resamples():
+    """Four pictures, one of them without an object: 2/3 and 1; 1 and 1; 0 and 1; and nothing."""
+    rows = [(1, 1), (0, 1), (1, 1), (None, None)]
+    names = [f"interventions.noisy_{side}_accuracy" for side in ("foreground", "background")]
+    common = {"label": "a", "prediction": "a", "group": None}
+    items = [
+        {"id": str(number), "per_item": dict(zip(names, row, strict=True)), **common}
+        for number, row in enumerate(rows)
+    ]
+    weights = np.array([[1, 1, 1, 1], [2, 0, 1, 1], [0, 3, 0, 1], [0, 0, 0, 4]], dtype=float)
+    path = ("interventions", "relative_foreground_sensitivity")
+    assert figures(items, weights)[path] == pytest.approx([1, 0, 1, np.nan], nan_ok=True)
+    assert counted_items(items)[path] == 3 and path not in figures([{**items[0], "per_item": {}}], np.ones((1, 1)))
 
 
 def test_items_may_be_added_one_by_one(metric):
     whole = metric.compute(**BY_HAND)
     assert whole["chance"] == 1 / 2  # of the classes that the references have
     for prediction, reference, *given in zip(*BY_HAND.values(), strict=True):
-        metric.add(prediction=prediction, reference=reference, **dict(zip(KINDS, given, strict=False)))
+        metric.add(prediction=prediction, reference=reference, **dict(zip(list(BY_HAND)[2:], given, strict=True)))
     assert metric.compute() == whole
 
 
@@ -65,6 +96,7 @@ def test_no_items(metric):
     metric.add_batch(predictions=[], references=[])
     found = metric.compute()
     assert (found["n"], found["accuracy"], found["background_gap"], found["chance"]) == (0, None, None, None)
+    assert found["relative_foreground_sensitivity"] is None
 
 
 @pytest.mark.parametrize(
@@ -143,6 +175,30 @@ def test_each_kind_of_picture_by_its_pixels(processor):
     alone = found["background_alone"][1]
     torch.testing.assert_close(alone[..., *outside], own[..., *outside])
     assert not torch.isclose(alone[..., *shape], own[..., *shape], atol=0.01).any(dim=1).all()
+
+
+def test_noise_lies_on_one_side_of_the_mask_in_the_colours_of_the_picture(processor):
+    dataset = make_dataset(6, masks="all")
+    found = {kind: pictures for kind, _, pictures in of(dataset, processor).make([0, 4])}
+    own, masks = of(dataset, processor).read([0, 4])
+    inside = (masks > 0.5)[:, None].expand_as(own)
+    deviations, means = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("std", "mean"))
+    changes = {}
+    for kind, where in (("noisy_foreground", inside), ("noisy_background", ~inside)):
+        assert torch.equal(found[kind][~where], own[~where])
+        colours = found[kind] * deviations[:, None, None] + means[:, None, None]
+        assert colours.min() >= -1e-6 and colours.max() <= 1 + 1e-6
+        changes[kind] = (found[kind] - own) * deviations[:, None, None]
+    # Of the same noise, whose standard deviation is 0.25 where nothing is cut off.
+    noise = sum(changes.values())
+    free = ((colours := own * deviations[:, None, None] + means[:, None, None]) > 0.3) & (colours < 0.7)
+    assert free.sum() > 500 and 0.2 < noise[free].std() < 0.26 and abs(noise[free].mean()) < 0.05
+    # An item's noise is its own, whatever the batch, and another with another seed.
+    alone = {kind: pictures for kind, _, pictures in of(dataset, processor).make([4])}
+    assert torch.equal(alone["noisy_foreground"][0], found["noisy_foreground"][1])
+    other = {kind: pictures for kind, _, pictures in of(dataset, processor, seed=1).make([4])}
+    assert not torch.equal(other["noisy_foreground"], alone["noisy_foreground"])
+    assert not torch.equal(noise[0], noise[1])
 
 
 class ByColour(torch.nn.Module):
@@ -272,6 +328,8 @@ def test_figures_labels_table_and_report(run, own_cache, trained, load):
         given[name] = [LABELS.index(item[key]) for item in items]
     expected = load("interventions").compute(**given) | {"n_without_object": 0, "backgrounds": "train"}
     assert metrics["interventions"] == expected
+    low, high = at(metrics["intervals"], ("interventions", "relative_foreground_sensitivity"))
+    assert low <= metrics["interventions"]["relative_foreground_sensitivity"] <= high
     for name in ("background_gap", "other_accuracy", "background_alone_agreement"):
         low, high = at(metrics["intervals"], ("interventions", name))
         value = metrics["interventions"][name]
@@ -284,7 +342,7 @@ def test_figures_labels_table_and_report(run, own_cache, trained, load):
     assert "interventions.background_gap" in (trained / "seeing" / "comparison.json").read_text(encoding="utf-8")
     page = (folder / "index.html").read_text(encoding="utf-8")
     section = page.split("<h2>Object or background</h2>")[1].split("<h2>")[0]
-    assert section.count('src="data:image/jpeg') == 6 * 5 and section.count('role="img"') == 2
+    assert section.count('src="data:image/jpeg') == 6 * 7 and section.count('role="img"') == 2
     shown = [items[place] for place in evenly_spaced(6, 60)]
     wrong = [
         label != item["label"] for item in shown for label in (item["prediction"], *item["interventions"].values())
@@ -319,12 +377,15 @@ def test_what_tells_a_shortcut(run, own_cache, trained):
     options = ("--split", "validation", "--interventions", "--faithfulness", "mean")
     runs = evaluated(run, trained, "told", *options)
     found = verdicts([items for _, items in runs])
-    told = [f"{kind}_{what}" for kind in KINDS[1:] for what in ("accuracy", "agreement")] + ["background_gap"]
+    kinds = ("other", "object_alone", "background_alone")
+    told = [f"{kind}_{what}" for kind in kinds for what in ("accuracy", "agreement")] + ["background_gap"]
     assert {name: found[f"interventions.{name}"] for name in told} == dict.fromkeys(told, ["worse", "worse"])
     gaps = [metrics["interventions"]["background_gap"] for metrics, _ in runs]
     assert gaps[0] < 0.1 and min(gaps[1:]) > 0.9
     # Accuracy, and backgrounds of the class, do not tell.
     assert "worse" not in found["accuracy"] + found["interventions.same_accuracy"]
+    # Nor does noise, which hides the stripes of the object from one and leaves the background's colour to the others.
+    assert "worse" not in found["interventions.relative_foreground_sensitivity"]
     # The background's colour outlasts any deletion: nothing changes, of which two figures make the best there is.
     for name, verdict in (("deletion", "worse"), ("comprehensiveness", "worse"), ("insertion", "better")):
         assert found[f"faithfulness.{name}"] == [verdict, verdict]

@@ -19,6 +19,8 @@ from megl.terminal import progress
 LEVEL = 0.95
 # Has no interval and no test: a resample's minimum lies below that of its items, the more so the fewer a group has.
 WORST_GROUP = ("worst_group_accuracy",)
+NOISY = [("interventions", f"noisy_{side}_accuracy") for side in ("foreground", "background")]
+SENSITIVITY = ("interventions", "relative_foreground_sensitivity")
 WEIGHTS_AT_ONCE = 2**22
 ROUNDING = 1e-12
 
@@ -47,6 +49,8 @@ def figures(items, weights):
     if filtered is not None:
         accuracy = found["accuracy",]
         found["explained_accuracy", "iou_overall"] = np.where(accuracy == 0, 0, accuracy * filtered)
+    if found.keys() >= set(NOISY):
+        found[SENSITIVITY] = _foreground_sensitivity(*(found[path] for path in NOISY))
     statistics = bleu_statistics(items)
     if statistics is not None:
         found |= _bleu(weights @ statistics)
@@ -117,6 +121,13 @@ def _macro_f1(items, weights):
     hits, occurring = weights @ (true & predicted), weights @ true
     scores = np.where(occurring > 0, _divide(2 * hits, occurring + weights @ predicted), np.nan)
     return np.nanmean(scores, axis=1)
+
+
+def _foreground_sensitivity(foreground, background):
+    """Of accuracies `(resamples,)` with noise, by the formula of `metrics/interventions`; NaN of no items."""
+    formula = sys.modules[type(load("interventions")).__module__].relative_foreground_sensitivity
+    pairs = zip(foreground.tolist(), background.tolist(), strict=True)
+    return np.array([np.nan if math.isnan(sum(pair)) else formula(*pair) for pair in pairs])
 
 
 def _bleu(totals):
@@ -277,4 +288,6 @@ def counted_items(items):
     filtered = ("explained_accuracy", "iou_filtered")
     if filtered in found:
         found["explained_accuracy", "iou_overall"] = found[filtered]
+    if NOISY[0] in found:
+        found[SENSITIVITY] = found[NOISY[0]]
     return found

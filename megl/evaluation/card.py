@@ -41,6 +41,10 @@ FIGURES = {
     ("interventions", "object_alone_accuracy"): ("object_alone_accuracy", "Accuracy on the object alone"),
     ("interventions", "background_alone_accuracy"): ("background_alone_accuracy", "Accuracy on the background alone"),
     ("interventions", "background_gap"): ("background_gap", "Background gap"),
+    ("interventions", "relative_foreground_sensitivity"): (
+        "relative_foreground_sensitivity",
+        "Relative foreground sensitivity",
+    ),
     ("rationale", "bleu_4"): ("bleu", "Rationale BLEU-4"),
     ("rationale", "meteor"): ("meteor", "Rationale METEOR"),
     ("rationale", "rouge_l"): ("rouge", "Rationale ROUGE-L"),

@@ -13,9 +13,10 @@ FIGURES = {
     **{name: ("saliency", name) for name in ("iou", "energy", "pointing_game")},
     **{
         name: ("interventions", name)
-        for kind in ("same", "other", "object_alone", "background_alone")
+        for kind in ("same", "other", "object_alone", "background_alone", "noisy_foreground", "noisy_background")
         for name in (f"{kind}_accuracy", f"{kind}_agreement")
     },
+    "relative_foreground_sensitivity": ("interventions", "relative_foreground_sensitivity"),
     "background_gap": ("interventions", "background_gap"),
 }
 COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}

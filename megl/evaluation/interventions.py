@@ -1,6 +1,6 @@
 """
-Pictures in which the object or the background was exchanged or left out, and what a model calls them: does the label
-come from the object?
+Pictures in which the object or the background was exchanged, left out or made noisy, and what a model calls them: does
+the label come from the object?
 
 Objects are cut out by the human masks, on the processor's tensors: what is made is what a model sees. An item counts
 where its mask shows an object and leaves a background.
@@ -8,6 +8,7 @@ where its mask shows an object and leaves a background.
 
 import numpy as np
 import torch
+from PIL import Image
 
 from megl.evaluation.metrics import load
 from megl.evaluation.predictions import (
@@ -19,10 +20,11 @@ from megl.evaluation.predictions import (
     write_rationales,
 )
 from megl.evaluation.scores import keep_per_item
-from modeling_megl.recombination_megl import TRACE, annotated_places, fill_in, has_object, recombine
+from modeling_megl.recombination_megl import OBJECT, TRACE, annotated_places, fill_in, has_object, recombine
 
 
-KINDS = ("same", "other", "object_alone", "background_alone")
+KINDS = ("same", "other", "object_alone", "background_alone", "noisy_foreground", "noisy_background")
+NOISE = 0.25  # its standard deviation where white is 1, as in the program of Hard ImageNet (Moayeri et al. 2022)
 
 
 class Interventions:
@@ -49,6 +51,9 @@ class Interventions:
                 "pictures are needed with human maps that show an object and leave a background, and the split "
                 f"{'of the items' if not found else 'that gives the backgrounds'} has none: name another split."
             )
+        ends = [Image.new("RGB", (1, 1), colour) for colour in ("black", "white")]
+        ends = processor.image_processor(ends, return_tensors="pt")["pixel_values"]
+        self.black, self.white = ends.mean(dim=(2, 3), keepdim=True)  # (C, 1, 1)
         self.places, self.donor_places = found.keys(), np.array(list(given))
         self.files = {place: file for place, (file, _) in found.items()}
         self.donor_files = np.array([file for file, _ in given.values()])
@@ -86,6 +91,15 @@ class Interventions:
         plain = self.colour.to(own)[:, None, None].expand_as(own)
         yield "object_alone", places, recombine(own, masks, plain)
         yield "background_alone", places, fill_in(own, masks)
+        noise, inside = self.draw_noise(places, own), (masks > OBJECT)[:, None]
+        for kind, where in (("noisy_foreground", inside), ("noisy_background", ~inside)):
+            yield kind, places, (own + where * noise).clamp(self.black.to(own), self.white.to(own))
+
+    def draw_noise(self, places, pixel_values):
+        """Normal noise `(B, C, H, W)` in the units of the pixel values, an item's own."""
+        shape = pixel_values.shape[1:]
+        drawn = [np.random.default_rng([self.seed, place, 1]).standard_normal(shape, np.float32) for place in places]
+        return NOISE * (self.white - self.black).to(pixel_values) * torch.from_numpy(np.stack(drawn)).to(pixel_values)
 
 
 def find_objects(processor, dataset, batch_size):

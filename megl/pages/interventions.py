@@ -1,4 +1,4 @@
-"""What pages show of pictures whose object or background was exchanged: charts, and pictures with their labels."""
+"""What pages show of pictures whose object or background was changed: charts, and pictures with their labels."""
 
 from megl.evaluation.headlines import at
 from megl.pages.charts import bars
@@ -11,6 +11,8 @@ MADE = {  # kinds of picture that are made, in words
     "other": "other-class background",
     "object_alone": "object alone",
     "background_alone": "background alone",
+    "noisy_foreground": "noise on object",
+    "noisy_background": "noise on background",
 }
 
 
