@@ -128,6 +128,8 @@ def make_program(model, size):
     """
     if model.config.grounding_map == "random":
         raise ValueError("A model of `grounding_map='random'` draws anew in each pass: it cannot be exported.")
+    if model.config.is_multi_label:
+        raise ValueError("A multi-label model cannot be exported: what is written takes probabilities for a softmax.")
     inputs = torch.zeros(2, 3, *size), torch.full((2,), PREDICTED)
     batch = torch.export.Dim("batch", min=1)
     dynamic = {0: batch}, {0: batch}

@@ -167,6 +167,9 @@ class MeglConfig(PreTrainedConfig):
         id2label (`dict[int, str]`, *optional*):
             Names of the classes, of ids 0, 1, …; the rationale's prompt uses them, and the vision model's head has a
             row for each. `from_pretrained(..., id2label=..., ignore_mismatched_sizes=True)` makes a head for others.
+        problem_type (`str`, *optional*):
+            As in Transformers: `"multi_label_classification"`, where a picture may show several classes, or none;
+            `None` or `"single_label_classification"`, where it shows one.
 
     Example:
 
@@ -237,6 +240,11 @@ class MeglConfig(PreTrainedConfig):
                 f"`num_evidence_tokens` must be {fewest} or more, for what the map shows, at the tap and in each of "
                 f"`evidence_layers`, and where it lies, got {self.num_evidence_tokens}."
             )
+        if self.problem_type == "regression":
+            raise ValueError(
+                "`problem_type` must be 'single_label_classification' or 'multi_label_classification', got "
+                "'regression': a map explains a class."
+            )
         if not 0 < self.score_temperature < math.inf:
             raise ValueError(f"`score_temperature` must be a number above 0, got {self.score_temperature}.")
         self.id2label = self.id2label  # now that there is a vision config to hear of it
@@ -257,6 +265,11 @@ class MeglConfig(PreTrainedConfig):
                 ("image-classification", "MeglImageClassificationPipeline"),
             )
         }
+
+    @property
+    def is_multi_label(self):
+        """Whether a picture may show several classes, or none."""
+        return self.problem_type == "multi_label_classification"
 
     def __setattr__(self, name, value):
         # The head belongs to the vision model, so both configs must speak of the same classes, whoever names them.

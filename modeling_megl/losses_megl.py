@@ -197,14 +197,18 @@ def visual_losses(name, maps, masks, annotated=None, **settings):
 
     Args:
         name (`str`): A key of `VISUAL_LOSSES`.
-        maps, masks, annotated: See the head of this file.
+        maps, masks, annotated: See the head of this file; or several of each image, `(batch_size, n, height, width)`
+            and `(batch_size, n)`, each of which counts for itself.
         settings: What this loss takes besides, such as `slack` and `kernel` of RES.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size,)`.
+        `torch.Tensor` of shape `(batch_size,)`, or `(batch_size, n)`.
     """
     if name not in VISUAL_LOSSES:
         raise ValueError(f"`visual_loss` must be one of {sorted(VISUAL_LOSSES)}, got {name!r}.")
+    if maps.ndim == 4:
+        parts = (part if part is None else part.flatten(0, 1) for part in (maps, masks, annotated))
+        return visual_losses(name, *parts, **settings).unflatten(0, maps.shape[:2])
     return VISUAL_LOSSES[name](maps, masks, annotated, **settings)
 
 
@@ -348,6 +352,41 @@ def distribution_consistency(maps, mean, std, describe=map_moments, delta=math.i
     """
     scores = (describe(maps) - mean) / std
     return F.huber_loss(scores, torch.zeros_like(scores), reduction="none", delta=delta).mean(dim=1)
+
+
+# ---- Classification loss of several labels ----
+
+
+def multi_label_loss(logits, labels):
+    """
+    Binary cross-entropy of each class for itself, mean over the classes, as Transformers has it for
+    `problem_type="multi_label_classification"`.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Class scores.
+        labels (`torch.Tensor` of shape `(batch_size, num_labels)`): 1 for the classes that an image shows, else 0.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(dim=1)
+
+
+def positive_classes(labels):
+    """
+    The classes that each image shows.
+
+    Args:
+        labels (`torch.Tensor` of shape `(batch_size, num_labels)`): 1 for the classes that an image shows, else 0.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, n)`: their ids, ascending, -1 behind the last; `n` is the greatest
+        number of them, 1 or more.
+    """
+    positive = labels > 0.5
+    count = max(int(positive.sum(dim=1).max()), 1)
+    places = positive.int().sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return torch.where(positive.gather(1, places), places, -1)
 
 
 # ---- Text loss ----

@@ -48,7 +48,7 @@ from .language_megl import (
     place_evidence,
     probe_language_model,
 )
-from .losses_megl import rationale_loss, resize_masks, visual_losses
+from .losses_megl import multi_label_loss, positive_classes, rationale_loss, resize_masks, visual_losses
 from .processing_megl import load_image_processor
 from .saliency_megl import SALIENCY_METHODS, compute_saliency, explained_scores
 from .tap_megl import keep_gathered, open_tap, probe_class_token, probe_evidence_layers, probe_tap
@@ -70,11 +70,12 @@ class MeglOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
             Class scores before softmax.
         saliency (`torch.FloatTensor` of shape `(batch_size, map_height, map_width)`):
-            The map of the explained class, in [0, 1].
+            The map of the explained class, in [0, 1]; `(batch_size, n, map_height, map_width)` of several classes.
         rationale_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
             Returned with `input_ids`; `rationale_logits[:, t]` are the scores of the token at `input_ids[:, t]`.
         evidence_tokens (`torch.FloatTensor` of shape `(batch_size, num_tokens, text_hidden_size)`, *optional*):
-            What the language model sees of the picture; in training mode returned with `input_ids`.
+            What the language model sees of the picture, under the first of several maps; in training mode returned
+            with `input_ids`.
         features (`torch.FloatTensor` of shape `(batch_size, channels, map_height, map_width)`):
             What the evidence is taken from: the features at the tap, which the map lies on, and in the channels behind
             them those of `config.evidence_layers`, averaged over the cells of the map.
@@ -462,18 +463,22 @@ class MeglForImageClassification(MeglPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
                 Normalised images; or `features` and `saliency`.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Class ids.
+                Class ids; of a multi-label model 1 for each class that a picture shows and else 0, floats of shape
+                `(batch_size, num_labels)`.
             visual_explanations (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*):
-                Human masks in [0, 1], 1 is inside. Rows without one hold anything.
+                Human masks in [0, 1], 1 is inside. Rows without one hold anything. Of several classes a mask for each,
+                `(batch_size, n, height, width)`.
             has_visual_explanation (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
-                Which rows have one. `None`: all.
+                Which rows have one, `(batch_size, n)` of several classes. `None`: all.
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Prompt and rationale.
             rationale_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 `input_ids` where they belong to the rationale and -100 elsewhere.
             target (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                The class that the map explains, -1 for the predicted one. `None`: `labels` in training mode, else the
-                predicted class.
+                The class that the map explains, -1 for the predicted one; or several, `(batch_size, n)`, with a map
+                for each, of which the first is what the rationale is of. The vision model runs once, and what follows
+                the tap is differentiated for each. `None`: `labels` in training mode (of a multi-label model all
+                classes that they name, ascending), else the predicted class.
             foil (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The class that `target` is contrasted with: the map shows what speaks for one rather than the other.
             evidence_features (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`, *optional*):
@@ -501,6 +506,11 @@ class MeglForImageClassification(MeglPreTrainedModel):
         """
         if len({pixel_values is None, features is not None, saliency is not None}) > 1:
             raise ValueError("Pass either `pixel_values`, or the `features` and `saliency` of a forward pass.")
+        if labels is not None and self.config.is_multi_label and labels.ndim != 2:
+            raise ValueError(
+                f"`labels` of a multi-label model must be 1 or 0 for each of {self.config.num_labels} classes, of "
+                f"shape `(batch_size, num_labels)`, got the shape {tuple(labels.shape)}."
+            )
         logits = evidence_tokens = rationale_logits = None
         if pixel_values is not None:
             logits, saliency, features = self._classify(
@@ -508,14 +518,14 @@ class MeglForImageClassification(MeglPreTrainedModel):
             )
         # Where no text is trained, parameters that have no part in the loss are to have none in the output.
         if saliency is not None and (input_ids is not None or not self.training):
-            maps = self.grounding_maps(saliency, visual_explanations, has_visual_explanation)
+            maps = self.grounding_maps(*_first_maps(saliency, visual_explanations, has_visual_explanation))
             evidence_tokens = self._ground(features, maps)
             if input_ids is not None:
                 rationale_logits = self._score_rationales(evidence_tokens, input_ids, attention_mask)
         num_items = num_items_in_batch or {}
         visual_targets = visual_explanations, has_visual_explanation
         losses = {
-            "classification": _classification_loss(logits, labels, num_items),
+            "classification": _classification_loss(logits, labels, num_items, self.config.is_multi_label),
             "visual": _visual_loss(saliency, *visual_targets, visual_loss, visual_loss_kwargs or {}, num_items),
             "text": _text_loss(rationale_logits, rationale_labels, num_items),
         }
@@ -541,16 +551,27 @@ class MeglForImageClassification(MeglPreTrainedModel):
         layers = self.config.evidence_layers[channels.index(sum(part.shape[1] for part in known)) :]
         with keep_gathered(self), self._open_tap(pixel_values, differentiable, layers) as tap:
             logits = tap(pixel_values)
-            if target is None:
-                target = labels if self.training and labels is not None else logits.argmax(dim=-1)
-            else:
-                target = torch.where(target < 0, logits.argmax(dim=-1), target)
-            with torch.inference_mode(False), torch.enable_grad():
-                scores = explained_scores(logits, target, self.config.saliency_score, foil)
-            saliency = compute_saliency(tap, scores, self.config.saliency_method)
+            saliency = self._maps(tap, logits, self._explained(logits, labels, target), foil)
             features = tap.features(known)
         outputs = (logits, saliency, features)
         return outputs if differentiable else tuple(output.detach() for output in outputs)
+
+    def _explained(self, logits, labels, target):
+        """The classes that the maps explain, `(batch_size,)` or `(batch_size, n)`."""
+        predicted = logits.argmax(dim=-1)
+        if target is None and self.training and labels is not None:
+            target = positive_classes(labels) if self.config.is_multi_label else labels
+        if target is None:
+            return predicted
+        return torch.where(target < 0, predicted if target.ndim == 1 else predicted[:, None], target)
+
+    def _maps(self, tap, logits, target, foil, retain_graph=None):
+        """The map of each class that is explained, of several of a picture one after the other."""
+        if target.ndim == 2:
+            return torch.stack([self._maps(tap, logits, one, foil, retain_graph=True) for one in target.T], dim=1)
+        with torch.inference_mode(False), torch.enable_grad():
+            scores = explained_scores(logits, target, self.config.saliency_score, foil)
+        return compute_saliency(tap, scores, self.config.saliency_method, retain_graph)
 
     def grounding_maps(self, saliency, visual_explanations=None, has_visual_explanation=None):
         """
@@ -798,8 +819,12 @@ class MeglForImageClassification(MeglPreTrainedModel):
         }
 
     def probabilities(self, logits):
-        """Of class scores `(batch_size, num_labels)`, at the temperature that `megl evaluate --calibrate` fitted."""
-        return (logits.float() / self.config.score_temperature).softmax(dim=-1)
+        """
+        Of class scores `(batch_size, num_labels)`, at the temperature that `megl evaluate --calibrate` fitted; of a
+        multi-label model each class's own.
+        """
+        scores = logits.float() / self.config.score_temperature
+        return scores.sigmoid() if self.config.is_multi_label else scores.softmax(dim=-1)
 
     def read_explanations(self, explained, sizes, processor):
         """
@@ -1004,18 +1029,32 @@ def _picture_size(vision, vision_config, trust_remote_code):
     return size["height"], size["width"]
 
 
-def _classification_loss(logits, labels, num_items):
+def _first_maps(saliency, *masks):
+    """Of several maps of a picture, and of what belongs to them, the first, which the rationale is of."""
+    if saliency.ndim == 3:
+        return saliency, *masks
+    return saliency[:, 0], *(part if part is None else part[:, 0] for part in masks)
+
+
+def _classification_loss(logits, labels, num_items, is_multi_label):
     if labels is None or logits is None:
         return None
+    if is_multi_label:
+        return multi_label_loss(logits, labels).sum() / num_items.get("images", len(labels))
     return F.cross_entropy(logits.float(), labels, reduction="sum") / num_items.get("images", len(labels))
 
 
 def _visual_loss(saliency, masks, annotated, name, settings, num_items):
-    """Mean over the annotated images; 0 where none is."""
+    """Mean over the annotated images, or classes of images; 0 where none is."""
     if name is None or saliency is None or masks is None:
         return None
+    if masks.ndim != saliency.ndim:
+        raise ValueError(
+            f"`visual_explanations` must have a mask for each map, which have the shape {tuple(saliency.shape)}, got "
+            f"the shape {tuple(masks.shape)}: pass the classes of several masks as `target`."
+        )
     losses = visual_losses(name, saliency, masks, annotated, **settings)
-    count = len(losses) if annotated is None else annotated.sum()
+    count = losses.numel() if annotated is None else annotated.sum()
     return losses.sum() / max(num_items.get("visual_explanations", count), 1)
 
 

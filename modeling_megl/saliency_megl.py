@@ -141,7 +141,7 @@ def explained_scores(logits, target, kind="logit", foil=None):
     return scores - logits.mean(dim=1) if kind == "contrast" else scores
 
 
-def compute_saliency(tap, scores, method="grad_cam"):
+def compute_saliency(tap, scores, method="grad_cam", retain_graph=None):
     """
     The saliency maps of a batch, all at once.
 
@@ -152,13 +152,14 @@ def compute_saliency(tap, scores, method="grad_cam"):
         tap ([`Tap`]): The tap that is open and that `scores` were computed under; it must read what `method` reads.
         scores (`torch.Tensor` of shape `(batch_size,)`): What to explain ([`explained_scores`]).
         method (`str`): A key of `SALIENCY_METHODS`.
+        retain_graph (`bool`, *optional*): As in `torch.autograd.grad`; maps of more scores of the same logits need it.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, height, width)`, the grid of the tap, float32 or float64, in [0, 1].
     """
     compute, reads, uses_gradient = SALIENCY_METHODS[method]
     sources = tap.sources()
-    gradients = _differentiate(scores, sources, tap) if uses_gradient else []
+    gradients = _differentiate(scores, sources, tap, retain_graph) if uses_gradient else []
     sources, gradients = [_full(tensor) for tensor in sources], [_full(tensor) for tensor in gradients]
     if reads == "attentions":
         relevance = compute(sources, gradients)
@@ -171,9 +172,10 @@ def compute_saliency(tap, scores, method="grad_cam"):
     return normalize_map(compute(tap.to_grid(sources[0]), tap.to_grid(gradients[0])))
 
 
-def _differentiate(scores, sources, tap):
+def _differentiate(scores, sources, tap, retain_graph):
+    options = {"create_graph": tap.create_graph, "retain_graph": retain_graph, "allow_unused": True}
     with torch.inference_mode(False), torch.enable_grad():
-        gradients = torch.autograd.grad(scores.sum(), sources, create_graph=tap.create_graph, allow_unused=True)
+        gradients = torch.autograd.grad(scores.sum(), sources, **options)
     if any(gradient is None for gradient in gradients):
         raise ValueError(
             f"The logits do not depend on the {tap.reads} of `saliency_layer={tap.name!r}`: choose a module that the "

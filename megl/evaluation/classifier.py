@@ -89,6 +89,10 @@ def load_classifier(name, saliency_method=None, saliency_layer=None, trust_remot
     if is_megl(name):
         processor = MeglProcessor.from_pretrained(name)
         model = MeglForImageClassification.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if model.config.is_multi_label:
+            raise ValueError(
+                f"{name} is a multi-label model, which cannot be audited: an audit is of one label a picture."
+            )
         settings = ("saliency_method", "saliency_layer", "saliency_score", "score_temperature")
         chosen = {setting: getattr(model.config, setting) for setting in settings} | chosen
         classifier = Classifier(model.vision_model, **chosen)
