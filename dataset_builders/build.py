@@ -218,6 +218,16 @@ def features(label_names: list[str]) -> Features:
     )
 
 
+def multi_label_features(label_names: list[str]) -> Features:
+    """The columns of explained pictures with several labels: a mask, or `None`, and rationales for each label."""
+    several = {
+        "label": List(ClassLabel(names=label_names)),
+        "visual_explanation": List(Image()),
+        "textual_explanations": List(List(Value("string"))),
+    }
+    return Features({**features(label_names), **several})
+
+
 def build_dataset(
     builder_class: type[ExplainedImages],
     source: str | Path,

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Image, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
-from dataset_builders.build import features
+from dataset_builders.build import features, multi_label_features
 from megl.arguments import ColumnArguments
+from modeling_megl.collator_megl import class_label
 from modeling_megl.configuration_megl import one_line
 from modeling_megl.processing_megl import read_mask
 
@@ -19,7 +20,7 @@ from modeling_megl.processing_megl import read_mask
 _STAYS = "stays"  # in place of a column's values: they are as they should be, and stay on disk
 
 
-def open_table(name, split, columns=None, class_names=None, option="--split", optional=False):
+def open_table(name, split, columns=None, class_names=None, option="--split", optional=False, multi_label=False):
     """
     A split of a data set with the columns of [`features`]: `id`, `image`, `label`, `visual_explanation`,
     `textual_explanations` and `group`.
@@ -30,6 +31,9 @@ def open_table(name, split, columns=None, class_names=None, option="--split", op
     one; blank texts are left out, and blank groups are null. What an optional column lacks is null, the ids are then
     the rows' numbers.
 
+    A label that is a list of `ClassLabel` makes a multi-label table, with the columns of [`multi_label_features`]: for
+    each label a mask or null, and a list of texts.
+
     Pictures stay where they are, on disk and encoded; of the other columns those that differ are rewritten in memory.
 
     Args:
@@ -39,6 +43,7 @@ def open_table(name, split, columns=None, class_names=None, option="--split", op
         class_names (`list[str]`, *optional*): The model's classes in the order of their ids.
         option (`str`): The option that named the split, for errors.
         optional (`bool`): Whether the split may be absent; then `None` is returned.
+        multi_label (`bool`): Whether items may have several labels.
 
     Raises:
         `ValueError`: in one line, where the data set, the split, a column or a value is not what is expected.
@@ -51,25 +56,37 @@ def open_table(name, split, columns=None, class_names=None, option="--split", op
     if not len(dataset):
         raise ValueError(f"{where} has no items: choose another split by `{option}`.")
     found = _find_columns(dataset, columns, where)
-    labels, class_names = _read_labels(dataset, found["label"], class_names, where)
+    several = isinstance(dataset.features[found["label"]], List)
+    if several and not multi_label:
+        raise ValueError(
+            f"{where}: column {found['label']!r} has several labels an item, which only `megl init`, `train` and "
+            "`evaluate` take."
+        )
+    if several:
+        labels, class_names = _read_label_lists(dataset, found["label"], where)
+    else:
+        labels, class_names = _read_labels(dataset, found["label"], class_names, where)
     blank = [place for place, class_name in enumerate(class_names) if not class_name.strip()]
     if blank:
         raise ValueError(
             f"{where}: class {blank[0]} has the blank name {class_names[blank[0]]!r}, which no prompt can name: "
             "give each class a name."
         )
+    ours = multi_label_features(class_names) if several else features(class_names)
     made = {
-        "label": _STAYS if dataset.features[found["label"]] == ClassLabel(names=class_names) else labels,
+        "label": _STAYS if dataset.features[found["label"]] == ours["label"] else labels,
         "id": _read_ids(dataset, found["id"], where),
-        "textual_explanations": _read_texts(dataset, found["textual_explanations"], where),
         "group": _read_groups(dataset, found["group"], where),
     }
-    ours = features(class_names)
+    if several:
+        made |= _read_explanation_lists(dataset, found, where)
+    else:
+        made["textual_explanations"] = _read_texts(dataset, found["textual_explanations"], where)
     table = _stored_columns(dataset, found, [name for name in ours if made.get(name, _STAYS) is _STAYS], where)
     for column, feature in ours.items():
         if column not in table.column_names:
             values = made.get(column)
-            values = pa.nulls(len(table), feature.pa_type) if values is None else values
+            values = pa.nulls(len(table), ours.arrow_schema.field(column).type) if values is None else values
             table = table.add_column(column, values, feature=feature)
     return _labelled(table.select_columns(list(ours)), labels, where)
 
@@ -183,6 +200,67 @@ def _read_labels(dataset, column, class_names, where):
     return _index_in(values, ids, where, column), class_names
 
 
+def _read_label_lists(dataset, column, where):
+    """The lists of class ids, null where there is none, and the class names in the order of the ids."""
+    feature, values = dataset.features[column].feature, dataset.data.column(column)
+    if not isinstance(feature, ClassLabel):
+        _refuse(where, column, "label", "lists of a `ClassLabel` (`cast_column` makes them of ids)", feature)
+    names = feature.names or [str(number) for number in range(feature.num_classes)]
+    ids, rows = pc.list_flatten(values), pc.list_parent_indices(values).to_numpy()
+    places = _index_in(ids, range(len(names)), where, column, rows)
+    absent = places.is_null().to_numpy(zero_copy_only=False)
+    pairs = rows * len(names) + places.fill_null(0).to_numpy()
+    repeated = np.ones(len(pairs), dtype=bool)
+    repeated[np.unique(pairs, return_index=True)[1]] = False
+    for strange, what in ((absent, "null among its labels"), (repeated, "a label twice")):
+        if strange.any():
+            raise ValueError(f"{where}: row {rows[strange.argmax()]} has {what} in {column!r}. Leave it out.")
+    return values, names
+
+
+def _read_explanation_lists(dataset, found, where):
+    """The columns of masks and of texts, lists with an entry for each label, as they are."""
+    kinds = {
+        "visual_explanation": "lists of pictures (`Image`), one for each label",
+        "textual_explanations": "a list of texts for each label",
+    }
+    labels, made = dataset.data.column(found["label"]), {}
+    for ours, expected in kinds.items():
+        column = found[ours]
+        if column is None:
+            continue
+        feature, values = dataset.features[column], dataset.data.column(column)
+        wanted = multi_label_features([])[ours]
+        if isinstance(feature, List) and isinstance(feature.feature, Image):
+            feature = List(Image())  # whatever else it says of the pictures
+        if feature != wanted:
+            _refuse(where, column, ours, expected, feature)
+        lengths = [pc.list_value_length(lists).fill_null(0) for lists in (values, labels)]
+        odd = pc.and_(pc.greater(lengths[0], 0), pc.not_equal(*lengths))
+        if pc.any(odd).as_py():
+            row = pc.index(odd, True).as_py()
+            raise ValueError(
+                f"{where}: row {row} has {lengths[0][row]} entries in {column!r} for {lengths[1][row]} labels, "
+                "expected one for each: null, or an empty list, where a label has none."
+            )
+        made[ours] = values
+    if "textual_explanations" in made:
+        made["textual_explanations"] = _without_blank(made["textual_explanations"])
+    return made
+
+
+def _without_blank(lists):
+    """Lists of lists of texts, but for blank ones."""
+    texts = pc.list_flatten(pc.list_flatten(lists))
+    if not pc.any(_is_blank(texts)).as_py():
+        return lists
+    kept = [
+        several and [[text for text in one or () if text and text.strip()] for one in several]
+        for several in lists.to_pylist()
+    ]
+    return pa.array(kept, lists.type)
+
+
 def _check_range(values, where, column):
     if not pa.types.is_uint64(values.type):
         return
@@ -194,14 +272,15 @@ def _check_range(values, where, column):
         )
 
 
-def _index_in(values, given, where, column):
-    """The place of each value among those given, null for null."""
+def _index_in(values, given, where, column, rows=None):
+    """The place of each value among those given, null for null; `rows` are theirs, where they are not their places."""
     places = pc.index_in(values, value_set=pa.array(given, values.type), skip_nulls=True)
     strange = pc.and_(pc.is_valid(values), pc.is_null(places))
     if pc.any(strange).as_py():
-        row = pc.index(strange, True).as_py()
+        place = pc.index(strange, True).as_py()
+        row = place if rows is None else rows[place]
         known = f"{given[0]} to {given[-1]}" if isinstance(given, range) else ", ".join(map(repr, given))
-        raise ValueError(f"{where}: row {row} has {values[row].as_py()!r} in {column!r}, expected one of {known}.")
+        raise ValueError(f"{where}: row {row} has {values[place].as_py()!r} in {column!r}, expected one of {known}.")
     return places.cast(pa.int64())
 
 
@@ -277,6 +356,25 @@ def _labelled(table, labels, where):
         share = f"{absent:,} of {len(table):,} items of {where}"
         print(f"{share} have no label (-1 or null) and are left out", file=sys.stderr)
     return table.select(pc.indices_nonzero(pc.is_valid(labels)).to_pylist())
+
+
+def problem_type(dataset):
+    """What `MeglConfig.problem_type` is for a table of [`open_table`]."""
+    return "multi_label_classification" if class_label(dataset)[1] else None
+
+
+def class_names(dataset):
+    """The names of a table's classes, in the order of their ids."""
+    return class_label(dataset)[0].names
+
+
+def labelled_texts(dataset):
+    """The rationales of a table, each with the name of the class that it is of: a list of pairs."""
+    names, several = class_names(dataset), class_label(dataset)[1]
+    rows = zip(dataset["label"], dataset["textual_explanations"], strict=True)
+    if several:
+        rows = (pair for labels, lists in rows for pair in zip(labels, lists or (), strict=False))
+    return [(names[label], text) for label, texts in rows for text in texts or ()]  # rationales may be missing
 
 
 def read_row(dataset, place):

@@ -5,6 +5,7 @@ import zlib
 from dataclasses import dataclass
 
 import torch
+from datasets import List
 from torch.utils.data import Subset
 from transformers import TrainerCallback
 
@@ -21,6 +22,10 @@ class MeglDataCollator:
     start that depends on `seed` and on the rationales themselves; so what is drawn depends on neither order, worker
     nor resuming.
 
+    For a multi-label model `label` is a list, without repetition; `visual_explanation` a list, in the order of the
+    labels, with `None` where one has no mask; and `textual_explanations` a list of rationales for each label. The
+    label that the drawn rationale is of comes first in the batch.
+
     Args:
         processor ([`MeglProcessor`]): Makes the tensors.
         id2label (`dict[int, str]`): Names of the classes, for the rationales' prompts.
@@ -30,11 +35,14 @@ class MeglDataCollator:
             [`TellEpoch`].
         recombination ([`Recombination`], *optional*):
             Puts recombined pictures, with their labels, masks and rationales, in the place of some.
+        multi_label (`bool`, *optional*, defaults to `False`): Whether a row has a list of labels.
 
     Returns, called with a list of rows:
         `BatchFeature` with `pixel_values` `(B, 3, H, W)`, `labels` `(B,)`, `visual_explanations` `(B, H, W)`,
         `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`, -100 where
-        there is no rationale.
+        there is no rationale. With `multi_label`, `labels` are floats `(B, num_labels)`, 1 for a row's classes and
+        else 0, `target` `(B, n)` has the ids of these classes, -1 behind the last, and the masks are `(B, n, H, W)`
+        and `(B, n)`.
     """
 
     processor: MeglProcessor
@@ -42,8 +50,11 @@ class MeglDataCollator:
     seed: int = 0
     epoch: int | torch.Tensor | None = None
     recombination: Recombination | None = None
+    multi_label: bool = False
 
     def __call__(self, rows):
+        if self.multi_label:
+            return self._several_labels(rows)
         recombines = self.recombination is not None and self.epoch is not None
         pairs = [None] * len(rows)
         if recombines:
@@ -61,6 +72,30 @@ class MeglDataCollator:
             batch.update(self._pictures(rows, pairs) if recombines else self.process(rows))
         batch["labels"] = torch.tensor(labels)
         return batch
+
+    def _several_labels(self, rows):
+        """The batch of rows with a list of labels each."""
+        check_label_lists(rows, self.id2label)
+        drawn = [self._draw_label(row) for row in rows]
+        rows = [_with_first(row, first) for row, (first, _) in zip(rows, drawn, strict=True)]
+        labels = [row["label"] for row in rows]
+        count = max(1, *map(len, labels))
+        # A picture without a class has no rationale, whatever class its prompt names.
+        names = [self.id2label[several[0] if several else 0] for several in labels]
+        batch = self.processor(label_names=names, rationales=[text for _, text in drawn])
+        masks = [[*row["visual_explanation"], *[None] * (count - len(row["label"]))] for row in rows]
+        batch.update(self.process([{**row, "visual_explanation": one} for row, one in zip(rows, masks, strict=True)]))
+        batch["target"] = torch.tensor([[*several, *[-1] * (count - len(several))] for several in labels])
+        batch["labels"] = torch.zeros(len(rows), len(self.id2label))
+        for one, several in zip(batch["labels"], labels, strict=True):
+            one[several] = 1
+        return batch
+
+    def _draw_label(self, row):
+        """The place of a label among those of a row, and a rationale of it, in this epoch; `(0, None)` without any."""
+        lists = [[texts] if isinstance(texts, str) else texts for texts in row.get("textual_explanations") or ()]
+        pairs = [(place, text) for place, texts in enumerate(lists) for text in texts or ()]
+        return self._take_turns(pairs) or (0, None)
 
     def _pictures(self, rows, pairs):
         """What the processor makes of the pictures of rows, and in the place of some of them, recombined ones."""
@@ -85,12 +120,16 @@ class MeglDataCollator:
         rationales = row.get("textual_explanations")
         if isinstance(rationales, str):  # of a data set with one for each item
             rationales = [rationales]
-        if not rationales:
+        return self._take_turns(rationales)
+
+    def _take_turns(self, texts):
+        """The one of some texts whose turn it is; `None` where there are none."""
+        if not texts:
             return None
         if self.epoch is None:
-            return rationales[0]
-        start = zlib.crc32(f"{self.seed} {rationales}".encode())
-        return rationales[(start + int(self.epoch)) % len(rationales)]
+            return texts[0]
+        start = zlib.crc32(f"{self.seed} {texts}".encode())
+        return texts[(start + int(self.epoch)) % len(texts)]
 
 
 def class_ids(rows, id2label):
@@ -103,6 +142,35 @@ def class_ids(rows, id2label):
                 "out what has no known class."
             )
     return labels
+
+
+def check_label_lists(rows, id2label):
+    """A `ValueError` that names the row where labels, masks and rationales are not lists that belong together."""
+    for row in rows:
+        labels, item = row.get("label"), f"Item {row.get('id')!r}"
+        if not isinstance(labels, list) or len({*labels} & {*id2label}) < len(labels):
+            raise ValueError(
+                f"{item} must have a `label` that is a list of different classes in 0..{len(id2label) - 1}, got "
+                f"{labels!r}: a multi-label model takes nothing else."
+            )
+        for name in ("visual_explanation", "textual_explanations"):
+            values = row.get(name)
+            if values and not (isinstance(values, list) and len(values) == len(labels)):
+                count = len(values) if isinstance(values, list) else f"a {type(values).__name__}"
+                raise ValueError(
+                    f"{item} must have a list in `{name}` with an entry for each of its {len(labels)} labels, got "
+                    f"{count}: put `None` where a label has none."
+                )
+
+
+def _with_first(row, first):
+    """A row with the label in that place, and its mask, before the others."""
+
+    def moved(values):
+        return values[first : first + 1] + values[:first] + values[first + 1 :]
+
+    masks = row.get("visual_explanation") or [None] * len(row["label"])
+    return {**row, "label": moved(row["label"]), "visual_explanation": moved(masks)}
 
 
 def _class_id(label):
@@ -128,11 +196,30 @@ class TellEpoch(TrainerCallback):
         self.epoch += 1
 
 
-def check_labels(id2label, dataset):
-    """Raise a `ValueError` where the data set names other classes than the model, or in another order."""
+def class_label(dataset):
+    """
+    The feature of a data set's classes and whether an item has a list of them: `(feature or None, bool)`, as far as
+    the data set says.
+    """
+    feature = (getattr(dataset, "features", None) or {}).get("label")
+    return (feature.feature, True) if isinstance(feature, List) else (feature, False)
+
+
+def check_labels(id2label, dataset, multi_label=False):
+    """
+    Raise a `ValueError` where the data set names other classes than the model, or in another order, or has lists of
+    them where the model takes one, or the other way round.
+    """
     for part in [dataset.dataset] if isinstance(dataset, Subset) else getattr(dataset, "datasets", ()):
-        check_labels(id2label, part)
-    names = getattr((getattr(dataset, "features", None) or {}).get("label"), "names", None)
+        check_labels(id2label, part, multi_label)
+    feature, several = class_label(dataset)
+    if feature is not None and several != multi_label:
+        kinds = {True: "a list of classes", False: "one class"}
+        raise ValueError(
+            f"`label` has {kinds[several]} an item, where the model's `problem_type` says {kinds[multi_label]}: make "
+            "a model for this data set with `init_megl.py`."
+        )
+    names = getattr(feature, "names", None)
     expected = [id2label[label] for label in sorted(id2label)]
     if names is not None and names != expected:
         raise ValueError(

@@ -106,7 +106,8 @@ class MeglProcessor(ProcessorMixin):
             images (`PIL.Image.Image` or `list[PIL.Image.Image]`, *optional*):
                 Still pictures of any size, of 8 bits a channel.
             visual_explanations (`list[PIL.Image.Image or None]`, *optional*):
-                Grey mask of each picture, of the same aspect ratio at any size, or `None`.
+                Grey mask of each picture, of the same aspect ratio at any size, or `None`; or for each picture a list
+                of these, one for each class that it shows.
             label_names (`list[str]`, *optional*):
                 Class name of each picture, for the prompt.
             rationales (`list[str or None]`, *optional*):
@@ -114,8 +115,8 @@ class MeglProcessor(ProcessorMixin):
 
         Returns:
             `BatchFeature` with, for what was given, `pixel_values` `(B, 3, H, W)`, `visual_explanations` `(B, H, W)`
-            in [0, 1] with zeros where there is none and `has_visual_explanation` `(B,)`, `input_ids`, `attention_mask`
-            and `rationale_labels` `(B, L)`, -100 outside the rationale.
+            in [0, 1] with zeros where there is none and `has_visual_explanation` `(B,)`, of lists `(B, n, H, W)` and
+            `(B, n)`, `input_ids`, `attention_mask` and `rationale_labels` `(B, L)`, -100 outside the rationale.
         """
         data = {}
         if isinstance(visual_explanations, Image.Image):
@@ -153,8 +154,25 @@ class MeglProcessor(ProcessorMixin):
                 f"`visual_explanations` must have an entry, a mask or `None`, for each image: got "
                 f"{len(visual_explanations)} for `images` of length {count}."
             )
-        given = [index for index, mask in enumerate(visual_explanations) if mask is not None]
-        masks = [_mask_image(visual_explanations[index], images[index], index) for index in given]
+        if not any(isinstance(masks, list) for masks in visual_explanations):
+            names = [f"`visual_explanations[{index}]`" for index in range(len(images))]
+            return self._resized_masks(visual_explanations, images, names)
+        lists = [[] if masks is None else masks for masks in visual_explanations]
+        if not all(isinstance(masks, list) for masks in lists):
+            raise ValueError("`visual_explanations` must be lists of masks for all images, or for none.")
+        count = max(1, *map(len, lists))
+        places = [(index, place) for index in range(len(images)) for place in range(count)]
+        found = self._resized_masks(
+            [lists[index][place] if place < len(lists[index]) else None for index, place in places],
+            [images[index] for index, _ in places],
+            [f"`visual_explanations[{index}][{place}]`" for index, place in places],
+        )
+        return {name: values.unflatten(0, (len(images), count)) for name, values in found.items()}
+
+    def _resized_masks(self, masks, images, names):
+        """Masks or `None`, of an image each, at the model's input size, and which of them there are."""
+        given = [index for index, mask in enumerate(masks) if mask is not None]
+        masks = [_mask_image(masks[index], images[index], names[index]) for index in given]
         height, width = self._size()
         resized = torch.zeros(len(images), height, width)
         if masks:
@@ -568,9 +586,9 @@ def read_mask(mask, image_size, where):
     return values.astype(np.float32).clip(0, top) / np.float32(top)
 
 
-def _mask_image(mask, image, index):
+def _mask_image(mask, image, where):
     """A visual explanation as an 8-bit RGB image, which any image processor takes."""
-    values = read_mask(mask, image.size, f"`visual_explanations[{index}]`")
+    values = read_mask(mask, image.size, where)
     return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import TorchDynamoPlugin
-from datasets import Dataset, Image
+from datasets import Dataset, Image, List
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
@@ -29,6 +29,8 @@ from .lora_megl import add_lora
 from .losses_megl import (
     DISTRIBUTION_STATISTICS,
     distribution_consistency,
+    multi_label_loss,
+    positive_classes,
     rationale_loss,
     res_kernel,
     visual_losses,
@@ -124,7 +126,11 @@ class MeglTrainer(Trainer):
     sum.
 
     `compute_metrics` gets `predictions = (logits, saliency[, rationale token ids])`, the last with
-    `predict_with_generate`, and `label_ids = (labels, visual_explanations, has_visual_explanation, rationale_labels)`.
+    `predict_with_generate`, and `label_ids = (labels, visual_explanations, has_visual_explanation, rationale_labels)`;
+    of a multi-label model `predictions` are the logits and `label_ids` the labels, both `(num_images, num_labels)`.
+
+    Of a multi-label model the visual loss is the mean over the masks, of which a picture may have one for each of its
+    classes; the rationale is of one of these.
 
     Args:
         args ([`MeglTrainingArguments`]): The settings.
@@ -158,7 +164,12 @@ class MeglTrainer(Trainer):
         )
         self._check_sharding()
         if data_collator is None:
-            self.data_collator = MeglDataCollator(processing_class, self.model.config.id2label, seed=args.seed)
+            self.data_collator = MeglDataCollator(
+                processing_class,
+                self.model.config.id2label,
+                seed=args.seed,
+                multi_label=self.model.config.is_multi_label,
+            )
         if isinstance(self.data_collator, MeglDataCollator):
             self.add_callback(TellEpoch(self.data_collator))
         if args.recombine > 0 and self.train_dataset is not None:
@@ -177,8 +188,10 @@ class MeglTrainer(Trainer):
 
     def _ready(self, model, args):
         """A model that is fit to be trained, with what is trained beside it; a `ValueError` where it cannot be."""
+        if model.config.is_multi_label:
+            _check_multi_label(args)
         for dataset in self._labelled_datasets:
-            check_labels(model.config.id2label, dataset)
+            check_labels(model.config.id2label, dataset, model.config.is_multi_label)
         model.probe_saliency_layer()
         model.probe_class_token()
         if args.text_loss_weight > 0:
@@ -318,12 +331,12 @@ class MeglTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         if not isinstance(eval_dataset, str):
-            check_labels(self.model.config.id2label, eval_dataset)
+            check_labels(self.model.config.id2label, eval_dataset, self.model.config.is_multi_label)
         with self._evaluation_collator():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
-        check_labels(self.model.config.id2label, test_dataset)
+        check_labels(self.model.config.id2label, test_dataset, self.model.config.is_multi_label)
         with self._evaluation_collator():
             return super().get_test_dataloader(test_dataset)
 
@@ -373,7 +386,7 @@ class MeglTrainer(Trainer):
             outputs = model(
                 pixel_values,
                 **{name: inputs[name] for name in names if name in inputs},
-                target=None if evaluating else inputs["labels"],
+                target=self._target(inputs, evaluating),
                 output_saliency=with_map,
                 visual_loss=None,
             )
@@ -397,6 +410,12 @@ class MeglTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+    def _target(self, inputs, evaluating):
+        """The classes that maps are computed of: labels, and in evaluation the predicted class where it is one."""
+        if not self.model.config.is_multi_label:
+            return None if evaluating else inputs["labels"]
+        return inputs["target"] if "target" in inputs else positive_classes(inputs["labels"])
+
     def _pictures(self, inputs):
         """`pixel_values`, in the context in which the model is to see them."""
         if "frozen_features" in inputs:
@@ -405,12 +424,13 @@ class MeglTrainer(Trainer):
 
     def _counts(self, inputs):
         """What each loss is a mean over, by its name: how much of it each row has, `(B,)`."""
-        counts = {"classification": torch.ones_like(inputs["labels"], dtype=torch.float64)}
+        labels = inputs["labels"]
+        counts = {"classification": torch.ones(len(labels), dtype=torch.float64, device=labels.device)}
         if self._class_weights is not None:
             counts["classification"] = self._class_weights[inputs["labels"]].double()
         if "has_visual_explanation" in inputs:
             annotated = inputs["has_visual_explanation"]
-            counts |= {"visual": annotated.double(), "distribution": (~annotated).double()}
+            counts |= {"visual": _of_rows(annotated.double()), "distribution": _of_rows((~annotated).double())}
         if "rationale_labels" in inputs:
             counts["text"] = (inputs["rationale_labels"] != -100).sum(dim=1).double()
         return counts
@@ -418,7 +438,9 @@ class MeglTrainer(Trainer):
     def _losses(self, outputs, inputs, names):
         """Those of the losses that can be computed, by name: the sum over what each row has, `(B,)`."""
         losses = {}
-        if outputs.logits is not None:
+        if outputs.logits is not None and self.model.config.is_multi_label:
+            losses["classification"] = multi_label_loss(outputs.logits, inputs["labels"])
+        elif outputs.logits is not None:
             losses["classification"] = F.cross_entropy(
                 outputs.logits.float(),
                 inputs["labels"],
@@ -431,8 +453,8 @@ class MeglTrainer(Trainer):
         if outputs.saliency is None or "has_visual_explanation" not in inputs:
             return losses
         if "visual" in names:
-            losses["visual"] = self._visual_losses(outputs.saliency, inputs)
-        if "distribution" in names and self.statistic.weight > 0:
+            losses["visual"] = _of_rows(self._visual_losses(outputs.saliency, inputs))
+        if "distribution" in names and self.statistic.weight > 0 and not self.model.config.is_multi_label:
             distances = self.statistic.distance(outputs.saliency)
             losses["distribution"] = torch.where(inputs["has_visual_explanation"], 0.0, distances)
         return losses
@@ -496,6 +518,8 @@ class MeglTrainer(Trainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
+        if self.model.config.is_multi_label:  # pictures differ in their number of maps
+            return loss, outputs.logits, inputs["labels"]
         predictions = (outputs.logits, outputs.saliency)
         if self.args.predict_with_generate:
             predictions += (self._generate(outputs),)
@@ -692,12 +716,37 @@ def _check_combination(args, data_collator, processing_class, options):
         )
 
 
+# What is not trained by where a picture has several labels.
+_SINGLE_LABEL = {
+    "recombine": 0,
+    "distribution_loss_weight": 0,
+    "frozen_layer": None,
+    "freeze_vision": False,
+    "class_weights": None,
+    "label_smoothing_factor": 0,
+    "predict_with_generate": False,
+}
+
+
+def _check_multi_label(args):
+    """Refuse what is meant for one label a picture."""
+    given = [f"`{name}`" for name, off in _SINGLE_LABEL.items() if getattr(args, name) != off]
+    if given:
+        raise ValueError(f"A multi-label model cannot be trained with {' and '.join(given)}: leave it out.")
+
+
+def _of_rows(values):
+    """What each row has in all, `(B,)`, of values `(B,)` or of several for each row `(B, n)`."""
+    return values.sum(dim=1) if values.ndim == 2 else values
+
+
 def _with_flags(inputs):
     """A batch that says which rows have a visual explanation: all, where its collator does not say."""
     if "visual_explanations" not in inputs or "has_visual_explanation" in inputs:
         return inputs
     masks = inputs["visual_explanations"]
-    return {**inputs, "has_visual_explanation": torch.ones(len(masks), dtype=torch.bool, device=masks.device)}
+    flags = torch.ones(masks.shape[:-2], dtype=torch.bool, device=masks.device)
+    return {**inputs, "has_visual_explanation": flags}
 
 
 def _load_beside(module, path):
@@ -723,6 +772,17 @@ def _column(dataset, name):
     return list(dataset.with_format(None)[name]) if isinstance(dataset, Dataset) else [row[name] for row in dataset]
 
 
+def encoded_masks(dataset):
+    """A data set with `visual_explanation`, whose masks are not decoded."""
+    several = isinstance(dataset.features["visual_explanation"], List)
+    return dataset.cast_column("visual_explanation", List(Image(decode=False)) if several else Image(decode=False))
+
+
+def some(value):
+    """Whether there is an explanation, also in a list of them for each label."""
+    return any(map(some, value)) if isinstance(value, list) else bool(value)
+
+
 def _explanations(dataset):
     """
     Which kinds of explanations some row of a data set has, and whether some row has no visual one; `None` where that
@@ -732,15 +792,15 @@ def _explanations(dataset):
         columns = [name for name in ("id", *_EXPLANATIONS) if name in dataset.column_names]
         dataset = dataset.select_columns(columns)
         if "visual_explanation" in columns:
-            dataset = dataset.cast_column("visual_explanation", Image(decode=False))
+            dataset = encoded_masks(dataset)
     elif not isinstance(dataset, list):
         return None
     found = set()
     try:
         for row in dataset:
-            mask = row.get("visual_explanation") or row.get("encoded", {}).get("has_visual_explanation")
+            mask = some(row.get("visual_explanation")) or row.get("encoded", {}).get("has_visual_explanation")
             found.add("visual_explanation" if mask else "no visual_explanation")
-            if row.get("textual_explanations"):
+            if some(row.get("textual_explanations")):
                 found.add("textual_explanations")
             if len(found) == 3:
                 break

@@ -11,7 +11,8 @@ megl init --model megl-trained --text smollm2 --dataset object_me --output megl-
 name of a small Llama to be trained from scratch on the data set's rationales: `llama-small` or `llama-tiny`. Beside
 `--preset` it takes the place of the preset's language model. Of `--model`, everything is kept but the vision model's
 head, which is new: classes that both data sets name keep their rows of it. `--text` beside it gives a trained
-classifier another writer, to be trained by `--freeze_vision --visual_loss_weight 0`: label and map stay.
+classifier another writer, to be trained by `--freeze_vision --visual_loss_weight 0`: label and map stay. A data set
+whose labels are lists makes a multi-label model.
 """
 
 import copy
@@ -22,7 +23,7 @@ import torch
 from dataset_builders.files import new_folder
 from megl.arguments import ColumnArguments, InitArguments
 from megl.parser import parse
-from megl.tables import open_table
+from megl.tables import class_names, labelled_texts, open_table, problem_type
 from megl.terminal import program
 from modeling_megl import PRESETS, TEXT_PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.configuration_megl import PRETRAINED_TEXTS, one_line, read_config
@@ -189,19 +190,15 @@ def main():
     arguments, columns = parse(__doc__, InitArguments, ColumnArguments)
     torch.manual_seed(arguments.seed)
     try:
-        train = open_table(arguments.dataset, arguments.train_split, columns, option="--train_split")
+        train = open_table(arguments.dataset, arguments.train_split, columns, option="--train_split", multi_label=True)
         with new_folder(arguments.output) as folder:
-            labels = train.features["label"].names
-            pairs = [
-                (labels[label], text)
-                for label, texts in zip(train["label"], train["textual_explanations"], strict=True)
-                for text in texts or ()  # rationales may be missing
-            ]
+            labels, pairs = class_names(train), labelled_texts(train)
             label_names, rationales = [name for name, _ in pairs], [text for _, text in pairs]
             if arguments.model:
                 model, processor = take_over(arguments, labels, rationales)
             else:
                 model, processor = make_model(arguments, labels, rationales)
+            model.config.problem_type = problem_type(train)
             model.match_processor(processor)
             report_cut(processor, label_names, rationales)
             model.save_pretrained(folder)

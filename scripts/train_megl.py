@@ -19,20 +19,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from datasets import Image
 from transformers import set_seed
 
 from megl.arguments import RECORDED, ColumnArguments, EvaluateArguments, TrainArguments, shared_options
 from megl.explanation_sheet import ExplanationSheet
 from megl.parser import parse
-from megl.tables import load_split, open_table
+from megl.tables import class_names, labelled_texts, load_split, open_table, problem_type
 from megl.terminal import interrupted, program, uninterrupted
 from megl.training_record import TrainingRecord, next_steps
 from modeling_megl import PRESETS, MeglConfig, MeglForImageClassification, MeglProcessor
 from modeling_megl.checkpoints_megl import check_checkpoint, last_whole_checkpoint
 from modeling_megl.configuration_megl import one_line
 from modeling_megl.lora_megl import save_adapter
-from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments
+from modeling_megl.training_megl import MeglTrainer, MeglTrainingArguments, encoded_masks, some
 
 
 def keep_explanations(dataset, mask_share=1.0, rationale_share=1.0, seed=0):
@@ -46,9 +45,9 @@ def keep_explanations(dataset, mask_share=1.0, rationale_share=1.0, seed=0):
     if mask_share == rationale_share == 1:
         return dataset
     given = dataset.select_columns(["id", "visual_explanation", "textual_explanations"])
-    given = given.cast_column("visual_explanation", Image(decode=False))
-    annotated = [row["id"] for row in given if row["visual_explanation"] is not None]
-    explained = [row["id"] for row in given if row["textual_explanations"]]
+    given = encoded_masks(given)
+    annotated = [row["id"] for row in given if some(row["visual_explanation"])]
+    explained = [row["id"] for row in given if some(row["textual_explanations"])]
     kept = {
         "visual_explanation": _draw(annotated, mask_share, f"{seed} " if seed else ""),
         "textual_explanations": _draw(explained, rationale_share, f"{seed} rationales "),
@@ -117,20 +116,20 @@ def load_model(arguments, opened):
     model = MeglForImageClassification.from_pretrained(
         name, trust_remote_code=arguments.trust_remote_code, dtype=torch.float32
     )
-    return model, processor, opened(split, class_names=class_names(model), option="--train_split")
+    return model, processor, opened(split, class_names=model_classes(model), option="--train_split")
 
 
-def class_names(model):
+def model_classes(model):
     """Those of a model, in the order of their ids."""
     return [name for _, name in sorted(model.config.id2label.items())]
 
 
 def new_model(preset, train_dataset):
     """A model of a preset and its processor for the classes and the rationales of a data set."""
-    labels = train_dataset.features["label"].names
-    rationales = [text for texts in train_dataset["textual_explanations"] for text in texts or ()]
+    labels, rationales = class_names(train_dataset), [text for _, text in labelled_texts(train_dataset)]
     processor = MeglProcessor.from_preset(preset, labels, rationales)
     config = MeglConfig.from_preset(preset, labels, **processor.text_config_kwargs())
+    config.problem_type = problem_type(train_dataset)
     model = MeglForImageClassification(config)
     model.match_processor(processor)
     return model, processor
@@ -142,6 +141,10 @@ def add_sheet(trainer, pictures):
         raise ValueError(
             "`--explanation_sheet` is made at each evaluation: name an `--eval_split` that there is, and an "
             "`--eval_strategy`, such as `epoch`."
+        )
+    if trainer.model.config.is_multi_label:
+        raise ValueError(
+            "`--explanation_sheet` shows one class a picture, and the model is multi-label: leave it out."
         )
     if trainer.is_fsdp_enabled:
         raise ValueError(
@@ -173,14 +176,20 @@ def accuracy(prediction):
     return {"accuracy": float((prediction.predictions[0].argmax(-1) == prediction.label_ids[0]).mean())}
 
 
+def f1_micro(prediction):
+    """Of a multi-label model, at a probability of 0.5."""
+    found, right = prediction.predictions > 0, prediction.label_ids > 0.5
+    return {"f1_micro": float(2 * (found & right).sum() / max(found.sum() + right.sum(), 1))}
+
+
 def make_trainer(script_args, columns, training_args):
     """The trainer of a model and its data, with what is to be seen of the training."""
-    opened = partial(open_table, script_args.dataset_name, columns=columns)
+    opened = partial(open_table, script_args.dataset_name, columns=columns, multi_label=True)
     model, processor, train_dataset = load_model(script_args, opened)
     # The default split may be absent; one that is asked for may not.
     optional = script_args.eval_split == TrainArguments.eval_split
     eval_dataset = opened(
-        script_args.eval_split, class_names=class_names(model), option="--eval_split", optional=optional
+        script_args.eval_split, class_names=model_classes(model), option="--eval_split", optional=optional
     )
     if eval_dataset is None and training_args.eval_strategy != "no":
         raise ValueError(
@@ -195,7 +204,7 @@ def make_trainer(script_args, columns, training_args):
             train_dataset, script_args.mask_share, script_args.rationale_share, script_args.share_seed
         ),
         eval_dataset=eval_dataset,
-        compute_metrics=accuracy,
+        compute_metrics=f1_micro if model.config.is_multi_label else accuracy,
     )
     if script_args.explanation_sheet:
         add_sheet(trainer, script_args.explanation_sheet)

@@ -18,6 +18,7 @@ CURVES = {
     "loss_text": "text loss",
     "loss_distribution": "distribution loss (VEDC)",
     "accuracy": "accuracy",
+    "f1_micro": "micro F1",
 }
 TITLE = "The loss, its terms and the accuracy over the steps, in training and in evaluation"
 MOST_POINTS = 200
