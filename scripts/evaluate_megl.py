@@ -16,6 +16,10 @@ what the maps show, with `--interventions` whether the labels come from the obje
 models go into a folder each, and are compared as by `megl compare-evaluations`. Under `torchrun` the pictures are
 shared over the processes. The data set's columns may have other names, and all but the pictures and the labels may be
 missing: what there is is scored, and each figure says of how many images it is.
+
+Of a multi-label model it gives mean average precision, F1 at a probability of 0.5, and for each label besides its
+average precision IoU and energy of the maps of that label on the pictures with a mask of it; the page, the sheet of
+pictures and the scores of rationales there are not.
 """
 
 import json
@@ -36,6 +40,7 @@ from megl.evaluation.card import card_facts, check_card, update_card, write_card
 from megl.evaluation.comparison import check_distinct_ids, write_comparison
 from megl.evaluation.headlines import metrics_table
 from megl.evaluation.interventions import Interventions, intervention_scores, label_interventions
+from megl.evaluation.multi_label import label_figures, label_items, label_scores, label_table
 from megl.evaluation.predictions import predict, why_untaught
 from megl.evaluation.scores import (
     compute_scores,
@@ -51,6 +56,7 @@ from megl.parser import parse
 from megl.tables import open_table
 from megl.terminal import interrupted_writing, print_anywhere, program
 from modeling_megl import MeglConfig, MeglForImageClassification, MeglProcessor
+from modeling_megl.collator_megl import class_label
 from modeling_megl.configuration_megl import one_line
 from modeling_megl.training_megl import check_labels
 
@@ -59,14 +65,17 @@ def open_dataset(arguments, columns, name, option="split"):
     """The split that an option names, with the classes of a model; a `ValueError` where they are others."""
     config = MeglConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     classes = [label for _, label in sorted(config.id2label.items())]
-    dataset = open_table(arguments.dataset, getattr(arguments, option), columns, classes, option=f"--{option}")
-    check_labels(config.id2label, dataset)
+    split = getattr(arguments, option)
+    dataset = open_table(arguments.dataset, split, columns, classes, option=f"--{option}", multi_label=True)
+    check_labels(config.id2label, dataset, config.is_multi_label)
     return dataset
 
 
 def check_arguments(arguments, dataset):
     """Refuse before the work what would only be found after it."""
     check_new(arguments.output)
+    if class_label(dataset)[1]:
+        check_multi_label(arguments)
     if arguments.clip is not None:
         check_clip(arguments.clip)
     for option in ("update_card", "calibrate"):
@@ -79,6 +88,16 @@ def check_arguments(arguments, dataset):
         check_distinct_ids(dataset)
 
 
+def check_multi_label(arguments):
+    """Refuse what is meant for one label a picture."""
+    names = ("clip", "faithfulness", "interventions", "calibrate")
+    given = [f"`--{name}`" for name in names if getattr(arguments, name) is not None]
+    if given:
+        raise ValueError(f"a multi-label model cannot be evaluated with {' and '.join(given)}: leave it out")
+    if len(arguments.model) > 1:
+        raise ValueError(f"multi-label models are evaluated one at a time, got {len(arguments.model)}")
+
+
 def check_clip(name):
     try:
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
@@ -88,13 +107,26 @@ def check_clip(name):
         raise ValueError(f"`--clip` must be a CLIP model, got {name}, whose `model_type` is {model_type!r}.")
 
 
-def evaluate(arguments, name, dataset, donors=None, calibration=None):
-    """The items of a model, scored as far as no other item is needed, and what its evaluation is written from."""
+def load(arguments, name):
+    """A model in evaluation mode, on its device, and its processor."""
     processor = MeglProcessor.from_pretrained(name)
     model = MeglForImageClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
     state = PartialState()
     model.to(state.device if state.device.type == "cuda" else "cpu")
     model.vision_model.to(memory_format=torch.channels_last)  # as in training, the fastest for convolutions
+    return model, processor
+
+
+def evaluate_labels(arguments, name, dataset):
+    """The items of a multi-label model, and what its evaluation is written from."""
+    model, processor = load(arguments, name)
+    items = label_items(model, processor, dataset, arguments.batch_size)
+    return {"name": name, "dataset": dataset, "items": items, "facts": card_facts(name, model, processor)}
+
+
+def evaluate(arguments, name, dataset, donors=None, calibration=None):
+    """The items of a model, scored as far as no other item is needed, and what its evaluation is written from."""
+    (model, processor), state = load(arguments, name), PartialState()
     baseline, batch_size = arguments.faithfulness, arguments.batch_size
     if calibration is not None:
         fitted = calibrate(model, processor, calibration, batch_size)
@@ -152,17 +184,34 @@ def write_evaluation(arguments, run, folder):
         **compute_scores(items, dataset, classes, arguments.clip, **run["scores"]),
     }
     metrics = with_intervals(metrics, items, arguments.resamples, arguments.seed)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    with open(folder / "predictions.jsonl", "w", encoding="utf-8") as lines:
-        for item in items:
-            line = {**item, "saliency": item["saliency"].round(4).tolist()}
-            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+    write_figures(folder, metrics, ({**item, "saliency": item["saliency"].round(4).tolist()} for item in items))
     write_report(folder / "index.html", dataset, items, metrics, arguments.examples, run["interventions"])
     write_sheet(folder / "examples.png", dataset, items)
     write_card(folder / "model_card.md", run["facts"], metrics, arguments.dataset_id)
     print_anywhere(f"{run['name']} on {arguments.split} of {arguments.dataset}, {len(dataset)} images")
     print_anywhere(metrics_table(metrics))
     return metrics
+
+
+def write_labels(arguments, run, folder):
+    """Write the evaluation of a multi-label model into a folder; its metrics are returned."""
+    named = {"model": run["name"], "dataset": arguments.dataset, "split": arguments.split}
+    metrics = {**named, **label_scores(run["items"])}
+    metrics = with_intervals(metrics, run["items"], arguments.resamples, arguments.seed, label_figures)
+    write_figures(folder, metrics, run["items"])
+    write_card(folder / "model_card.md", run["facts"], metrics, arguments.dataset_id)
+    print_anywhere(f"{run['name']} on {arguments.split} of {arguments.dataset}, {len(run['items'])} images")
+    print_anywhere(metrics_table(metrics))
+    print_anywhere(label_table(metrics))
+    return metrics
+
+
+def write_figures(folder, metrics, items):
+    """Write `metrics.json` and `predictions.jsonl`."""
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    with open(folder / "predictions.jsonl", "w", encoding="utf-8") as lines:
+        for item in items:
+            lines.write(json.dumps(item, ensure_ascii=False) + "\n")
 
 
 def write_all(arguments, runs):
@@ -174,7 +223,8 @@ def write_all(arguments, runs):
         for name, run in zip(names, runs, strict=True):
             own = folder / name if several else folder
             own.mkdir(exist_ok=True)
-            compared[name] = (write_evaluation(arguments, run, own), run["items"])
+            write = write_labels if class_label(run["dataset"])[1] else write_evaluation
+            compared[name] = (write(arguments, run, own), run["items"])
         if several:
             write_comparison(folder, compared, arguments.resamples, arguments.seed)
     failures = []
@@ -208,7 +258,10 @@ def main():
         )
         check_arguments(arguments, datasets[0])
         given = zip(arguments.model, datasets, donors, calibrations, strict=True)
-        runs = [evaluate(arguments, *one) for one in given]
+        if class_label(datasets[0])[1]:
+            runs = [evaluate_labels(arguments, name, dataset) for name, dataset, *_ in given]
+        else:
+            runs = [evaluate(arguments, *one) for one in given]
         # From here on one process works alone.
         state.destroy_process_group()
         if state.is_main_process:

@@ -39,7 +39,7 @@ def figures(items, weights):
     columns = mean_columns(items)
     values = np.stack(list(columns.values()), axis=1)
     counts = weights @ ~np.isnan(values)
-    means = _divide(weights @ np.nan_to_num(values), counts)
+    means = divide(weights @ np.nan_to_num(values), counts)
     found = dict(zip(columns, means.T, strict=True))
     groups = [path for path in found if path[0] == "accuracy_by_group"]
     if groups:
@@ -119,7 +119,7 @@ def _macro_f1(items, weights):
     names = np.unique(labels)
     true, predicted = labels[:, None] == names, predictions[:, None] == names  # (items, classes)
     hits, occurring = weights @ (true & predicted), weights @ true
-    scores = np.where(occurring > 0, _divide(2 * hits, occurring + weights @ predicted), np.nan)
+    scores = np.where(occurring > 0, divide(2 * hits, occurring + weights @ predicted), np.nan)
     return np.nanmean(scores, axis=1)
 
 
@@ -137,7 +137,8 @@ def _bleu(totals):
     return {("rationale", f"bleu_{order}"): scores[:, order - 1] for order in (1, 2, 3, 4)}
 
 
-def _divide(numerator, denominator):
+def divide(numerator, denominator):
+    """The quotient of arrays, NaN where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
@@ -156,14 +157,17 @@ def draw_weights(count, resamples, seed):
         yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
-def point_figures(items):
-    """The figures themselves: path to a number, or `None` where no item counts."""
+def point_figures(items, figures=figures):
+    """The figures themselves, of this function: path to a number, or `None` where no item counts."""
     values = figures(items, np.ones((1, len(items))))
     return {path: None if np.isnan(value[0]) else float(value[0]) for path, value in values.items()}
 
 
-def resampled_figures(runs, resamples, seed):
-    """For each of the runs over the same items, its figures on the same resamples: path to `(resamples,)` values."""
+def resampled_figures(runs, resamples, seed, figures=figures):
+    """
+    For each of the runs over the same items, its figures, of this function, on the same resamples: path to
+    `(resamples,)` values.
+    """
     drawn = draw_weights(len(runs[0]), resamples, seed)
     blocks = [
         [figures(items, weights) for items in runs]
@@ -175,15 +179,16 @@ def resampled_figures(runs, resamples, seed):
     ]
 
 
-def intervals(items, resamples, seed):
+def intervals(items, resamples, seed, figures=figures):
     """
-    Percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) at 95 %, over the items.
+    Percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) at 95 %, over the items, of the figures of
+    this function.
 
     Returns:
         `dict[tuple[str, ...], list[float]]`: path to lower and upper end; without figures that are defined nowhere,
         and the worst group's.
     """
-    (found,) = resampled_figures([items], resamples, seed)
+    (found,) = resampled_figures([items], resamples, seed, figures)
     found.pop(WORST_GROUP, None)
     ends = {path: interval(values) for path, values in found.items()}
     return {path: pair for path, pair in ends.items() if pair is not None}

@@ -7,6 +7,9 @@ HEADLINES = {
     ("accuracy_by_group",): "accuracy, {}",
     ("worst_group_accuracy",): "worst-group accuracy",
     ("macro_f1",): "macro F1",
+    ("mean_average_precision",): "mean average precision",
+    ("f1_micro",): "micro F1 of labels",
+    ("f1_macro",): "macro F1 of labels",
     ("calibration", "ece"): "expected calibration error",
     ("saliency", "iou"): "map IoU",
     ("saliency", "precision"): "map precision",
@@ -95,7 +98,7 @@ def headlines(metrics):
 
 
 def count_of(metrics, path):
-    """How many images the figure at a path is of."""
+    """How many images the figure at a path is of; of several labels an image, how many maps."""
     part, name = path[0], path[-1]
     if part == "accuracy_by_group":
         return at(metrics, ("n_by_group", name))
@@ -113,7 +116,7 @@ def count_of(metrics, path):
         return metrics["rationale"]["n"]
     if part in ("saliency", "faithfulness", "grounding", "retrieval"):
         return (metrics[part] if len(path) == 2 else at(metrics, path[:-1]))["n"]
-    return metrics["n"]["accuracy"]
+    return metrics["n"]["accuracy"] if "accuracy" in metrics else metrics["n"]
 
 
 def at(metrics, path):

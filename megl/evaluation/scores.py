@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dataset_builders import COLOURS, PLACES
-from megl.evaluation.bootstrap import LEVEL, intervals, point_figures
+from megl.evaluation.bootstrap import LEVEL, figures, intervals, point_figures
 from megl.evaluation.headlines import BLEU_STATISTICS
 from megl.evaluation.metrics import load
 from megl.tables import evenly_spaced, human_map, read_row
@@ -98,15 +98,22 @@ def classification_scores(items):
 def saliency_scores(items, places, dataset):
     """
     The metrics of `metrics/saliency` on the items of a batch that have a visual explanation. The masks are read one by
-    one and scored a few at a time, as many as `PIXELS_AT_ONCE` allows; those of more than `MOST_PIXELS` are averaged
-    down first.
+    one.
     """
     given = dataset.select_columns(["id", "image", "visual_explanation"])
+    masks = (human_map(read_row(given, place)) for place in places)
+    pairs = ((item, mask) for item, mask in zip(items, masks, strict=True) if mask is not None)
+    return joined(items, "saliency.", score_maps(pairs))
+
+
+def score_maps(pairs):
+    """
+    What `metrics/saliency` gives for items, each with its `saliency`, and their masks: a list of results, as they are
+    scored a few at a time, as many as `PIXELS_AT_ONCE` allows; masks of more than `MOST_PIXELS` are averaged down
+    first. What is of an item alone goes into its `per_item`.
+    """
     parts, waiting, pixels = [], [], 0
-    for item, place in zip(items, places, strict=True):
-        mask = human_map(read_row(given, place))
-        if mask is None:
-            continue
+    for item, mask in pairs:
         mask = _at_most(MOST_PIXELS, mask)
         if waiting and pixels + mask.size > PIXELS_AT_ONCE:
             parts.append(_score_maps(waiting))
@@ -115,7 +122,7 @@ def saliency_scores(items, places, dataset):
         pixels += mask.size
     if waiting:
         parts.append(_score_maps(waiting))
-    return joined(items, "saliency.", parts)
+    return parts
 
 
 def _at_most(pixels, mask):
@@ -418,10 +425,13 @@ def label_and_map(items):
     return {f"label_{words[a]}_map_{words[b]}": pairs[a, b] for a in (True, False) for b in (True, False)}
 
 
-def with_intervals(metrics, items, resamples, seed):
-    """The metrics, with the intervals of those that can be resampled under `intervals`, in the same structure."""
+def with_intervals(metrics, items, resamples, seed, figures=figures):
+    """
+    The metrics, with the intervals of those that can be resampled, which `figures` gives, under `intervals`, in the
+    same structure.
+    """
     nested = {}
-    for path, ends in intervals(items, resamples, seed).items():
+    for path, ends in intervals(items, resamples, seed, figures).items():
         part = nested
         for name in path[:-1]:
             part = part.setdefault(name, {})
