@@ -381,6 +381,9 @@ class ExplainArguments:
     target: str | None = option("Class to explain, by name or id; by default the predicted one.")
     foil: str | None = option("Class that it is contrasted with: why --target rather than that?")
     top_k: int = option("Classes to explain: that one, and the most probable others.", 1)
+    threshold: float | None = option(
+        "Of a multi-label model: probability from which on other classes are explained too, 0.5 by default."
+    )
     batch_size: int = option("Pictures at a time.", 8)
     trust_remote_code: bool = option("Let the vision model run its own code.", False)
 

@@ -723,7 +723,9 @@ class MeglForImageClassification(MeglPreTrainedModel):
         return {**defaults, **options}
 
     @torch.no_grad()
-    def explain(self, images, processor, target=None, foil=None, batch_size=8, top_k=1, **generate_kwargs):
+    def explain(
+        self, images, processor, target=None, foil=None, batch_size=8, top_k=1, threshold=None, **generate_kwargs
+    ):
         """
         The whole answer for each image: why the predicted class, or why `target`, or why `target` rather than `foil`?
         And why not the next classes?
@@ -736,19 +738,24 @@ class MeglForImageClassification(MeglPreTrainedModel):
             foil (`str` or `int`, *optional*): Class that it is contrasted with in the map.
             batch_size (`int`, *optional*, defaults to 8): Images at a time.
             top_k (`int`, *optional*, defaults to 1): Number of classes to explain: that one, and besides it the most
-                probable others. Each of them costs as much as the first.
+                probable others. They cost a second forward pass together, and each a map and a rationale.
+            threshold (`float`, *optional*): Of a multi-label model, the probability from which on a class is explained
+                besides that one, in the place of `top_k`; by default 0.5 where neither `top_k` nor `target` is given.
             generate_kwargs: See [`~MeglForImageClassification.generate_rationales`].
 
         Returns:
             `list[dict]`: for each image `"label"` (`str`, the explained class), `"score"` (its probability),
             `"saliency"` (`np.ndarray` of the picture's height and width, float32 in [0, 1]), `"coverage"` (share of
             the picture where that is above 0.5) and `"rationale"` (`str`). With `top_k` above 1 also
-            `"alternatives"`, a `list[dict]` with the same of each other class, the most probable first.
+            `"alternatives"`, a `list[dict]` with the same of each other class, the most probable first. Of a
+            multi-label model there always are `"alternatives"`, which may be none; the most probable class comes
+            first also where its `"score"` is below the threshold.
 
         Raises:
             `ValueError`: in training mode, where `target` or `foil` is no class of the model, where `foil` is the
             class to explain (`target` or, without one, what the model predicts), where `top_k` is not in 1 to the
-            number of classes, and where it is above 1 beside a `foil`.
+            number of classes, where it is above 1 beside a `foil`, and where `threshold` is not in [0, 1], or given
+            beside them or to a model that is not multi-label.
         """
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"`batch_size` must be 1 or more, got {batch_size!r}.")
@@ -759,23 +766,28 @@ class MeglForImageClassification(MeglPreTrainedModel):
             start = len(explanations)
             batch = processor.load_images(batch, start)
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-            explained = self.explain_pixels(pixel_values, processor, target, foil, start, top_k, **generate_kwargs)
+            explained = self.explain_pixels(
+                pixel_values, processor, target, foil, start, top_k, threshold, **generate_kwargs
+            )
             sizes = [(image.height, image.width) for image in batch]
             explanations += self.read_explanations(explained, sizes, processor)
         return explanations
 
-    def explain_pixels(self, pixel_values, processor, target=None, foil=None, start=0, top_k=1, **generate_kwargs):
+    def explain_pixels(
+        self, pixel_values, processor, target=None, foil=None, start=0, top_k=1, threshold=None, **generate_kwargs
+    ):
         """
         What [`~MeglForImageClassification.explain`] gives, as tensors, of images that are processed already.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): The images.
-            processor, target, foil, top_k, generate_kwargs: As in `explain`.
+            processor, target, foil, top_k, threshold, generate_kwargs: As in `explain`.
             start (`int`, *optional*, defaults to 0): The first image's number, for errors.
 
         Returns:
             `dict`: `"labels"` and `"scores"` of shape `(batch_size, top_k)`, `"saliency"` `(batch_size, top_k,
-            map_height, map_width)` and `"rationale_ids"` `(batch_size, top_k, length)`.
+            map_height, map_width)` and `"rationale_ids"` `(batch_size, top_k, length)`. With a `threshold` there are
+            as many as the picture with the most classes has; behind the last one of another the label is -1.
 
         Raises:
             `ValueError`: as `explain`.
@@ -783,14 +795,9 @@ class MeglForImageClassification(MeglPreTrainedModel):
         if self.training:
             raise ValueError("`explain` needs the model in evaluation mode: call `model.eval()` first.")
         target, foil = self._class_id(target, "target"), self._class_id(foil, "foil")
-        if foil is not None and foil == target:
-            raise ValueError(
-                f"`foil` must be another class than `target`, got {self.config.id2label[foil]!r} as both."
-            )
-        if type(top_k) is not int or not 1 <= top_k <= self.config.num_labels:
-            raise ValueError(f"`top_k` must be a number of classes, 1 to {self.config.num_labels}, got {top_k!r}.")
-        if foil is not None and top_k > 1:
-            raise ValueError("`foil` goes with one class: leave out `top_k`, or `foil`.")
+        self._check_asked(target, foil, top_k, threshold)
+        if self.config.is_multi_label and threshold is target is foil is None and top_k == 1:
+            threshold = 0.5
         target, foil = (
             None if class_id is None else torch.full((len(pixel_values),), class_id, device=self.device)
             for class_id in (target, foil)
@@ -803,20 +810,59 @@ class MeglForImageClassification(MeglPreTrainedModel):
                 f"`foil` must be another class than the one to explain, got {self.config.id2label[foil[0].item()]!r}, "
                 f"which the model predicts for `images[{start + index}]`: pass the class to explain as `target`."
             )
-        others = output.logits.scatter(1, labels[:, None], -torch.inf).topk(top_k - 1).indices
-        outputs = [output, *(self(pixel_values, target=other) for other in others.T)]
-        labels = torch.cat([labels[:, None], others], dim=1)
-        prompts = processor.prompts([self.config.id2label[label] for label in labels.flatten().tolist()])
-        evidence_tokens = torch.stack([one.evidence_tokens for one in outputs], dim=1).flatten(0, 1)
-        rationales = self.generate_rationales(
-            **prompts.to(self.device), evidence_tokens=evidence_tokens, **generate_kwargs
-        )
+        others = self._others(output.logits, labels, top_k, threshold)
+        labels, saliency = torch.cat([labels[:, None], others], dim=1), output.saliency[:, None]
+        evidence_tokens = [output.evidence_tokens]
+        if others.shape[1]:
+            maps = self(pixel_values, target=others).saliency
+            saliency = torch.cat([saliency, maps], dim=1)
+            evidence_tokens += [self.ground(output.features, self.grounding_maps(one)) for one in maps.unbind(dim=1)]
+        evidence_tokens = torch.stack(evidence_tokens, dim=1)
         return {
             "labels": labels,
-            "scores": self.probabilities(output.logits).gather(1, labels),
-            "saliency": torch.stack([one.saliency for one in outputs], dim=1),
-            "rationale_ids": rationales.unflatten(0, labels.shape),
+            "scores": self.probabilities(output.logits).gather(1, labels.clamp_min(0)),
+            "saliency": saliency,
+            "rationale_ids": self._write(processor, labels, evidence_tokens, **generate_kwargs),
         }
+
+    def _check_asked(self, target, foil, top_k, threshold):
+        """Refuse what `explain` cannot answer, of class ids."""
+        if foil is not None and foil == target:
+            raise ValueError(
+                f"`foil` must be another class than `target`, got {self.config.id2label[foil]!r} as both."
+            )
+        if type(top_k) is not int or not 1 <= top_k <= self.config.num_labels:
+            raise ValueError(f"`top_k` must be a number of classes, 1 to {self.config.num_labels}, got {top_k!r}.")
+        if foil is not None and top_k > 1:
+            raise ValueError("`foil` goes with one class: leave out `top_k`, or `foil`.")
+        if threshold is None:
+            return
+        if not self.config.is_multi_label:
+            raise ValueError("`threshold` goes with a multi-label model, which this is not: use `top_k`.")
+        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must be a probability in [0, 1], got {threshold!r}.")
+        if foil is not None or top_k > 1:
+            raise ValueError("`threshold` goes neither with `foil` nor with `top_k`: leave them out, or `threshold`.")
+
+    def _others(self, logits, labels, top_k, threshold):
+        """The classes to explain besides `labels` `(batch_size,)`, the most probable first, `(batch_size, n)`."""
+        logits = logits.scatter(1, labels[:, None], -torch.inf)
+        if threshold is None:
+            return logits.topk(top_k - 1).indices
+        probable = (self.probabilities(logits) >= threshold).scatter(1, labels[:, None], False)
+        others = logits.topk(int(probable.sum(dim=1).max())).indices
+        return torch.where(probable.gather(1, others), others, -1)
+
+    def _write(self, processor, labels, evidence_tokens, **generate_kwargs):
+        """Rationales `(batch_size, n, length)` of classes `(batch_size, n)`; -100 where the class is -1."""
+        given = labels >= 0
+        prompts = processor.prompts([self.config.id2label[label] for label in labels[given].tolist()])
+        rationales = self.generate_rationales(
+            **prompts.to(self.device), evidence_tokens=evidence_tokens[given], **generate_kwargs
+        )
+        written = rationales.new_full((*labels.shape, rationales.shape[1]), -100)
+        written[given] = rationales
+        return written
 
     def probabilities(self, logits):
         """
@@ -842,7 +888,9 @@ class MeglForImageClassification(MeglPreTrainedModel):
         maps = [_resize_map(*pair) for pair in zip(maps, sizes, strict=True)]
         texts = processor.batch_decode_rationales(rationale_ids)
         found = [
-            {
+            None
+            if label < 0
+            else {
                 "label": self.config.id2label[label],
                 "score": score,
                 "saliency": saliency,
@@ -851,10 +899,11 @@ class MeglForImageClassification(MeglPreTrainedModel):
             }
             for label, score, saliency, text in zip(labels.tolist(), scores.tolist(), maps, texts, strict=True)
         ]
-        if top_k == 1:
+        if top_k == 1 and not self.config.is_multi_label:
             return found
         return [
-            {**found[place], "alternatives": found[place + 1 : place + top_k]} for place in range(0, len(found), top_k)
+            {**found[place], "alternatives": [one for one in found[place + 1 : place + top_k] if one]}
+            for place in range(0, len(found), top_k)
         ]
 
     def _class_id(self, name, argument):

@@ -21,6 +21,8 @@ class ExplainedImageClassificationPipeline(Pipeline):
         images (`str`, `PIL.Image.Image` or a list of them): Pictures, their paths or URLs.
         target, foil (`str` or `int`, *optional*): Why this class, rather than that? By default, why the predicted one.
         top_k (`int`, *optional*): Number of classes to explain: that one, and the most probable others.
+        threshold (`float`, *optional*): Of a multi-label model, the probability from which on others are explained,
+            0.5 by default.
         max_new_tokens (`int`, *optional*): Greatest length of a rationale.
         generate_kwargs (`dict`, *optional*): Further options of [`~MeglForImageClassification.generate_rationales`].
         timeout (`float`, *optional*): Seconds to wait for a URL.
@@ -28,7 +30,8 @@ class ExplainedImageClassificationPipeline(Pipeline):
     Returns:
         `dict`, or a `list[dict]` for a list: `"label"`, `"score"` (its probability), `"saliency"` (`np.ndarray` of the
         picture's height and width, float32 in [0, 1]), `"coverage"` (share of the picture where that is above 0.5) and
-        `"rationale"`; with `top_k` above 1 also `"alternatives"`, a `list[dict]` with the same of each other class.
+        `"rationale"`; with `top_k` above 1, and of a multi-label model, also `"alternatives"`, a `list[dict]` with the
+        same of each other class.
     """
 
     _load_processor = True
@@ -37,12 +40,19 @@ class ExplainedImageClassificationPipeline(Pipeline):
     _load_tokenizer = False
 
     def _sanitize_parameters(
-        self, target=None, foil=None, top_k=None, max_new_tokens=None, generate_kwargs=None, timeout=None
+        self,
+        target=None,
+        foil=None,
+        top_k=None,
+        threshold=None,
+        max_new_tokens=None,
+        generate_kwargs=None,
+        timeout=None,
     ):
         options = dict(generate_kwargs or {})
         if max_new_tokens is not None:
             options["max_new_tokens"] = max_new_tokens
-        forward = {"target": target, "foil": foil, "top_k": top_k, **options}
+        forward = {"target": target, "foil": foil, "top_k": top_k, "threshold": threshold, **options}
         return {"timeout": timeout}, {name: value for name, value in forward.items() if value is not None}, {}
 
     def preprocess(self, image, timeout=None):

@@ -7,7 +7,8 @@ megl explain --model megl-trained picture.png --top_k 2 --output what-else
 ```
 
 With `--target` the label is that class and the score its probability; `prediction` is the predicted class. With
-`--top_k` the most probable other classes are explained too, as `alternatives`. A file
+`--top_k` the most probable other classes are explained too, as `alternatives`; of a multi-label model all of a
+probability of `--threshold` or more. A file
 that is no picture is reported and costs no other: the rest is explained, and the exit status is 1. Texts in a script
 that no installed font has are boxes in the PNG; the JSON has them.
 """
@@ -111,13 +112,14 @@ def _draw_class(image, explanation):
 
 
 @torch.no_grad()
-def answers(model, processor, prepared, target, foil, top_k, writes):
+def answers(model, processor, prepared, target, foil, top_k, threshold, writes):
     """The explanations of prepared pictures, with the names of the predicted class, of `target` and `foil`."""
     if not prepared:
         return []
     pixel_values = torch.cat([pixels for pixels, _ in prepared]).to(model.device, model.dtype)
     options = {} if writes else {"max_new_tokens": 1}
-    explained = model.explain_pixels(pixel_values, processor, target, foil, top_k=top_k, **options)
+    options |= {"top_k": top_k, "threshold": threshold}
+    explained = model.explain_pixels(pixel_values, processor, target, foil, **options)
     found = model.read_explanations(explained, [(image.height, image.width) for _, image in prepared], processor)
     predicted = explained["labels"][:, 0]
     if target is not None:
@@ -148,9 +150,9 @@ def explain(arguments, pictures, places, model, processor, folder):
         for start in progress(range(0, len(places), arguments.batch_size), "explain"):
             chosen = places[start : start + arguments.batch_size]
             read = pictures.read(chosen, partial(prepare, processor=processor))
-            explanations = answers(
-                model, processor, [prepared for _, prepared in read], target, foil, arguments.top_k, not untaught
-            )
+            prepared = [one for _, one in read]
+            asked = (target, foil, arguments.top_k, arguments.threshold)
+            explanations = answers(model, processor, prepared, *asked, writes=not untaught)
             for (place, (_, image)), explanation in zip(read, explanations, strict=True):
                 path = shown(arguments.images[place])
                 # Numbered, as pictures of two folders may share a name; not longer than file systems take.
