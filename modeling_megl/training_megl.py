@@ -171,6 +171,11 @@ class MeglTrainer(Trainer):
                 multi_label=self.model.config.is_multi_label,
             )
         if isinstance(self.data_collator, MeglDataCollator):
+            if self.data_collator.multi_label != self.model.config.is_multi_label:
+                raise ValueError(
+                    f"`data_collator` must have `multi_label={self.model.config.is_multi_label}`, as the model's "
+                    f"`problem_type` says, got {self.data_collator.multi_label}."
+                )
             self.add_callback(TellEpoch(self.data_collator))
         if args.recombine > 0 and self.train_dataset is not None:
             self._recombine()

@@ -12,7 +12,7 @@ from dataset_builders.build import features, multi_label_features
 from megl.tables import labelled_texts, open_table, problem_type
 from modeling_megl import MeglForImageClassification
 from modeling_megl.losses_megl import multi_label_loss
-from modeling_megl.training_megl import MeglDataCollator
+from modeling_megl.training_megl import MeglDataCollator, MeglTrainer, MeglTrainingArguments
 
 
 MULTI_LABEL = {"problem_type": "multi_label_classification"}
@@ -246,11 +246,15 @@ def test_what_is_for_one_label_a_picture_is_refused(make_trainer, model, options
         make_trainer(model=model, train=make_dataset(4), **options)
 
 
-def test_one_class_and_lists_of_classes_are_not_mixed_up(make_trainer, make_model, model):
+def test_one_class_and_lists_of_classes_are_not_mixed_up(make_trainer, model, processor, tmp_path):
     with pytest.raises(ValueError, match="`label` has a list of classes an item, .* says one class"):
         make_trainer(train=make_dataset(4))
     with pytest.raises(ValueError, match="`label` has one class an item, .* says a list of classes"):
         make_trainer(model=model, distribution_loss_weight=0)
+    args = MeglTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    collator = MeglDataCollator(processor, model.config.id2label)
+    with pytest.raises(ValueError, match="`data_collator` must have `multi_label=True`, .* got False"):
+        MeglTrainer(model=model, args=args, data_collator=collator, train_dataset=make_rows(2))
 
 
 # ---- Commands ----
