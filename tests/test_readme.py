@@ -128,7 +128,7 @@ def test_the_steps_are_found():
         assert any(command.startswith(f"megl {name} ") for command in listed), name
     for start in ("torchrun ", "python -m examples.own_data.", "python -m examples.efficientnet_lite.convert"):
         assert any(command.startswith(start) for command in listed), start
-    assert sum(command == "python -" for command in listed) == 6
+    assert sum(command == "python -" for command in listed) == 7
 
 
 def test_a_newcomer_is_told_of_the_environment_and_what_to_pass():
@@ -192,7 +192,7 @@ def test_the_page_on_own_data_runs(folder, run):
 
 def test_the_page_on_other_data_runs(folder, run):
     run("docs/data.md")
-    for path in ("own_me.html", "labels-trained/config.json"):
+    for path in ("own_me.html", "labels-trained/config.json", "squares-evaluated/metrics.json"):
         assert (folder / path).exists(), path
     counts = "| fish | 3 (3, 6) | 1 (1, 2) | 1 (1, 2) |\n"
     assert counts in read("docs/data.md") and counts in read(folder / "own_me" / "README.md")
