@@ -62,7 +62,7 @@ test-deepspeed: $(DEEPSPEED)
 
 # What a version can break: the model and its parts, training, saved repositories, data sets and metrics.
 LOWEST_TESTS := $(addprefix tests/test_,modeling_megl.py processing_megl.py losses_megl.py saliency_megl.py \
-    recombination_megl.py tap_megl.py compile_megl.py training_megl.py language_megl.py frozen_megl.py hub.py package_megl.py \
+    recombination_megl.py tap_megl.py training_megl.py language_megl.py frozen_megl.py hub.py package_megl.py \
     private_api.py dataset_builders.py dataset_layouts.py metrics.py joint_metrics.py text_metrics.py)
 
 test-lowest: .venv-lowest/installed
