@@ -983,7 +983,7 @@ class MeglForImageClassification(MeglPreTrainedModel):
         language_model, base = _load_language_model(text)
         config = copy.deepcopy(self.config)
         config.text_config = language_model.config
-        config.text_base_model, config.text_base_checksum = base.get("text_base_model"), base.get("text_base_checksum")
+        config.text_base_model, config.text_base_checksum = base.values()
         return self._join(config, self.vision_model, language_model)
 
     @classmethod
@@ -1035,9 +1035,8 @@ def _load_language_model(text):
     """The language model, and what the config says of where a pretrained one is from."""
     with faults(f"{text} cannot be loaded as its config.json says", but=ValueError):
         language_model = load_language_model(text)
-    if not isinstance(text, str):
-        return language_model, {}
-    return language_model, {"text_base_model": text, "text_base_checksum": checksum(language_model.state_dict())}
+    base = (text, checksum(language_model.state_dict())) if isinstance(text, str) else (None, None)
+    return language_model, dict(zip(("text_base_model", "text_base_checksum"), base, strict=True))
 
 
 def _load_vision_model(vision, id2label, trust_remote_code):
